@@ -1,0 +1,68 @@
+"""The one bridge from sync to async: every `foo` is `run_sync(afoo(...))`.
+
+All sync calls of a process share one background event loop. So clients keep their connections
+from call to call, and a call from inside a running loop (a notebook) works like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def _background_loop() -> asyncio.AbstractEventLoop:
+    global _loop  # noqa: PLW0603 - one loop a process is the point of this module
+    with _lock:
+        if _loop is None or _loop.is_closed():
+            _loop = asyncio.new_event_loop()
+            threading.Thread(
+                target=_loop.run_forever, name="lg_textgrad-sync", daemon=True
+            ).start()
+        return _loop
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run `coroutine` to its end and return its result, whether or not a loop is running here.
+
+    The caller's context variables hold inside. Ctrl-C cancels the coroutine, waits until it has
+    cleaned up, and is raised again.
+    """
+    loop = _background_loop()
+    if threading.current_thread().name == "lg_textgrad-sync":
+        coroutine.close()
+        raise RuntimeError("A sync method was called from lg_textgrad's own loop; await its a-twin.")
+    done: Future[T] = Future()
+    tasks: list[asyncio.Task[T]] = []
+    context = contextvars.copy_context()
+
+    def finish(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            done.cancel()
+            done.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(task.result())
+
+    def start() -> None:
+        task = loop.create_task(coroutine, context=context)
+        tasks.append(task)
+        task.add_done_callback(finish)
+
+    loop.call_soon_threadsafe(start)
+    try:
+        return done.result()
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+        # Whatever the coroutine raises while it stops is secondary to the interrupt itself.
+        done.exception() if not done.cancelled() else None
+        raise

@@ -1,0 +1,239 @@
+"""Every model call goes through here: answered from the store, or paid for, once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from lg_textgrad._hashing import digest
+from lg_textgrad.budget import Account, Budget
+from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
+from lg_textgrad.run import Usage
+from lg_textgrad.store import Store
+
+Paid = tuple[Any, Usage]
+"""A reply as JSON data, and what it cost."""
+
+
+class Limiter:
+    """At most `limit` holders at once, shared by coroutines of any loop and by plain threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._guard = threading.Lock()
+        self._waiting: deque[Future[None]] = deque()
+
+    def _take(self) -> Future[None] | None:
+        with self._guard:
+            if self._free > 0:
+                self._free -= 1
+                return None
+            turn: Future[None] = Future()
+            self._waiting.append(turn)
+            return turn
+
+    def _give(self) -> None:
+        with self._guard:
+            while self._waiting:
+                turn = self._waiting.popleft()
+                if turn.set_running_or_notify_cancel():
+                    turn.set_result(None)
+                    return
+            self._free += 1
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        turn = self._take()
+        if turn is not None:
+            turn.result()
+        try:
+            yield
+        finally:
+            self._give()
+
+    @asynccontextmanager
+    async def ahold(self) -> AsyncIterator[None]:
+        turn = self._take()
+        if turn is not None:
+            try:
+                await asyncio.wrap_future(turn)
+            except asyncio.CancelledError:
+                if not turn.cancelled() and turn.done():
+                    self._give()  # the turn came in the same moment as the cancellation
+                raise
+        try:
+            yield
+        finally:
+            self._give()
+
+
+class Ledger:
+    """The store, the account and the limit on concurrent calls of one run.
+
+    A call is looked up under its key; when it is not there, a place under the limit is taken, the
+    budget is reserved, the call is made, and its reply is on disk before anyone sees it. Several
+    that ask the same at once share one call.
+    """
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        account: Account | None = None,
+        max_concurrency: int = 8,
+    ) -> None:
+        self.store = store or Store()
+        self.account = account or Account(Budget())
+        self.limiter = Limiter(max_concurrency)
+        self._guard = threading.Lock()
+        self._in_flight: dict[str, Future[Paid]] = {}
+
+    def _enter(self, key: str) -> tuple[Future[Paid], bool]:
+        """Return the future of the call under way, and whether it is the caller's to make."""
+        with self._guard:
+            future = self._in_flight.get(key)
+            if future is not None:
+                return future, False
+            future = self._in_flight[key] = Future()
+            return future, True
+
+    def _leave(self, key: str, future: Future[Paid], paid: Paid | None) -> None:
+        with self._guard:
+            del self._in_flight[key]
+        # A call that failed is nobody else's result: those who waited try for themselves.
+        if paid is None:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        else:
+            future.set_result(paid)
+
+    def _stored(self, key: str, kind: str) -> Paid | None:
+        found = self.store.get_result(key)
+        if found is None:
+            return None
+        cached = Usage(cached_calls=1)
+        self.account.note(cached, kind)
+        return found[0], cached
+
+    def _shared(self, paid: Paid, kind: str) -> Paid:
+        cached = Usage(cached_calls=1)
+        self.account.note(cached, kind)
+        return paid[0], cached
+
+    async def apay(
+        self, key: str, kind: str, request: Any, call: Callable[[], Awaitable[Paid]]
+    ) -> Paid:
+        """Return the reply under `key` and what it cost now: one call, or one cached call.
+
+        Raises what `call` raises, and `BudgetExceededError` when the budget has no room for it.
+        """
+        while True:
+            future, mine = self._enter(key)
+            if not mine:
+                try:
+                    return self._shared(await asyncio.shield(asyncio.wrap_future(future)), kind)
+                except asyncio.CancelledError:
+                    if future.cancelled():
+                        continue
+                    raise
+            paid: Paid | None = None
+            try:
+                if (found := self._stored(key, kind)) is not None:
+                    paid = found
+                    return found
+                async with self.limiter.ahold():
+                    self.account.reserve()
+                    try:
+                        made = await call()
+                    except BaseException:
+                        self.account.release()
+                        raise
+                    self.account.settle(made[1], kind)
+                self.store.put_result(key, kind, request, made[0], made[1])
+                paid = made
+                return made
+            finally:
+                self._leave(key, future, paid)
+
+    def pay(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
+        """Return what `apay` returns, for callers in a plain thread."""
+        while True:
+            future, mine = self._enter(key)
+            if not mine:
+                waited: Future[None] = Future()
+                future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
+                waited.result()
+                if future.cancelled():
+                    continue
+                return self._shared(future.result(), kind)
+            paid: Paid | None = None
+            try:
+                if (found := self._stored(key, kind)) is not None:
+                    paid = found
+                    return found
+                with self.limiter.hold():
+                    self.account.reserve()
+                    try:
+                        made = call()
+                    except BaseException:
+                        self.account.release()
+                        raise
+                    self.account.settle(made[1], kind)
+                self.store.put_result(key, kind, request, made[0], made[1])
+                paid = made
+                return made
+            finally:
+                self._leave(key, future, paid)
+
+
+_ledger: ContextVar[Ledger | None] = ContextVar("lg_textgrad_ledger", default=None)
+
+
+@contextmanager
+def use_ledger(ledger: Ledger) -> Iterator[None]:
+    """Send the model calls of the current context through `ledger`."""
+    token = _ledger.set(ledger)
+    try:
+        yield
+    finally:
+        _ledger.reset(token)
+
+
+def ledger_in_scope() -> Ledger | None:
+    return _ledger.get()
+
+
+async def aask(
+    model: ChatModel, request: ModelRequest, kind: str, *, attempt: int = 0
+) -> ModelReply:
+    """Ask `model`, through the ledger in scope where there is one. One call, or none when stored.
+
+    `attempt` is part of the key: asking again after a bad reply must not get that reply again.
+    """
+    ledger = _ledger.get()
+    if ledger is None:
+        return await model.acall(request)
+    asked = {
+        "model": dict(model.identity),
+        "messages": [dict(m) for m in request.messages],
+        "schema": request.schema,
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "seed": request.seed,
+        "attempt": attempt,
+    }
+
+    async def call() -> Paid:
+        reply = await model.acall(request)
+        return (
+            {"text": reply.text, "data": reply.data, "finish_reason": reply.finish_reason},
+            reply.usage,
+        )
+
+    stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call)
+    return ModelReply(stored["text"], stored["data"], usage, stored["finish_reason"])

@@ -1,0 +1,52 @@
+"""What a model is to lg_textgrad: something async that takes messages and may be held to a schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from lg_textgrad.run import Usage
+
+Message = Mapping[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": text}`"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One question to a model. Its content is what the result is stored under."""
+
+    messages: Sequence[Message]
+    schema: Mapping[str, Any] | None = None
+    """A JSON schema that the reply must satisfy; None for free text."""
+    max_tokens: int | None = None
+    """Cap on the reply in tokens; None leaves it to the server."""
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """What came back."""
+
+    text: str
+    data: Any = None
+    """The parsed reply when a schema was given; None otherwise."""
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: str | None = None
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """A chat model. `identity` names everything besides the request that decides the reply."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    async def acall(self, request: ModelRequest) -> ModelReply:
+        """Ask once and return the reply. One call, retries of transport faults included.
+
+        With a schema the reply's `data` satisfies it. Raises `ModelReplyError` for an empty, cut
+        off or malformed reply, and the other `ModelError`s for what their names say.
+        """
+        ...

@@ -1,0 +1,162 @@
+"""Example, Execution, ModelCall, Run, Feedback: data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Candidate = dict[str, str]
+"""Parameter name -> text. Its hash, `candidate_hash(candidate)`, identifies it everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What calls cost. Add usages with `+`."""
+
+    calls: int = 0
+    """Calls that were made and answered."""
+    cached_calls: int = 0
+    """Calls that were answered from the store, for nothing."""
+    prompt_tokens: int = 0
+    """Tokens sent with calls that were made."""
+    completion_tokens: int = 0
+    """Tokens received from calls that were made."""
+    seconds: float = 0.0
+    """Time spent waiting for those calls, added up; concurrent calls overlap."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.cached_calls + other.cached_calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.seconds + other.seconds,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of data, in LangSmith's shape."""
+
+    id: str
+    """Unique within its split; made from the content where the data have none."""
+    inputs: Mapping[str, Any]
+    """What the graph is invoked with."""
+    outputs: Mapping[str, Any] | None = None
+    """What evaluators get as `reference_outputs`; None where nothing is known."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool inside an execution."""
+
+    name: str
+    inputs: Any
+    output: Any = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One call of a chat model inside an execution. Values are plain JSON data."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    """What was sent: `role`, `content`, and `tool_calls` where there are any."""
+    output: Mapping[str, Any] | None
+    """The reply in the same form; None when the call failed."""
+    tools: Sequence[Any] = ()
+    """The tools that were offered."""
+    usage: Usage = Usage()
+    finish_reason: str | None = None
+    """`stop`, `length`, `tool_calls`, …, as the server said; None when it did not."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One execution of one node."""
+
+    id: str
+    """Unique within the run and the same in every repetition: `path#k`, k counting from 0."""
+    namespace: str
+    """LangGraph's checkpoint namespace, `sub:ID|node:ID`; joins attempts of the same task."""
+    path: str
+    """The node's path, `sub/writer`."""
+    superstep: int
+    """LangGraph's step number within the node's own graph."""
+    order: int
+    """Position among the run's executions by start, from 0."""
+    inputs: Any
+    """What the node was given, as plain data."""
+    writes: Sequence[tuple[str, Any]] = ()
+    """State updates as (channel, value), in order, as plain data."""
+    overwrites: frozenset[str] = frozenset()
+    """Channels whose accumulated value this execution replaced (`Overwrite`)."""
+    sends: Sequence[str] = ()
+    """Targets of `Send`s that this execution issued, in order."""
+    goto: Sequence[str] = ()
+    """Nodes of the next superstep that this execution chose: by a conditional edge or `Command`."""
+    sent_by: str | None = None
+    """The execution whose `Send` started this one; None for ordinary tasks."""
+    reads: frozenset[str] | None = None
+    """State keys that the node really read; None when that could not be observed."""
+    parent: str | None = None
+    """The execution that this one ran inside of (a subgraph's host); None at the top level."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Parameters that it read, with the text that it got."""
+    model_calls: Sequence[ModelCall] = ()
+    tool_calls: Sequence[ToolCall] = ()
+    error: str | None = None
+    """`Type: message` when the node raised; None otherwise."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One evaluator's result, in LangSmith's shape."""
+
+    key: str
+    score: float | None
+    """In [0, 1], higher is better; None when the evaluator only commented."""
+    comment: str = ""
+    reads: frozenset[str] | None = None
+    """Output keys that the evaluator looked at; None when that could not be observed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One invocation of the graph on one example under one candidate."""
+
+    id: str
+    """A hash of graph, candidate, example and sample: the same run has the same id."""
+    example: Example
+    candidate: str
+    """The candidate's hash."""
+    outputs: Mapping[str, Any] | None
+    """The graph's output; None when it failed. Live objects when recorded, plain data when read back."""
+    executions: Sequence[Execution] = ()
+    error: str | None = None
+    """`Type: message` when the run failed; None otherwise."""
+    failed_in: str | None = None
+    """The id of the execution that raised; None when none did."""
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    sample: int = 0
+    """Which repetition of the same example under the same candidate this is, from 0."""
+    warnings: Sequence[str] = ()
+    """Where the recording could not be exact, by node."""
+    accumulating: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Graph path ("" at the top) -> channels whose reducer keeps what every writer wrote."""
+    parameters: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The graph's parameters, for `loss.backward`; not stored."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        return self.example.inputs
