@@ -1,0 +1,156 @@
+"""The support desk of Fernhill, an invented shop for hiking, camping and cycling gear.
+
+    triage -> specialist -> lookup -> writer -> checker -> (writer once more, or the end)
+
+Four nodes ask a language model, `lookup` calls a tool. Each of the four reads its system prompt
+from a `Parameter`; apart from that this is an ordinary LangGraph graph.
+
+The model is any that speaks OpenAI's API: `SUPPORT_MODEL`, `SUPPORT_BASE_URL` and `SUPPORT_API_KEY`
+name it; without them the embedded model that `lg-textgrad` started is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from langgraph.graph import END, START, StateGraph
+
+import lg_textgrad as tg
+
+DATA = Path(__file__).parent / "data"
+TEAMS = ("harbour", "ledger", "workshop", "counter")
+ARTICLES: dict[str, str] = json.loads((DATA / "articles.json").read_text(encoding="utf-8"))
+ORDERS: dict[str, dict[str, str]] = json.loads((DATA / "orders.json").read_text(encoding="utf-8"))
+
+triage = tg.Parameter(
+    "triage",
+    "You send each customer's message to one team.\n"
+    "The teams are harbour, ledger, workshop and counter.\n"
+    "Reply with the name of the team only.",
+    role="sends a customer's message to one of the teams harbour, ledger, workshop, counter",
+    max_tokens=300,
+)
+specialist = tg.Parameter(
+    "specialist",
+    "You decide what to look up for a customer's message.\n"
+    "If it has an order number such as F-1234, reply with that number only.\n"
+    f"Otherwise reply with one article only: {', '.join(ARTICLES)}.",
+    role="chooses the order number or the help article to look up",
+    max_tokens=400,
+)
+writer = tg.Parameter(
+    "writer",
+    "You answer the customer's message with the help of what was found.",
+    role="writes the answer that the customer gets",
+    max_tokens=300,
+)
+checker = tg.Parameter(
+    "checker",
+    "You check an answer before it goes to the customer.\n"
+    "Reply OK if it is polite, or REVISE and what to change.",
+    role="lets the answer go out (OK), or sends it back once (REVISE and what to change)",
+    max_tokens=300,
+)
+
+
+class Desk(TypedDict, total=False):
+    message: str
+    team: str
+    reference: str
+    found: str
+    answer: str
+    verdict: str
+    rounds: int
+
+
+class Incoming(TypedDict):
+    message: str
+
+
+class Outgoing(TypedDict):
+    team: str
+    reference: str
+    answer: str
+
+
+@functools.lru_cache
+def model(max_tokens: int) -> ChatOpenAI:
+    return ChatOpenAI(
+        model=os.environ.get("SUPPORT_MODEL", "local"),
+        base_url=os.environ.get("SUPPORT_BASE_URL") or os.environ.get("LG_TEXTGRAD_LOCAL_URL"),
+        api_key=os.environ.get("SUPPORT_API_KEY", "none"),
+        temperature=0,
+        max_tokens=max_tokens,
+        timeout=300,
+    )
+
+
+async def ask(prompt: SystemMessage, text: str, max_tokens: int) -> str:
+    reply = await model(max_tokens).ainvoke([prompt, HumanMessage(text)])
+    return str(reply.content).strip()
+
+
+@tool
+def look_up(reference: str) -> str:
+    """Return what Fernhill's books say about an order number or a help article."""
+    order = ORDERS.get(reference.upper())
+    if order is not None:
+        return f"{order['item']}: {order['summary']}"
+    return ARTICLES.get(reference.lower(), "Nothing was found.")
+
+
+async def run_triage(state: Desk) -> Desk:
+    reply = (await ask(triage.message(), state["message"], 8)).lower()
+    return {"team": next((team for team in TEAMS if team in reply), reply)}
+
+
+async def run_specialist(state: Desk) -> Desk:
+    return {"reference": (await ask(specialist.message(), state["message"], 12)).strip("'\". ")}
+
+
+async def run_lookup(state: Desk) -> Desk:
+    return {"found": await look_up.ainvoke({"reference": state["reference"]})}
+
+
+async def run_writer(state: Desk) -> Desk:
+    asked = (
+        f"Message: {state['message']}\nTeam: {state['team']}\nReference: {state['reference']}\n"
+        f"Found: {state['found']}"
+    )
+    if state.get("verdict"):
+        asked += f"\nYour last answer: {state['answer']}\nThe checker says: {state['verdict']}"
+    answer = await ask(writer.message(), asked, 90)
+    return {"answer": answer, "rounds": state.get("rounds", 0) + 1}
+
+
+async def run_checker(state: Desk) -> Desk:
+    asked = f"Team: {state['team']}\nReference: {state['reference']}\nAnswer: {state['answer']}"
+    return {"verdict": await ask(checker.message(), asked, 24)}
+
+
+def after_check(state: Desk) -> Literal["writer", "__end__"]:
+    again = state["verdict"].upper().startswith("REVISE") and state["rounds"] < 2
+    return "writer" if again else END
+
+
+builder = StateGraph(Desk, input_schema=Incoming, output_schema=Outgoing)
+builder.add_node("triage", run_triage)
+builder.add_node("specialist", run_specialist)
+builder.add_node("lookup", run_lookup)
+builder.add_node("writer", run_writer)
+builder.add_node("checker", run_checker)
+builder.add_edge(START, "triage")
+builder.add_edge("triage", "specialist")
+builder.add_edge("specialist", "lookup")
+builder.add_edge("lookup", "writer")
+builder.add_edge("writer", "checker")
+builder.add_conditional_edges("checker", after_check)
+
+graph = tg.TrainableGraph(builder.compile(), parameters=[triage, specialist, writer, checker])

@@ -1,0 +1,131 @@
+"""The reverse pass: from the loss of each run back to the prompts that caused it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+
+from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer
+from lg_textgrad.errors import CriticError
+from lg_textgrad.objective import Loss, Scored
+from lg_textgrad.parameter import Gradient, Parameter
+from lg_textgrad.run import Feedback
+from lg_textgrad.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+THRESHOLD = 0.1
+"""Blame below this stops where it is and costs nothing upstream."""
+
+
+async def abackward(loss: Loss, critic: Critic, *, threshold: float = THRESHOLD) -> list[Gradient]:
+    """Return the gradients of all runs in their order, and append them to their parameters.
+
+    Each execution is handled once, after all its consumers; executions that don't wait for each
+    other, and all runs, go at once. No call for runs with full marks, for executions that nothing
+    blames, and for those without a trainable parameter in themselves or before them. Code and tool
+    nodes hand blame on without a call.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(backward_run(s, critic, threshold)) for s in loss.scored]
+    gradients = [gradient for task in tasks for gradient in task.result()]
+    # Only now, so that a failure half-way leaves no parameter half-filled.
+    for scored, task in zip(loss.scored, tasks, strict=True):
+        for gradient in task.result():
+            scored.run.parameters[gradient.parameter].grad.append(gradient)
+    return gradients
+
+
+async def backward_run(
+    scored: Scored, critic: Critic, threshold: float = THRESHOLD
+) -> list[Gradient]:
+    """Return one run's gradients, in order of execution. At most one call per model-calling one."""
+    trainable = {n for n, p in scored.run.parameters.items() if p.requires_grad}
+    roots = _roots(scored)
+    if not roots or not trainable:
+        return []
+    trace = Trace.of(scored.run)
+    worth = trace.worth_visiting(trainable)
+    producers = trace.producers_of_all()
+    consumers: dict[str, list[str]] = {e: [] for e in trace.executions}
+    for consumer, fed in producers.items():
+        for producer in fed:
+            consumers[producer].append(consumer)
+    blamed = _terminal_blame(trace, roots)
+    visits: dict[str, asyncio.Task[Critique]] = {}
+
+    async def visit(execution: str) -> Critique:
+        blames = list(blamed.get(execution, ()))
+        for consumer in consumers[execution]:
+            verdict = await visits[consumer]
+            if execution in verdict.upstream:
+                blames.append(verdict.upstream[execution])
+        blames = [b for b in blames if b.weight >= threshold]
+        if not blames or execution not in worth:
+            return Critique()
+        before = [
+            Producer(p, trace.executions[p].path, channels)
+            for p, channels in producers[execution].items()
+            if p in worth
+        ]
+        return await _handle(scored, trace, execution, before, blames, critic, trainable)
+
+    async with asyncio.TaskGroup() as group:
+        # Consumers come first in this order, so their tasks exist when a visit waits for them.
+        for execution in trace.reverse_order():
+            visits[execution] = group.create_task(visit(execution))
+    return [g for e in trace.executions for g in visits[e].result().gradients]
+
+
+async def _handle(
+    scored: Scored,
+    trace: Trace,
+    execution: str,
+    producers: list[Producer],
+    blames: list[Blame],
+    critic: Critic,
+    trainable: Collection[str],
+) -> Critique:
+    node = trace.executions[execution]
+    own: Mapping[str, Parameter] = {
+        n: scored.run.parameters[n] for n in node.prompts if n in trainable
+    }
+    if not own and not node.model_calls:
+        # Code did what code does: whatever is wrong came in with its inputs.
+        text = "\n".join(dict.fromkeys(b.text for b in blames))
+        weight = max(b.weight for b in blames)
+        return Critique(
+            upstream={p.execution: Blame(text, weight, execution) for p in producers}
+        )
+    try:
+        return await critic.acriticize(CriticRequest(scored, node, own, producers, blames))
+    except CriticError as error:
+        logger.warning("%s", error)
+        return Critique()
+
+
+def _roots(scored: Scored) -> list[Feedback]:
+    """Return the feedback that complains; nothing for a run with full marks."""
+    return [f for f in scored.feedback if f.score is None or f.score < 1] if scored.score < 1 else []
+
+
+def _terminal_blame(trace: Trace, roots: list[Feedback]) -> dict[str, list[Blame]]:
+    """Give each complaint to the executions that wrote what the evaluator looked at."""
+    run = trace.run
+    blamed: dict[str, list[Blame]] = {}
+    for feedback in roots:
+        weight = 1.0 if feedback.score is None else 1.0 - feedback.score
+        blame = Blame(
+            feedback.comment or f"The score for {feedback.key} is {feedback.score}.",
+            weight,
+            feedback.key,
+        )
+        if run.error is not None:
+            targets = [run.failed_in] if run.failed_in else list(trace.executions)[-1:]
+        else:
+            looked = [k for k in trace.sinks if feedback.reads is None or k in feedback.reads]
+            targets = [e for k in (looked or trace.sinks) for e in trace.sinks[k]]
+        for execution in dict.fromkeys(targets):
+            blamed.setdefault(execution, []).append(blame)
+    return blamed

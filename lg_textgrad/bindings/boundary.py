@@ -1,0 +1,334 @@
+"""The chat-model boundary: the graph's own model calls are paid for once, through the ledger.
+
+While at least one run is in scope, four methods of `BaseChatModel` are replaced; they look at a
+context variable first, so calls outside a scope go straight through, and when the last scope is
+left the class is as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import (
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+    message_to_dict,
+    messages_from_dict,
+)
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import SecretStr
+
+from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    LGTextGradError,
+    ModelAuthenticationError,
+    ModelUnreachableError,
+    UnknownModelError,
+)
+from lg_textgrad.ledger import Ledger, Paid
+from lg_textgrad.run import Usage
+
+# Fields of a chat model that don't change what it answers.
+_BOOKKEEPING = frozenset(
+    {
+        "cache", "callbacks", "verbose", "tags", "metadata", "name", "rate_limiter",
+        "custom_get_token_ids", "streaming", "disable_streaming", "stream_usage", "max_retries",
+        "request_timeout", "profile", "output_version", "default_headers",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class BoundaryScope:
+    """What the boundary knows about the run in scope."""
+
+    ledger: Ledger
+    kind: str = "rollout"
+    sample: int = 0
+    usage: Usage = Usage()
+    failure: LGTextGradError | None = None
+    """The first error that makes every further call pointless, even if a node swallowed it."""
+    _seen: dict[str, int] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def key(self, asked: Any) -> str:
+        """Return the key of the next call that asks this.
+
+        A run that asks the same thing twice wants two answers (a vote, a retry), so the count is
+        part of the key, and so is the sample.
+        """
+        base = digest("chat", asked)
+        with self._guard:
+            count = self._seen.get(base, 0)
+            self._seen[base] = count + 1
+        return f"{base}.{self.sample}.{count}"
+
+    def add(self, usage: Usage) -> None:
+        with self._guard:
+            self.usage += usage
+
+
+_scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+
+
+def model_identity(model: BaseChatModel) -> dict[str, Any]:
+    """Return what, besides the request, decides a chat model's reply. No secrets.
+
+    A loopback address counts without its port: a server that was started again is the same one.
+    """
+    identity: dict[str, Any] = {"class": f"{type(model).__module__}.{type(model).__qualname__}"}
+    for name in type(model).model_fields:
+        value = getattr(model, name, None)
+        if name in _BOOKKEEPING or value is None or isinstance(value, SecretStr):
+            continue
+        if "client" in name or "api_key" in name or "token_" in name:
+            continue
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            value = _address(value)
+        plain = to_plain(value)
+        if callable(value):
+            plain = getattr(value, "__qualname__", type(value).__qualname__)
+        identity[name] = plain
+    return identity
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in ("127.0.0.1", "localhost", "::1"):
+        return f"loopback{parts.path}"
+    return f"{host}:{parts.port}{parts.path}" if parts.port else f"{host}{parts.path}"
+
+
+def _asked(
+    model: BaseChatModel, messages: list[BaseMessage], stop: Any, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    plain = [message_to_plain(m) for m in messages]
+    # Tool call ids are drawn at random by servers; their order of appearance is what they mean.
+    order: dict[str, str] = {}
+    for message in plain:
+        for call in message.get("tool_calls", ()):
+            call["id"] = order.setdefault(str(call["id"]), f"call{len(order)}")
+        if "tool_call_id" in message:
+            answered = str(message["tool_call_id"])
+            message["tool_call_id"] = order.setdefault(answered, f"call{len(order)}")
+    options = {
+        k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k not in ("ls_structured_output_format",)
+    }
+    return {"model": model_identity(model), "messages": plain, "stop": stop, "options": options}
+
+
+def _schema_of(value: Any) -> Any:
+    """A pydantic class stands for its schema; its repr would do for no one."""
+    if isinstance(value, type) and hasattr(value, "model_json_schema"):
+        return value.model_json_schema()
+    return value
+
+
+def _encode(result: ChatResult) -> Paid:
+    generation = result.generations[0]
+    message = generation.message
+    if isinstance(message, AIMessageChunk):
+        message = message_chunk_to_message(message)
+    counted = getattr(message, "usage_metadata", None) or {}
+    usage = Usage(1, 0, counted.get("input_tokens", 0), counted.get("output_tokens", 0))
+    return (
+        {
+            "message": to_plain(message_to_dict(message)),
+            "info": to_plain(generation.generation_info),
+            "llm_output": to_plain(result.llm_output),
+        },
+        usage,
+    )
+
+
+def _decode(stored: Any) -> ChatResult:
+    message = messages_from_dict([stored["message"]])[0]
+    return ChatResult(
+        generations=[ChatGeneration(message=message, generation_info=stored["info"])],
+        llm_output=stored["llm_output"],
+    )
+
+
+def _systemic(error: BaseException) -> LGTextGradError | None:
+    """Return the error to stop the run with when the next call would fail the same way."""
+    if isinstance(error, SYSTEMIC):
+        return error
+    status, name = getattr(error, "status_code", None), type(error).__name__
+    if status in (401, 403):
+        return ModelAuthenticationError(
+            "The server of a model that the graph uses refused its API key; "
+            "set the key that the graph reads and run again."
+        )
+    if status == 404:
+        return UnknownModelError(
+            "The server does not have a model that the graph asks for; "
+            "correct the model's name in the graph and run again."
+        )
+    if name == "APIConnectionError" or isinstance(error, ConnectionError):
+        return ModelUnreachableError(
+            "Nobody answers at the address of a model that the graph uses; "
+            "start its server or correct the graph's base_url, and run again."
+        )
+    return None
+
+
+def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
+    @functools.wraps(original)
+    def generate(
+        self: BaseChatModel,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        scope = _scope.get()
+        if scope is None:
+            return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        asked = _asked(self, messages, stop, kwargs)
+        try:
+            stored, usage = scope.ledger.pay(
+                scope.key(asked),
+                scope.kind,
+                asked,
+                lambda: _encode(
+                    original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                ),
+            )
+        except Exception as error:
+            scope.failure = scope.failure or _systemic(error)
+            raise
+        scope.add(usage)
+        return _decode(stored)
+
+    return generate
+
+
+def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def agenerate(
+        self: BaseChatModel,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        scope = _scope.get()
+        if scope is None:
+            result: ChatResult = await original(
+                self, messages, stop=stop, run_manager=run_manager, **kwargs
+            )
+            return result
+        asked = _asked(self, messages, stop, kwargs)
+
+        async def call() -> Paid:
+            return _encode(
+                await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+            )
+
+        try:
+            stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, call)
+        except Exception as error:
+            scope.failure = scope.failure or _systemic(error)
+            raise
+        scope.add(usage)
+        return _decode(stored)
+
+    return agenerate
+
+
+def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Within a scope a streamed call is answered whole, as one chunk: nobody watches it type."""
+
+    @functools.wraps(original)
+    def stream(
+        self: BaseChatModel, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any  # noqa: A002
+    ) -> Iterator[AIMessageChunk]:
+        if _scope.get() is None:
+            yield from original(self, input, config, stop=stop, **kwargs)
+        else:
+            yield _as_chunk(self.invoke(input, config, stop=stop, **kwargs))
+
+    return stream
+
+
+def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def astream(
+        self: BaseChatModel, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any  # noqa: A002
+    ) -> AsyncIterator[AIMessageChunk]:
+        if _scope.get() is None:
+            async for chunk in original(self, input, config, stop=stop, **kwargs):
+                yield chunk
+        else:
+            yield _as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
+
+    return astream
+
+
+def _as_chunk(message: Any) -> AIMessageChunk:
+    return AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        id=message.id,
+        name=message.name,
+        usage_metadata=message.usage_metadata,
+        tool_calls=message.tool_calls,
+        invalid_tool_calls=message.invalid_tool_calls,
+        chunk_position="last",
+    )
+
+
+_REPLACED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "_generate_with_cache": _generate,
+    "_agenerate_with_cache": _agenerate,
+    "stream": _stream,
+    "astream": _astream,
+}
+_install_guard = threading.Lock()
+_scopes = 0
+_originals: dict[str, Any] = {}
+
+
+def _enter() -> None:
+    global _scopes  # noqa: PLW0603 - counts the scopes that hold the one patch of the one class
+    with _install_guard:
+        _scopes += 1
+        if _scopes == 1:
+            for name, wrap in _REPLACED.items():
+                _originals[name] = BaseChatModel.__dict__[name]
+                setattr(BaseChatModel, name, wrap(_originals[name]))
+
+
+def _leave() -> None:
+    global _scopes  # noqa: PLW0603
+    with _install_guard:
+        _scopes -= 1
+        if _scopes == 0:
+            for name, original in _originals.items():
+                setattr(BaseChatModel, name, original)
+            _originals.clear()
+
+
+@contextmanager
+def pay_through(scope: BoundaryScope) -> Iterator[None]:
+    """Send the chat-model calls of the current context through the scope's ledger."""
+    _enter()
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+        _leave()

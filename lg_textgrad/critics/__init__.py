@@ -1,0 +1,6 @@
+"""Critics turn an execution, and what its consumers said of it, into gradients and feedback."""
+
+from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer
+from lg_textgrad.critics.node import LLMCritic
+
+__all__ = ["Blame", "Critic", "CriticRequest", "Critique", "LLMCritic", "Producer"]

@@ -1,0 +1,94 @@
+"""Examples from dicts and JSONL files."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lg_textgrad._hashing import digest
+from lg_textgrad.errors import DataError
+from lg_textgrad.run import Example
+
+
+def example_from(row: Any, where: str) -> Example:
+    """Return one row as an Example. `where` names it in errors: `data/train.jsonl, line 17`."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"In {where}: a row must be an object with 'inputs', not {_kind(row)}.")
+    if not isinstance(row.get("inputs"), Mapping):
+        raise DataError(
+            f"In {where}: 'inputs' must be an object with the graph's input, "
+            f"but {'it is missing' if 'inputs' not in row else 'it is ' + _kind(row['inputs'])}."
+        )
+    for name in ("outputs", "metadata"):
+        if row.get(name) is not None and not isinstance(row[name], Mapping):
+            raise DataError(f"In {where}: '{name}' must be an object, not {_kind(row[name])}.")
+    return Example(
+        id=str(row.get("id") or digest(row["inputs"], row.get("outputs"))[:12]),
+        inputs=dict(row["inputs"]),
+        outputs=None if row.get("outputs") is None else dict(row["outputs"]),
+        metadata=dict(row.get("metadata") or {}),
+    )
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Return the examples of a JSONL file, one object a line; empty lines don't count.
+
+    Raises `DataError` with the file and the line for what is no such row.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"There is no data file '{path}'.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The data file '{path}' cannot be read: {error}.") from None
+    examples: list[Example] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"'{path}', line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"In {where}: this is not JSON ({error.msg} at column {error.colno}); "
+                "each line must be one JSON object."
+            ) from None
+        examples.append(example_from(row, where))
+    if not examples:
+        raise DataError(f"The data file '{path}' has no examples.")
+    return unique(examples, str(path))
+
+
+def unique(examples: Sequence[Example], where: str) -> list[Example]:
+    """Return the examples; raise `DataError` when two have the same id."""
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(
+                f"In {where}: two examples have the id '{example.id}'; "
+                "give each its own id, or remove the copy."
+            )
+        seen.add(example.id)
+    return list(examples)
+
+
+def batches(examples: Sequence[Example], size: int, seed: int) -> Iterable[list[Example]]:
+    """Yield batches forever, each pass in an order of its own that the seed decides."""
+    generator = random.Random(seed)
+    pool: list[Example] = []
+    while True:
+        while len(pool) < min(size, len(examples)):
+            again = list(examples)
+            generator.shuffle(again)
+            pool.extend(e for e in again if e not in pool)
+        yield pool[:size]
+        pool = pool[size:]
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a string", list: "a list", dict: "an object", type(None): "null", bool: "a boolean"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,91 @@
+"""What may be shown or stored about a server: addresses and parameters without secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from pydantic import SecretBytes, SecretStr
+
+from lg_textgrad._hashing import to_plain
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SECRET_NAME = re.compile(
+    r"(^|[_-])(api_?)?keys?$|(^|[_-])token$|secret|passw|credential|authorization|bearer|headers?$",
+    re.IGNORECASE,
+)
+_SECRET_TEXT = re.compile(r"\bBearer\s+\S+|\b(?:sk|pk|lsv2|gsk|xai)[-_][\w*.-]{6,}", re.IGNORECASE)
+_HIDDEN = "[API key]"
+
+
+def scrub(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` without the secrets, and without anything that looks like an API key."""
+    # The longest first: a secret that contains another one must not leave its rest behind.
+    for secret in sorted(secrets, key=len, reverse=True):
+        # Nobody guards a key of three letters, and replacing those would garble every sentence.
+        if len(secret) > 3:
+            text = text.replace(secret, _HIDDEN)
+    return _SECRET_TEXT.sub(_HIDDEN, text)
+
+
+def brief(text: str, limit: int = 500) -> str:
+    """Return `text` on one line of at most `limit` characters. Scrub first: half a key is one."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def public(value: Any, secrets: Sequence[str] = ()) -> Any:
+    """Return `value` as plain JSON data, without the secrets and entries that are named so."""
+    if isinstance(value, str):
+        return scrub(value, secrets)
+    if isinstance(value, Mapping):
+        return {
+            str(name): public(item, secrets)
+            for name, item in value.items()
+            if not _SECRET_NAME.search(str(name)) and not isinstance(item, SecretStr | SecretBytes)
+        }
+    if isinstance(value, list | tuple):
+        return [
+            public(item, secrets) for item in value if not isinstance(item, SecretStr | SecretBytes)
+        ]
+    return to_plain(value)
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether `url` leads to this machine."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def shown_url(url: str) -> str:
+    """Return `url` for people: no user name, password or query, where keys travel too."""
+    parts = urlsplit(url)
+    return _unsplit(parts, parts.hostname or "", parts.port)
+
+
+def normalised_url(url: str) -> str:
+    """Return the one form of `url` that identifies a server, across restarts too.
+
+    A server on loopback gets whichever port is free, so its port says nothing about it.
+    """
+    parts = urlsplit(url)
+    if is_loopback(url):
+        return _unsplit(parts, "localhost", None)
+    port = None if parts.port == _DEFAULT_PORTS.get(parts.scheme) else parts.port
+    return _unsplit(parts, parts.hostname or "", port)
+
+
+def _unsplit(parts: SplitResult, host: str, port: int | None) -> str:
+    netloc = f"[{host}]" if ":" in host else host
+    if port is not None:
+        netloc = f"{netloc}:{port}"
+    return urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))

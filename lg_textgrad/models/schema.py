@@ -1,0 +1,147 @@
+"""Replies that are held to a JSON schema: asking for one in words, and checking what came."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from lg_textgrad.errors import ConfigurationError, ModelReplyError
+from lg_textgrad.models._redact import brief
+from lg_textgrad.models.base import Message
+
+_FENCED = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
+
+
+def in_words(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return `messages` with the schema asked for in words, at the end of the last one.
+
+    For servers and models that cannot be held to a schema in any other way.
+    """
+    asked = (
+        "Answer with one JSON object that satisfies this JSON schema, and with nothing else:\n"
+        + json.dumps(schema, ensure_ascii=False)
+    )
+    said = [dict(message) for message in messages]
+    if said and said[-1]["role"] != "assistant":
+        said[-1]["content"] = f"{said[-1]['content']}\n\n{asked}"
+    else:
+        said.append({"role": "user", "content": asked})
+    return said
+
+
+def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
+    """Return the JSON value in `text`, which satisfies `schema`.
+
+    One code fence around the whole of it is ignored; nothing else is repaired or cut out. Raises
+    `ModelReplyError` when the text is empty, is not JSON, or breaks the schema, and
+    `ConfigurationError` when the schema itself is broken.
+    """
+    if not text.strip():
+        raise ModelReplyError(
+            "The model's reply is empty where JSON was asked for; ask again, or use another model.",
+            reply=text,
+        )
+    stripped = text.strip()
+    fenced = _FENCED.match(stripped)
+    try:
+        data = json.loads(
+            fenced[1] if fenced else stripped, parse_constant=_no_number, parse_float=_finite
+        )
+        # Half a surrogate pair is legal in JSON, but no file and no server would take it.
+        json.dumps(data, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ModelReplyError(
+            f"The model's reply is malformed JSON ({brief(str(error))}); ask again, or use a model"
+            " that supports JSON-schema output.",
+            reply=text,
+        ) from None
+    violation = _violation(data, schema)
+    if violation:
+        raise ModelReplyError(
+            f"The model's reply violates the schema {violation}; ask again, or use a model that"
+            " supports JSON-schema output.",
+            reply=text,
+        )
+    return data
+
+
+def checked_reply(
+    text: str,
+    *,
+    schema: Mapping[str, Any] | None,
+    finish_reason: str | None = None,
+    refusal: str | None = None,
+    max_tokens: int | None = None,
+) -> Any:
+    """Return the data of a reply under a schema, or None for free text.
+
+    Raises `ModelReplyError` for a refusal, an empty reply, and under a schema also for one that
+    was cut off, is malformed, or breaks the schema. Free text may end at `max_tokens`.
+    """
+    if refusal:
+        raise ModelReplyError(
+            f"The model refused to answer: {brief(refusal)} Rephrase the request, or use another"
+            " model.",
+            reply=refusal,
+        )
+    empty = not text.strip()
+    if finish_reason == "length" and (empty or schema is not None):
+        cap = "the server's limit" if max_tokens is None else f"max_tokens={max_tokens}"
+        raise ModelReplyError(
+            f"The model's reply was cut off at {cap} before it "
+            + ("said anything" if empty else "was complete")
+            + "; raise max_tokens or ask for less.",
+            reply=text,
+        )
+    if empty:
+        why = " (withheld by a content filter)" if finish_reason == "content_filter" else ""
+        raise ModelReplyError(
+            f"The model's reply is empty{why}; ask again, or use another model.", reply=text
+        )
+    return None if schema is None else parse_reply(text, schema)
+
+
+def whole_text(text: str) -> str:
+    """Return `text` without halves of surrogate pairs, which neither files nor servers take."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _violation(data: Any, schema: Mapping[str, Any]) -> str:
+    """Return where and how `data` breaks `schema`; an empty string when it does not."""
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+        # The empty registry keeps an outside `$ref` from being downloaded.
+        error = best_match(kind(schema, registry=Registry()).iter_errors(data))
+    except (SchemaError, Unresolvable) as broken:
+        raise ConfigurationError(
+            f"The reply's JSON schema is itself invalid: {brief(str(broken))}. Correct the schema;"
+            " references must stay inside it."
+        ) from None
+    if error is None:
+        return ""
+    if len(error.message) <= 300:
+        return f"at {error.json_path}: {error.message}"
+    # jsonschema puts the value first; when that is long, the rule that it breaks would be cut off.
+    rule = brief(f"{error.validator}: {error.validator_value}", 200)
+    return f"at {error.json_path}: {brief(error.message, 100)} (breaks {rule})"
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is too large a number")
+    return value
