@@ -2,6 +2,58 @@
 
 from __future__ import annotations
 
+from lg_textgrad import models, optim
 from lg_textgrad._version import __version__
+from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.budget import Budget
+from lg_textgrad.critics import Critic, LLMCritic
+from lg_textgrad.data import read_examples
+from lg_textgrad.errors import LGTextGradError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.parameter import Parameter
+from lg_textgrad.ledger import Ledger, use_ledger
+from lg_textgrad.objective import Loss, Objective, Scored
+from lg_textgrad.parameter import Demo, Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
+from lg_textgrad.store import Store
+from lg_textgrad.trace import Edge, Trace
+from lg_textgrad.trainer import Result, Schedule, Trainer
+
+__all__ = [
+    "Acceptance",
+    "Better",
+    "Budget",
+    "Candidate",
+    "Critic",
+    "Demo",
+    "Edge",
+    "Edit",
+    "Example",
+    "Execution",
+    "Feedback",
+    "Gradient",
+    "LGTextGradError",
+    "LLMCritic",
+    "Ledger",
+    "Loss",
+    "ModelCall",
+    "Objective",
+    "Parameter",
+    "Result",
+    "Run",
+    "Schedule",
+    "Scored",
+    "Store",
+    "ToolCall",
+    "Trace",
+    "TrainableGraph",
+    "Trainer",
+    "Usage",
+    "Verdict",
+    "__version__",
+    "candidate_hash",
+    "models",
+    "optim",
+    "prompts",
+    "read_examples",
+    "use_ledger",
+]

@@ -62,6 +62,11 @@ class Account:
         """What each kind of call cost: `rollout`, `judge`, `critic`, `rewriter`."""
         return dict(self._by_kind)
 
+    def seed(self, kind: str, usage: Usage) -> None:
+        """Note what an earlier session of the same run spent on one kind of call."""
+        with self._lock:
+            self._by_kind[kind] = self._by_kind.get(kind, Usage()) + usage
+
     @property
     def elapsed(self) -> float:
         """Seconds since the run began."""

@@ -24,6 +24,8 @@ LGTextGradError
 
 from __future__ import annotations
 
+from lg_textgrad.run import Usage
+
 
 class LGTextGradError(Exception):
     """Base of all. `run_id`, `node` and `parameter` say where, when that is known."""
@@ -91,11 +93,17 @@ class ModelBusyError(ModelError):
 
 
 class ModelReplyError(ModelError):
-    """The reply is empty, cut off, or not what the schema asks for. `reply` holds its text."""
+    """The reply is empty, cut off, or not what the schema asks for.
 
-    def __init__(self, message: str, *, reply: str = "", **where: str | None) -> None:
+    `reply` holds its text, `usage` what it cost: a bad reply is paid for like a good one.
+    """
+
+    def __init__(
+        self, message: str, *, reply: str = "", usage: Usage | None = None, **where: str | None
+    ) -> None:
         super().__init__(message, **where)
         self.reply = reply
+        self.usage = usage or Usage(calls=1)
 
 
 class EvaluatorError(LGTextGradError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from lg_textgrad._hashing import digest
 from lg_textgrad.budget import Account, Budget
+from lg_textgrad.errors import ModelReplyError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
@@ -229,11 +230,17 @@ async def aask(
     }
 
     async def call() -> Paid:
-        reply = await model.acall(request)
+        try:
+            reply = await model.acall(request)
+        except ModelReplyError as error:
+            # It was paid for, so it is kept: a resumed run must not buy the same bad reply again.
+            return {"refused": str(error), "reply": error.reply}, error.usage
         return (
             {"text": reply.text, "data": reply.data, "finish_reason": reply.finish_reason},
             reply.usage,
         )
 
     stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call)
+    if "refused" in stored:
+        raise ModelReplyError(stored["refused"], reply=stored["reply"], usage=usage)
     return ModelReply(stored["text"], stored["data"], usage, stored["finish_reason"])

@@ -1,0 +1,219 @@
+"""Textual gradient descent by edits: the rewriter changes single lines, each for a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lg_textgrad import templates
+from lg_textgrad.errors import ModelReplyError, ParameterError
+from lg_textgrad.ledger import aask
+from lg_textgrad.models.base import ChatModel, ModelRequest
+from lg_textgrad.optim.base import Optimizer, Proposal
+from lg_textgrad.parameter import Edit, Gradient, Parameter, apply_edits, candidate_of
+from lg_textgrad.run import Candidate
+
+logger = logging.getLogger(__name__)
+
+
+class TextualGradientDescent(Optimizer):
+    """Asks `model` for edits of each blamed parameter: one call per parameter, all at once.
+
+    The rewriter sees the whole prompt with numbered lines, the `max_notes` heaviest gradients and
+    the last edits that did not help. Proposed first is the candidate with the edits of all
+    parameters; where that is refused, the edits of each parameter alone, the most blamed first.
+    After Yuksekgonul et al. 2024 (TextGrad) and Pryzant et al. 2023 (ProTeGi).
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        parameters: Mapping[str, Parameter] | Iterable[Parameter] = (),
+        constraints: Sequence[str] = (),
+        max_notes: int = 8,
+        max_edits: int = 3,
+        max_tokens: int = 400,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(parameters)
+        self.model = model
+        self.constraints = tuple(constraints)
+        self.max_notes = max_notes
+        self.max_edits = max_edits
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.seed = seed
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "optimizer": "textual_gradient_descent",
+            "model": dict(self.model.identity),
+            "templates": templates.fingerprint("rewriter", "rewriter_case"),
+            "constraints": list(self.constraints),
+            "max_notes": self.max_notes,
+            "max_edits": self.max_edits,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    async def aproposals(self) -> list[Proposal]:
+        self._need_parameters()
+        blamed = [
+            p
+            for p in self.parameters.values()
+            if p.requires_grad and any(g.change for g in p.grad)
+        ]
+        blamed.sort(key=lambda p: -sum(g.weight for g in p.grad if g.change))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._edits(p)) for p in blamed]
+        now = candidate_of(self.parameters)
+        edits = {p.name: t.result() for p, t in zip(blamed, tasks, strict=True) if t.result()}
+        if not edits:
+            return []
+        together = Proposal(
+            self._apply(now, edits), tuple(e for found in edits.values() for e in found)
+        )
+        if len(edits) == 1:
+            return [together]
+        alone = [
+            Proposal(self._apply(now, {name: found}), tuple(found), instead_of=together.hash)
+            for name, found in edits.items()
+        ]
+        return [together, *alone]
+
+    def _apply(self, now: Candidate, edits: Mapping[str, Sequence[Edit]]) -> Candidate:
+        return {**now, **{name: apply_edits(now[name], found) for name, found in edits.items()}}
+
+    async def _edits(self, parameter: Parameter) -> list[Edit]:
+        """Return the edits of one parameter that keep its promises; none when there are none."""
+        notes = _heaviest(parameter.grad, self.max_notes)
+        messages = self._messages(parameter, notes)
+        schema = _schema(parameter, len(notes), self.max_edits)
+        reason = ""
+        for attempt in range(2):
+            asked = messages
+            if reason:
+                asked = [
+                    *messages,
+                    {"role": "user", "content": f"Your last reply was refused: {reason} Reply again."},
+                ]
+            request = ModelRequest(
+                asked, schema, self.max_tokens, self.temperature, self.seed + attempt
+            )
+            try:
+                reply = await aask(self.model, request, "rewriter", attempt=attempt)
+                edits = _read(parameter, reply.data, notes)
+                text = apply_edits(parameter.value, edits)
+                parameter.check(text)
+            except (ModelReplyError, ParameterError) as error:
+                reason = str(error)
+                continue
+            if text == parameter.value:
+                reason = "The edits change nothing."
+                continue
+            if any(a.proposal.candidate.get(parameter.name) == text for a in self.history):
+                reason = "This was tried before and did not help; propose something else."
+                continue
+            return edits
+        self.refused.append(f"{parameter.name}: {reason}")
+        logger.info("No usable edit for '%s': %s", parameter.name, reason)
+        return []
+
+    def _messages(self, parameter: Parameter, notes: Sequence[Gradient]) -> list[dict[str, str]]:
+        lines = "\n".join(
+            f"{number}: {line}" for number, line in enumerate(parameter.value.split("\n"), start=1)
+        )
+        shown = "\n".join(
+            f"{number}. {note.change}" + (f" (keep: {note.keep})" if note.keep else "")
+            for number, note in enumerate(notes, start=1)
+        )
+        more = list(self.constraints)
+        if parameter.placeholders:
+            more.append("Keep " + ", ".join(f"{{{p}}}" for p in parameter.placeholders) + ".")
+        more += [f"Keep these words as they are: {span}" for span in parameter.locked]
+        tried = [
+            edit.text
+            for attempt in self.history[-6:]
+            if not attempt.accepted
+            for edit in attempt.proposal.edits
+            if edit.parameter == parameter.name and edit.text
+        ]
+        if tried:
+            more.append("Tried before without success: " + " | ".join(dict.fromkeys(tried[-4:])))
+        case = templates.fill(
+            "rewriter_case",
+            role=parameter.role or parameter.name,
+            lines=lines,
+            mark=templates.fence(shown),
+            notes=shown,
+            more="\n".join(more),
+        )
+        return [
+            {"role": "system", "content": templates.source("rewriter")},
+            {"role": "user", "content": case},
+        ]
+
+
+def _heaviest(gradients: Sequence[Gradient], limit: int) -> list[Gradient]:
+    """Return the heaviest gradients that ask for a change, the same words once."""
+    unique: dict[str, Gradient] = {}
+    for gradient in sorted(gradients, key=lambda g: -g.weight):
+        if gradient.change:
+            unique.setdefault(gradient.change.lower(), gradient)
+    return list(unique.values())[:limit]
+
+
+def _schema(parameter: Parameter, notes: int, max_edits: int) -> dict[str, Any]:
+    edit = {
+        "op": {"type": "string", "enum": ["add", "replace", "delete"]},
+        "line": {"type": "integer", "minimum": 0, "maximum": len(parameter.value.split("\n"))},
+        "text": {"type": "string", "maxLength": 300},
+        "notes": {
+            "type": "array",
+            "maxItems": notes,
+            "items": {"type": "integer", "minimum": 1, "maximum": notes},
+        },
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "edits": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": max_edits,
+                "items": {
+                    "type": "object",
+                    "properties": edit,
+                    "required": list(edit),
+                    "additionalProperties": False,
+                },
+            }
+        },
+        "required": ["edits"],
+        "additionalProperties": False,
+    }
+
+
+def _read(parameter: Parameter, data: Mapping[str, Any], notes: Sequence[Gradient]) -> list[Edit]:
+    edits = []
+    for found in data["edits"]:
+        text = " ".join(found["text"].split())
+        if found["op"] != "delete" and not text:
+            continue
+        answered = [notes[n - 1].id for n in dict.fromkeys(found["notes"]) if n <= len(notes)]
+        edits.append(
+            Edit(
+                parameter.name,
+                found["op"],
+                found["line"],
+                "" if found["op"] == "delete" else text,
+                tuple(answered),
+            )
+        )
+    return edits

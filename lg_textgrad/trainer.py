@@ -1,0 +1,524 @@
+"""The loop, run for you: gated, budgeted, durable. The only module that wires all the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad._sync import run_sync
+from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.budget import Account, Budget
+from lg_textgrad.critics.base import Critic
+from lg_textgrad.data import batches, unique
+from lg_textgrad.errors import (
+    BudgetExceededError,
+    BudgetTooSmallError,
+    ConfigurationError,
+    LGTextGradError,
+    ParameterError,
+    RunMismatchError,
+)
+from lg_textgrad.graph import TrainableGraph, as_examples
+from lg_textgrad.ledger import Ledger, use_ledger
+from lg_textgrad.objective import Loss, Objective, Scored
+from lg_textgrad.optim.base import Attempt, Optimizer, Proposal
+from lg_textgrad.parameter import candidate_hash, candidate_of
+from lg_textgrad.run import Candidate, Example, Usage
+from lg_textgrad.store import Store
+
+logger = logging.getLogger(__name__)
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A candidate's mean scores in [0, 1]; None where it was not scored."""
+
+    val: float | None = None
+    test: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the whole run cost, earlier sessions of a resumed run included."""
+
+    usage: Usage
+    by_kind: Mapping[str, Usage]
+    seconds: float
+    """Wall-clock time, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    run_dir: str | None
+    stopped_by: str
+    """`steps`, `full_marks`, or the cap that was reached: `budget_calls`, `budget_tokens`, …"""
+    baseline: Scores
+    best: Scores
+    reference: Scores | None
+    """Scores of the prompts given as reference; None when none were given."""
+    before: Candidate
+    after: Candidate
+    candidates: Mapping[str, Mapping[str, Any]]
+    """Hash -> `texts`, `parent`, `step`, `edits`."""
+    lineage: Sequence[str]
+    """Hashes from the baseline to the best, each accepted over the one before."""
+    steps: int
+    accepted: int
+    rejected: int
+    spent: Spent
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `lg-textgrad optimize --json` ends with."""
+        usage = self.spent.usage
+        document: dict[str, Any] = {
+            "run_dir": self.run_dir,
+            "stopped_by": self.stopped_by,
+            "baseline": {"val": self.baseline.val, "test": self.baseline.test},
+            "best": {"val": self.best.val, "test": self.best.test},
+            "parameters": {
+                name: {
+                    "before": before,
+                    "after": self.after[name],
+                    "changed": before != self.after[name],
+                }
+                for name, before in self.before.items()
+            },
+            "steps": self.steps,
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "spent": {
+                "calls": usage.calls,
+                "cached_calls": usage.cached_calls,
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "usd": None,
+                "seconds": round(self.spent.seconds, 1),
+            },
+        }
+        if self.reference is not None:
+            document["reference"] = {"val": self.reference.val, "test": self.reference.test}
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long to train, and on how much at a time."""
+
+    steps: int = 4
+    batch_size: int = 6
+    seed: int = 0
+    patience: int | None = None
+    """Stop after this many steps in a row without an accepted candidate; None never does."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass
+class _Progress:
+    """Where the loop stands."""
+
+    baseline: Candidate
+    incumbent: Candidate
+    lineage: list[str]
+    baseline_val: float = 0.0
+    best_val: float = 0.0
+    val: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    idle: int = 0
+    decisions: int = 0
+
+
+class Trainer:
+    """Tunes the parameters of `graph` towards `objective`.
+
+    A candidate is tried on the batch that its gradients came from, then on the validation
+    examples, paired with the incumbent, and kept only when `acceptance` says so. `store` is a run
+    directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
+    called again with the same configuration, and pays for nothing twice. `on_event(kind, data)` is
+    told what happens.
+    """
+
+    def __init__(
+        self,
+        graph: TrainableGraph,
+        objective: Objective,
+        *,
+        critic: Critic,
+        optimizer: Optimizer,
+        acceptance: Acceptance | None = None,
+        budget: Budget | None = None,
+        schedule: Schedule | None = None,
+        store: Store | str | Path | None = None,
+        max_concurrency: int = 8,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        if max_concurrency < 1:
+            raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
+        if not any(p.requires_grad for p in graph.parameters.values()):
+            raise ParameterError(
+                "There is nothing to train: the graph has no parameter with requires_grad=True."
+            )
+        self.graph = graph
+        self.objective = objective
+        self.critic = critic
+        self.optimizer = optimizer
+        self.acceptance = acceptance or Better()
+        self.budget = budget or Budget()
+        self.schedule = schedule or Schedule()
+        self.store = store
+        self.max_concurrency = max_concurrency
+        self._on_event = on_event
+
+    def fit(
+        self,
+        train: Iterable[Example | Mapping[str, Any]],
+        val: Iterable[Example | Mapping[str, Any]],
+        test: Iterable[Example | Mapping[str, Any]] | None = None,
+        *,
+        reference: Mapping[str, str] | None = None,
+    ) -> Result:
+        """`afit` for sync code."""
+        return run_sync(self.afit(train, val, test, reference=reference))
+
+    async def afit(
+        self,
+        train: Iterable[Example | Mapping[str, Any]],
+        val: Iterable[Example | Mapping[str, Any]],
+        test: Iterable[Example | Mapping[str, Any]] | None = None,
+        *,
+        reference: Mapping[str, str] | None = None,
+    ) -> Result:
+        """Train and return the result; the accepted texts are then the parameters' values.
+
+        `test` is scored only before and after, and never decides anything. `reference` is a
+        candidate that is scored on `test` for comparison. Raises `BudgetTooSmallError` when the
+        budget ends before the baseline is scored, `RunMismatchError` when the run directory
+        belongs to another configuration, and what models, evaluators and the store raise when
+        going on is pointless. Whatever was paid for stays in the store.
+        """
+        splits = {
+            "train": unique(as_examples(train), "the training examples"),
+            "val": unique(as_examples(val), "the validation examples"),
+            "test": unique(as_examples(test or ()), "the test examples"),
+        }
+        for name in ("train", "val"):
+            if not splits[name]:
+                raise ConfigurationError(f"There are no {name} examples; training needs some.")
+        owned = not isinstance(self.store, Store)
+        store = Store(self.store) if not isinstance(self.store, Store) else self.store
+        try:
+            return await self._fit(store, splits, reference)
+        finally:
+            if owned:
+                store.close()
+
+    async def _fit(
+        self, store: Store, splits: Mapping[str, list[Example]], reference: Mapping[str, str] | None
+    ) -> Result:
+        start = candidate_of(self.graph.parameters)
+        first = store.get_meta("configuration") is None
+        self._match(store, splits, start)
+        paid = store.paid()
+        account = Account(
+            self.budget,
+            spent=sum(paid.values(), Usage()),
+            elapsed=float(store.get_meta("elapsed") or 0.0),
+        )
+        for kind, usage in paid.items():
+            account.seed(kind, usage)
+        ledger = Ledger(store, account, self.max_concurrency)
+        self.optimizer.bind(self.graph.parameters)
+        self.optimizer.history.clear()
+        self._event(
+            "start",
+            resumed=not first,
+            estimate=self._estimate(splits),
+            parameters=list(start),
+            account=account,
+        )
+        progress = _Progress(start, dict(start), [candidate_hash(start)])
+        finished = Scores(), Scores(), None
+        with use_ledger(ledger):
+            try:
+                await self._baseline(store, splits, progress)
+                stopped_by = await self._steps(store, splits, progress)
+                finished = await self._test(splits["test"], progress, reference)
+            except* BudgetExceededError as group:
+                reached = _first(group)
+                if progress.baseline_val == 0.0 and not progress.val:
+                    raise BudgetTooSmallError(
+                        f"The budget does not cover the baseline: {reached} "
+                        f"At least {self._estimate(splits)['baseline_calls']} calls are needed.",
+                        limit=reached.limit,
+                    ) from None
+                stopped_by = f"budget_{reached.limit}"
+            except* LGTextGradError as group:
+                raise _first(group) from None
+            finally:
+                store.put_meta("elapsed", account.elapsed)
+        baseline, best, compared = finished
+        result = Result(
+            run_dir=str(store.directory) if store.directory is not None else None,
+            stopped_by=stopped_by,
+            baseline=Scores(progress.baseline_val, baseline.test),
+            best=Scores(progress.best_val, best.test),
+            reference=compared,
+            before=start,
+            after=dict(progress.incumbent),
+            candidates=store.candidates(),
+            lineage=tuple(progress.lineage),
+            steps=progress.steps,
+            accepted=progress.accepted,
+            rejected=progress.rejected,
+            spent=Spent(account.spent, account.by_kind, account.elapsed),
+        )
+        store.put_meta("result", result.to_json())
+        self._event("end", result=result)
+        return result
+
+    def _match(
+        self, store: Store, splits: Mapping[str, list[Example]], start: Candidate
+    ) -> None:
+        """Write down what this run is made of, or refuse a store that was made of other things."""
+        now = {
+            "graph": self.graph.fingerprint,
+            "prompts at the start": candidate_hash(start),
+            "evaluators": self.objective.fingerprint,
+            "critic": to_plain(getattr(self.critic, "fingerprint", type(self.critic).__name__)),
+            "optimizer": to_plain(self.optimizer.fingerprint),
+            "acceptance": to_plain(self.acceptance.fingerprint),
+            "schedule": to_plain(self.schedule),
+            **{
+                f"{name} data": digest([(e.id, e.inputs, e.outputs) for e in examples])[:16]
+                for name, examples in splits.items()
+            },
+        }
+        then = store.get_meta("configuration")
+        if then is None:
+            store.put_meta("configuration", now)
+            store.put_meta("start", start)
+            return
+        changed = [name for name in now if then.get(name) != now[name]]
+        if changed:
+            raise RunMismatchError(
+                f"The run directory '{store.directory}' was made with another configuration: "
+                f"changed are {', '.join(changed)}. Change it back to go on, or start a new run "
+                "with another --out."
+            )
+
+    def _estimate(self, splits: Mapping[str, list[Example]]) -> dict[str, int]:
+        """Return upper bounds in model calls, taking one call for each parameter and run."""
+        nodes = max(1, len(self.graph.parameters))
+        batch = min(self.schedule.batch_size, len(splits["train"]))
+        rollouts = batch * (2 + nodes) + len(splits["val"])
+        step = nodes * rollouts + nodes * batch + nodes
+        tests = 2 * nodes * len(splits["test"])
+        baseline = nodes * len(splits["val"])
+        return {
+            "baseline_calls": baseline,
+            "calls": baseline + self.schedule.steps * step + tests,
+        }
+
+    async def _score(
+        self, examples: Sequence[Example], candidate: Candidate, purpose: str
+    ) -> list[Scored]:
+        """Record and score. Nothing is run or evaluated twice: the store knows it by its hash."""
+        done = 0
+
+        async def one(example: Example) -> Scored:
+            nonlocal done
+            runs = await self.graph.arecord([example], prompts=candidate)
+            loss = await self.objective.acall(runs)
+            done += 1
+            self._event("run", purpose=purpose, done=done, total=len(examples), scored=loss.scored[0])
+            return loss.scored[0]
+
+        room = asyncio.Semaphore(4 * self.max_concurrency)
+
+        async def within(example: Example) -> Scored:
+            async with room:
+                return await one(example)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(within(example)) for example in examples]
+        return [task.result() for task in tasks]
+
+    async def _baseline(
+        self, store: Store, splits: Mapping[str, list[Example]], progress: _Progress
+    ) -> None:
+        store.put_candidate(
+            progress.lineage[0], progress.baseline, parent=None, step=0, edits=()
+        )
+        scored = await self._score(splits["val"], progress.baseline, "baseline")
+        self._check_reads(scored)
+        progress.val = {s.run.example.id: s.score for s in scored}
+        progress.baseline_val = progress.best_val = Loss(scored).score
+        self._event("baseline", val=progress.baseline_val, scored=scored)
+
+    def _check_reads(self, scored: Sequence[Scored]) -> None:
+        read = {name for s in scored for e in s.run.executions for name in e.prompts}
+        for name, parameter in self.graph.parameters.items():
+            if parameter.requires_grad and name not in read:
+                nodes = sorted({e.path for s in scored for e in s.run.executions})
+                raise ParameterError(
+                    f"No node read the parameter '{name}' in any of {len(scored)} runs "
+                    f"(nodes that ran: {', '.join(nodes) or 'none'}). Read it inside the node with "
+                    f"{name}.message() or str(...), or give it requires_grad=False.",
+                    parameter=name,
+                )
+
+    async def _steps(
+        self, store: Store, splits: Mapping[str, list[Example]], progress: _Progress
+    ) -> str:
+        schedule = self.schedule
+        stream = batches(splits["train"], schedule.batch_size, schedule.seed)
+        for step, batch in enumerate(islice(stream, schedule.steps), start=1):
+            if progress.best_val >= 1:
+                return "full_marks"
+            self._event("step", step=step, steps=schedule.steps)
+            before = progress.accepted
+            await self._step(store, step, batch, splits["val"], progress)
+            progress.steps = step
+            progress.idle = 0 if progress.accepted > before else progress.idle + 1
+            if schedule.patience is not None and progress.idle >= schedule.patience:
+                return "patience"
+        return "steps"
+
+    async def _step(
+        self,
+        store: Store,
+        step: int,
+        batch: Sequence[Example],
+        val: Sequence[Example],
+        progress: _Progress,
+    ) -> None:
+        scored = await self._score(batch, progress.incumbent, "batch")
+        loss = Loss(tuple(scored))
+        self._event("batch", step=step, score=loss.score)
+        self.optimizer.zero_grad()
+        gradients = await loss.abackward(self.critic)
+        store.put_gradients(step, gradients)
+        self._event("gradients", step=step, gradients=gradients)
+        proposals = await self.optimizer.aproposals()
+        self._event("proposals", step=step, proposals=proposals, refused=self.optimizer.refused)
+        on_batch = {s.run.example.id: s.score for s in scored}
+        parent = progress.lineage[-1]
+        verdicts: dict[str, bool] = {}
+        for proposal in proposals:
+            if proposal.instead_of is not None and verdicts.get(proposal.instead_of):
+                continue
+            if any(verdicts.values()):
+                break  # further proposals were made for a prompt that is no longer there
+            store.put_candidate(
+                proposal.hash, proposal.candidate, parent=parent, step=step, edits=proposal.edits
+            )
+            accepted, reason = await self._decide(store, step, proposal, batch, on_batch, val, progress)
+            verdicts[proposal.hash] = accepted
+            self.optimizer.observe(Attempt(proposal, accepted, reason))
+
+    async def _decide(
+        self,
+        store: Store,
+        step: int,
+        proposal: Proposal,
+        batch: Sequence[Example],
+        on_batch: Mapping[str, float],
+        val: Sequence[Example],
+        progress: _Progress,
+    ) -> tuple[bool, str]:
+        """Try one proposal: first where its gradients came from, then on the validation examples."""
+        tried = await self._score(batch, proposal.candidate, "trial")
+        stage = "batch"
+        verdict = Better().decide(on_batch, {s.run.example.id: s.score for s in tried})
+        scores: dict[str, float] = {}
+        if verdict.accepted:
+            stage = "val"
+            scored = await self._score(val, proposal.candidate, "val")
+            scores = {s.run.example.id: s.score for s in scored}
+            verdict = self.acceptance.decide(progress.val, scores)
+        self._record_decision(store, step, stage, proposal, verdict, progress, scores)
+        if verdict.accepted:
+            progress.accepted += 1
+            progress.val = scores
+            progress.best_val = Loss(tuple(scored)).score
+            progress.incumbent = dict(proposal.candidate)
+            progress.lineage.append(proposal.hash)
+            for name, text in proposal.candidate.items():
+                self.graph.parameters[name].value = text
+        else:
+            progress.rejected += 1
+        return verdict.accepted, verdict.reason
+
+    def _record_decision(
+        self,
+        store: Store,
+        step: int,
+        stage: str,
+        proposal: Proposal,
+        verdict: Verdict,
+        progress: _Progress,
+        scores: Mapping[str, float],
+    ) -> None:
+        progress.decisions += 1
+        payload = {
+            "stage": stage,
+            "accepted": verdict.accepted,
+            "reason": verdict.reason,
+            "gain": verdict.gain,
+            "won": verdict.won,
+            "lost": verdict.lost,
+            "val_before": progress.best_val,
+            "val_after": sum(scores.values()) / len(scores) if scores else None,
+        }
+        store.put_decision(step, progress.decisions, proposal.hash, payload)
+        self._event("decision", step=step, proposal=proposal, **payload)
+
+    async def _test(
+        self,
+        examples: Sequence[Example],
+        progress: _Progress,
+        reference: Mapping[str, str] | None,
+    ) -> tuple[Scores, Scores, Scores | None]:
+        """Score what training never saw: baseline, best and reference, all at once."""
+        if not examples:
+            return Scores(), Scores(), None
+        wanted = {"baseline": progress.baseline, "best": progress.incumbent}
+        if reference is not None:
+            wanted["reference"] = self.graph.candidate(reference)
+        if wanted["baseline"] == wanted["best"]:
+            del wanted["best"]
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                name: group.create_task(self._score(examples, candidate, f"test {name}"))
+                for name, candidate in wanted.items()
+            }
+        scores = {name: Scores(test=Loss(task.result()).score) for name, task in tasks.items()}
+        self._event("test", scores={name: s.test for name, s in scores.items()})
+        return scores["baseline"], scores.get("best", scores["baseline"]), scores.get("reference")
+
+    def _event(self, kind: str, **data: Any) -> None:
+        if self._on_event is not None:
+            self._on_event(kind, data)
+
+
+def _first(group: BaseExceptionGroup[Any]) -> Any:
+    """Return the first plain exception of a group: when many fail, they fail alike."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
