@@ -48,8 +48,12 @@ def to_plain(value: Any) -> Any:
     Idempotent: `to_plain(to_plain(x)) == to_plain(x)`. What has no JSON form becomes its `repr`
     without memory addresses.
     """
-    if value is None or isinstance(value, bool | int | str):
-        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return to_plain(value.value)
+    if isinstance(value, str):
+        return _whole(value)
+    if value is None or isinstance(value, bool | int):
+        return value
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else repr(value)
     if isinstance(value, BaseMessage):
@@ -59,9 +63,8 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in dict.items(value)} if isinstance(value, dict) else {
-            str(k): to_plain(v) for k, v in value.items()
-        }
+        items = dict.items(value) if isinstance(value, dict) else value.items()
+        return {_whole(str(k)): to_plain(v) for k, v in items}
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
     if isinstance(value, Set):
@@ -70,11 +73,19 @@ def to_plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
-    if isinstance(value, Enum):
-        return to_plain(value.value)
     if isinstance(value, bytes):
         return f"<{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()[:12]}>"
-    return _ADDRESS.sub("", repr(value))
+    return _whole(_ADDRESS.sub("", repr(value)))
+
+
+def _whole(text: str) -> str:
+    """Return `text`; half of a surrogate pair, left by a reply that was cut inside an emoji,
+    has no UTF-8 form and would break whoever stores or sends it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def canonical(value: Any) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -66,3 +67,21 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         # Whatever the coroutine raises while it stops is secondary to the interrupt itself.
         done.exception() if not done.cancelled() else None
         raise
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """An `asyncio.TaskGroup` whose first failure is raised as it is, not inside a group.
+
+    So `except ModelAuthenticationError` works for callers of everything that goes at once.
+    """
+    failed: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        failed = errors
+        while isinstance(failed, BaseExceptionGroup):
+            failed = failed.exceptions[0]
+    if failed is not None:
+        raise failed

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping
 
+from lg_textgrad._sync import task_group
 from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer
 from lg_textgrad.errors import CriticError
 from lg_textgrad.objective import Loss, Scored
@@ -27,7 +28,7 @@ async def abackward(loss: Loss, critic: Critic, *, threshold: float = THRESHOLD)
     blames, and for those without a trainable parameter in themselves or before them. Code and tool
     nodes hand blame on without a call.
     """
-    async with asyncio.TaskGroup() as group:
+    async with task_group() as group:
         tasks = [group.create_task(backward_run(s, critic, threshold)) for s in loss.scored]
     gradients = [gradient for task in tasks for gradient in task.result()]
     # Only now, so that a failure half-way leaves no parameter half-filled.
@@ -71,7 +72,7 @@ async def backward_run(
         ]
         return await _handle(scored, trace, execution, before, blames, critic, trainable)
 
-    async with asyncio.TaskGroup() as group:
+    async with task_group() as group:
         # Consumers come first in this order, so their tasks exist when a visit waits for them.
         for execution in trace.reverse_order():
             visits[execution] = group.create_task(visit(execution))

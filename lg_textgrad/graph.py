@@ -14,7 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import digest, to_plain
-from lg_textgrad._sync import run_sync
+from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.base import Binding, Declared
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.data import example_from
@@ -133,7 +133,7 @@ class TrainableGraph:
                     on_run(run)
                 return run
 
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             tasks = [group.create_task(one(example)) for example in examples]
         return [task.result() for task in tasks]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lg_textgrad._hashing import digest
-from lg_textgrad._sync import run_sync
+from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.errors import ConfigurationError, EvaluatorError
 from lg_textgrad.ledger import ledger_in_scope
@@ -116,7 +116,7 @@ class Objective:
         A run that failed scores 0 without asking anyone, and its error is the comment. Raises
         `EvaluatorError` when an evaluator raises or returns something that is no score.
         """
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             tasks = [group.create_task(self._score(run)) for run in runs]
         return Loss(tuple(task.result() for task in tasks))
 

@@ -85,6 +85,7 @@ _decisions = sa.Table(
     _tables,
     sa.Column("step", sa.Integer, primary_key=True),
     sa.Column("candidate", sa.String(16), primary_key=True),
+    sa.Column("stage", sa.String(16), primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
 )
@@ -212,8 +213,8 @@ class Store:
             {"key": key},
             {
                 "kind": kind,
-                "request": json.dumps(to_plain(request), ensure_ascii=False),
-                "reply": json.dumps(reply, ensure_ascii=False),
+                "request": _dump(to_plain(request)),
+                "reply": _dump(reply),
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "seconds": usage.seconds,
@@ -243,14 +244,14 @@ class Store:
         return decode_run(json.loads(zlib.decompress(rows[0].payload)), example) if rows else None
 
     def put_run(self, run: Run) -> None:
-        payload = zlib.compress(json.dumps(encode_run(run), ensure_ascii=False).encode(), 1)
+        payload = zlib.compress(_dump(encode_run(run)).encode(), 1)
         self._put(
             _runs,
             {"id": run.id},
             {
                 "candidate": run.candidate,
                 "example": run.example.id[:200],
-                "error": run.error,
+                "error": to_plain(run.error),
                 "payload": payload,
             },
         )
@@ -277,7 +278,7 @@ class Store:
         self._put(
             _feedback,
             {"run": run_id, "objective": objective},
-            {"score": score, "payload": json.dumps(payload, ensure_ascii=False)},
+            {"score": score, "payload": _dump(payload)},
         )
 
     def scores(self) -> dict[tuple[str, str], float]:
@@ -294,7 +295,7 @@ class Store:
             self._put(
                 _gradients,
                 {"id": g.id, "step": step},
-                {"parameter": g.parameter, "payload": json.dumps(asdict(g), ensure_ascii=False)},
+                {"parameter": g.parameter, "payload": _dump(asdict(g))},
             )
 
     def gradients(self) -> dict[str, Gradient]:
@@ -312,8 +313,8 @@ class Store:
             {
                 "parent": parent,
                 "step": step,
-                "texts": json.dumps(candidate, ensure_ascii=False),
-                "edits": json.dumps([asdict(e) for e in edits], ensure_ascii=False),
+                "texts": _dump(candidate),
+                "edits": _dump([asdict(e) for e in edits]),
             },
         )
 
@@ -333,11 +334,13 @@ class Store:
             for row in rows
         }
 
-    def put_decision(self, step: int, number: int, candidate_hash: str, payload: Any) -> None:
+    def put_decision(
+        self, step: int, number: int, candidate_hash: str, stage: str, payload: Any
+    ) -> None:
         self._put(
             _decisions,
-            {"step": step, "candidate": candidate_hash},
-            {"number": number, "payload": json.dumps(payload, ensure_ascii=False)},
+            {"step": step, "candidate": candidate_hash, "stage": stage},
+            {"number": number, "payload": _dump(payload)},
         )
 
     def decisions(self) -> list[dict[str, Any]]:
@@ -355,13 +358,13 @@ class Store:
         return json.loads(rows[0].value) if rows else None
 
     def put_meta(self, key: str, value: Any) -> None:
-        self._put(_meta, {"key": key}, {"value": json.dumps(value, ensure_ascii=False)})
+        self._put(_meta, {"key": key}, {"value": _dump(value)})
 
     def add_event(self, kind: str, payload: Any) -> None:
         with self._transaction() as connection:
             connection.execute(
                 sa.insert(_events).values(
-                    at=time.time(), kind=kind, payload=json.dumps(payload, ensure_ascii=False)
+                    at=time.time(), kind=kind, payload=_dump(payload)
                 )
             )
 
@@ -370,6 +373,16 @@ class Store:
             {"at": row.at, "kind": row.kind, **json.loads(row.payload)}
             for row in self._rows(sa.select(_events).order_by(_events.c.number))
         ]
+
+
+def _dump(value: Any) -> str:
+    """Return JSON that people can read; with escapes where the text has no UTF-8 form."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def _listed(names: frozenset[str] | None) -> list[str] | None:
@@ -420,7 +433,15 @@ def decode_run(data: dict[str, Any], example: Example) -> Run:
                 "goto": tuple(e["goto"]),
                 "reads": _frozen(e["reads"]),
                 "model_calls": tuple(
-                    ModelCall(**{**c, "usage": Usage(**c["usage"])}) for c in e["model_calls"]
+                    ModelCall(
+                        **{
+                            **c,
+                            "messages": tuple(c["messages"]),
+                            "tools": tuple(c["tools"]),
+                            "usage": Usage(**c["usage"]),
+                        }
+                    )
+                    for c in e["model_calls"]
                 ),
                 "tool_calls": tuple(ToolCall(**c) for c in e["tool_calls"]),
             }

@@ -120,7 +120,11 @@ class _Builder:
         """Add the edges among the executions inside `host`. `fed`: channel -> who fed the host."""
         level = self.levels.get(host, ())
         # channel -> (superstep of the last write, writers); for accumulating ones all writers.
-        current: dict[str, list[tuple[str, str]]] = {}
+        current: dict[str, list[tuple[str, str]]] = {
+            channel: [(producer, channel) for producer in producers]
+            for channel, producers in fed.items()
+            if level and self._accumulates(level, channel)
+        }
         barrier: list[Execution] = []
         by_step: dict[int, list[Execution]] = {}
         for execution in level:
@@ -156,8 +160,10 @@ class _Builder:
             # What runs inside reads what its host was given.
             everything = {p: None for producers in incoming.values() for p in producers}
             inner = {c: p for c, p in incoming.items() if c not in (SEND, ROUTE)}
-            if SEND in incoming or not inner:
-                inner = dict.fromkeys(_inner_channels(self.levels[execution.id]), list(everything))
+            wanted = _inner_channels(self.levels[execution.id])
+            if SEND in incoming or inner.keys().isdisjoint(wanted):
+                # The names don't say what became of what, so all of it may have.
+                inner = dict.fromkeys(wanted, list(everything))
             self.build(execution.id, inner)
             for sink in self._inner_sinks(execution.id):
                 self.edges.append(Edge(sink, execution.id, RETURN))

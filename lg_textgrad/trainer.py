@@ -25,9 +25,10 @@ from lg_textgrad.errors import (
     RunMismatchError,
 )
 from lg_textgrad.graph import TrainableGraph, as_examples
+from lg_textgrad.guards import Quotations
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
-from lg_textgrad.optim.base import Attempt, Optimizer, Proposal
+from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, merged
 from lg_textgrad.parameter import candidate_hash, candidate_of
 from lg_textgrad.run import Candidate, Example, Usage
 from lg_textgrad.store import Store
@@ -146,8 +147,9 @@ class _Progress:
 class Trainer:
     """Tunes the parameters of `graph` towards `objective`.
 
-    A candidate is tried on the batch that its gradients came from, then on the validation
-    examples, paired with the incumbent, and kept only when `acceptance` says so. `store` is a run
+    Proposals are tried side by side on the batch that their gradients came from. What helped there
+    is joined into one candidate and tried on the validation examples, paired with the incumbent,
+    and kept only when `acceptance` says so. `store` is a run
     directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
     called again with the same configuration, and pays for nothing twice. `on_event(kind, data)` is
     told what happens.
@@ -392,7 +394,7 @@ class Trainer:
                 return "full_marks"
             self._event("step", step=step, steps=schedule.steps)
             before = progress.accepted
-            await self._step(store, step, batch, splits["val"], progress)
+            await self._step(store, step, batch, splits, progress)
             progress.steps = step
             progress.idle = 0 if progress.accepted > before else progress.idle + 1
             if schedule.patience is not None and progress.idle >= schedule.patience:
@@ -404,7 +406,7 @@ class Trainer:
         store: Store,
         step: int,
         batch: Sequence[Example],
-        val: Sequence[Example],
+        splits: Mapping[str, list[Example]],
         progress: _Progress,
     ) -> None:
         scored = await self._score(batch, progress.incumbent, "batch")
@@ -414,57 +416,112 @@ class Trainer:
         gradients = await loss.abackward(self.critic)
         store.put_gradients(step, gradients)
         self._event("gradients", step=step, gradients=gradients)
-        proposals = await self.optimizer.aproposals()
+        proposals = self._guarded(await self.optimizer.aproposals(), splits)
         self._event("proposals", step=step, proposals=proposals, refused=self.optimizer.refused)
-        on_batch = {s.run.example.id: s.score for s in scored}
-        parent = progress.lineage[-1]
-        verdicts: dict[str, bool] = {}
-        for proposal in proposals:
-            if proposal.instead_of is not None and verdicts.get(proposal.instead_of):
-                continue
-            if any(verdicts.values()):
-                break  # further proposals were made for a prompt that is no longer there
-            store.put_candidate(
-                proposal.hash, proposal.candidate, parent=parent, step=step, edits=proposal.edits
-            )
-            accepted, reason = await self._decide(store, step, proposal, batch, on_batch, val, progress)
-            verdicts[proposal.hash] = accepted
-            self.optimizer.observe(Attempt(proposal, accepted, reason))
+        helped = await self._screen(store, step, proposals, scored, progress)
+        await self._gate(store, step, helped, splits["val"], progress)
 
-    async def _decide(
+    def _guarded(
+        self, proposals: Sequence[Proposal], splits: Mapping[str, list[Example]]
+    ) -> list[Proposal]:
+        """Return the proposals that keep every promise; what breaks one costs no rollout."""
+        quotations = Quotations(e.inputs for name in ("train", "val") for e in splits[name])
+        kept = []
+        for proposal in proposals:
+            before = candidate_of(self.graph.parameters)
+            try:
+                for name in proposal.changed(before):
+                    self.graph.parameters[name].check(proposal.candidate[name])
+                for edit in proposal.edits:
+                    if (quoted := quotations.find(edit.text)) is not None:
+                        raise ParameterError(
+                            f"A proposed line of '{edit.parameter}' quotes an example: {quoted!r}.",
+                            parameter=edit.parameter,
+                        )
+            except ParameterError as error:
+                self.optimizer.refused.append(str(error))
+                logger.info("%s", error)
+            else:
+                kept.append(proposal)
+        return kept
+
+    async def _screen(
         self,
         store: Store,
         step: int,
-        proposal: Proposal,
-        batch: Sequence[Example],
-        on_batch: Mapping[str, float],
+        proposals: Sequence[Proposal],
+        scored: Sequence[Scored],
+        progress: _Progress,
+    ) -> list[Proposal]:
+        """Try each proposal on the batch that its gradients came from, all at once.
+
+        Returns those that are better there, the best first.
+        """
+        batch = [s.run.example for s in scored]
+        on_batch = {s.run.example.id: s.score for s in scored}
+        for proposal in proposals:
+            store.put_candidate(
+                proposal.hash,
+                proposal.candidate,
+                parent=progress.lineage[-1],
+                step=step,
+                edits=proposal.edits,
+            )
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._score(batch, p.candidate, "trial")) for p in proposals
+            ]
+        helped: list[tuple[float, Proposal]] = []
+        for proposal, task in zip(proposals, tasks, strict=True):
+            verdict = Better().decide(on_batch, {s.run.example.id: s.score for s in task.result()})
+            if verdict.accepted:
+                helped.append((verdict.gain, proposal))
+            else:
+                progress.rejected += 1
+                self.optimizer.observe(Attempt(proposal, accepted=False, reason=verdict.reason))
+            self._record(store, step, "batch", proposal, verdict, progress, None)
+        helped.sort(key=lambda pair: -pair[0])
+        return [proposal for _, proposal in helped]
+
+    async def _gate(
+        self,
+        store: Store,
+        step: int,
+        helped: Sequence[Proposal],
         val: Sequence[Example],
         progress: _Progress,
-    ) -> tuple[bool, str]:
-        """Try one proposal: first where its gradients came from, then on the validation examples."""
-        tried = await self._score(batch, proposal.candidate, "trial")
-        stage = "batch"
-        verdict = Better().decide(on_batch, {s.run.example.id: s.score for s in tried})
-        scores: dict[str, float] = {}
-        if verdict.accepted:
-            stage = "val"
+    ) -> None:
+        """Let the validation examples decide: first what helped together, then the best alone."""
+        if not helped:
+            return
+        joined = merged(helped, progress.incumbent)
+        tries = [joined] + ([helped[0]] if helped[0].hash != joined.hash else [])
+        for proposal in tries:
+            store.put_candidate(
+                proposal.hash,
+                proposal.candidate,
+                parent=progress.lineage[-1],
+                step=step,
+                edits=proposal.edits,
+            )
             scored = await self._score(val, proposal.candidate, "val")
             scores = {s.run.example.id: s.score for s in scored}
             verdict = self.acceptance.decide(progress.val, scores)
-        self._record_decision(store, step, stage, proposal, verdict, progress, scores)
-        if verdict.accepted:
+            after = Loss(tuple(scored)).score
+            self._record(store, step, "val", proposal, verdict, progress, after)
+            self.optimizer.observe(Attempt(proposal, verdict.accepted, verdict.reason))
+            if not verdict.accepted:
+                progress.rejected += 1
+                continue
             progress.accepted += 1
-            progress.val = scores
-            progress.best_val = Loss(tuple(scored)).score
+            progress.val, progress.best_val = scores, after
             progress.incumbent = dict(proposal.candidate)
             progress.lineage.append(proposal.hash)
             for name, text in proposal.candidate.items():
                 self.graph.parameters[name].value = text
-        else:
-            progress.rejected += 1
-        return verdict.accepted, verdict.reason
+            return
 
-    def _record_decision(
+    def _record(
         self,
         store: Store,
         step: int,
@@ -472,7 +529,7 @@ class Trainer:
         proposal: Proposal,
         verdict: Verdict,
         progress: _Progress,
-        scores: Mapping[str, float],
+        after: float | None,
     ) -> None:
         progress.decisions += 1
         payload = {
@@ -483,9 +540,9 @@ class Trainer:
             "won": verdict.won,
             "lost": verdict.lost,
             "val_before": progress.best_val,
-            "val_after": sum(scores.values()) / len(scores) if scores else None,
+            "val_after": after,
         }
-        store.put_decision(step, progress.decisions, proposal.hash, payload)
+        store.put_decision(step, progress.decisions, proposal.hash, stage, payload)
         self._event("decision", step=step, proposal=proposal, **payload)
 
     async def _test(

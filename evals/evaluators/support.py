@@ -14,7 +14,7 @@ def team(outputs: dict[str, Any], reference_outputs: dict[str, Any]) -> dict[str
     return {
         "key": "team",
         "score": 0.0,
-        "comment": f"Wrong team: a message about {about} belongs to {expected}, not to {got}.",
+        "comment": f"Wrong team: a message about {about} belongs to the team {expected}, not {got}.",
     }
 
 
@@ -34,13 +34,13 @@ def form(outputs: dict[str, Any], reference_outputs: dict[str, Any]) -> dict[str
     """The share of Fernhill's three rules of form that the answer keeps."""
     answer, rules = str(outputs.get("answer", "")).strip(), reference_outputs["form"]
     begins, most = rules["begins"], rules["most_words"]
-    ends = rules["ends"].replace("{team}", str(outputs.get("team")))
+    ends = rules["ends"]
     words = len(answer.split())
     wrong = []
     if not answer.startswith(begins):
         wrong.append(f"an answer must begin with the words '{begins}'")
     if not answer.rstrip(".!").endswith(ends):
-        wrong.append(f"an answer must end with the words '{rules['ends']}', here '{ends}'")
+        wrong.append(f"an answer must end with the words '{ends}'")
     if words > most:
         wrong.append(f"an answer must have at most {most} words, this one has {words}")
     comment = f"Form: {'; '.join(wrong)}." if wrong else "The form is right."

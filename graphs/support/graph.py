@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -25,16 +26,14 @@ from langgraph.graph import END, START, StateGraph
 import lg_textgrad as tg
 
 DATA = Path(__file__).parent / "data"
-TEAMS = ("harbour", "ledger", "workshop", "counter")
+TEAMS = ("delivery", "payments", "repairs", "advice")
 ARTICLES: dict[str, str] = json.loads((DATA / "articles.json").read_text(encoding="utf-8"))
 ORDERS: dict[str, dict[str, str]] = json.loads((DATA / "orders.json").read_text(encoding="utf-8"))
 
 triage = tg.Parameter(
     "triage",
-    "You send each customer's message to one team.\n"
-    "The teams are harbour, ledger, workshop and counter.\n"
-    "Reply with the name of the team only.",
-    role="sends a customer's message to one of the teams harbour, ledger, workshop, counter",
+    "You send each customer's message to the right team.\nReply with the team's name only.",
+    role="names the team that a customer's message belongs to",
     max_tokens=300,
 )
 specialist = tg.Parameter(
@@ -48,14 +47,14 @@ specialist = tg.Parameter(
 writer = tg.Parameter(
     "writer",
     "You answer the customer's message with the help of what was found.",
-    role="writes the answer that the customer gets",
+    role="writes the answer to the customer",
     max_tokens=300,
 )
 checker = tg.Parameter(
     "checker",
     "You check an answer before it goes to the customer.\n"
-    "Reply OK if it is polite, or REVISE and what to change.",
-    role="lets the answer go out (OK), or sends it back once (REVISE and what to change)",
+    "Reply OK if it is polite, otherwise REVISE and what to change.",
+    role="lets an answer go out with OK, or sends it back with REVISE and what to change",
     max_tokens=300,
 )
 
@@ -76,7 +75,6 @@ class Incoming(TypedDict):
 
 class Outgoing(TypedDict):
     team: str
-    reference: str
     answer: str
 
 
@@ -100,10 +98,18 @@ async def ask(prompt: SystemMessage, text: str, max_tokens: int) -> str:
 @tool
 def look_up(reference: str) -> str:
     """Return what Fernhill's books say about an order number or a help article."""
-    order = ORDERS.get(reference.upper())
+    order = ORDERS.get(reference)
     if order is not None:
         return f"{order['item']}: {order['summary']}"
-    return ARTICLES.get(reference.lower(), "Nothing was found.")
+    return ARTICLES.get(reference, "Nothing was found.")
+
+
+def reference_in(reply: str) -> str:
+    """Return the order number or the article that a reply names; the reply where it names none."""
+    number = re.search(r"\b(\d{4})\b", reply)
+    if number:
+        return f"F-{number[1]}"
+    return next((name for name in ARTICLES if name in reply.lower()), reply)
 
 
 async def run_triage(state: Desk) -> Desk:
@@ -112,7 +118,7 @@ async def run_triage(state: Desk) -> Desk:
 
 
 async def run_specialist(state: Desk) -> Desk:
-    return {"reference": (await ask(specialist.message(), state["message"], 12)).strip("'\". ")}
+    return {"reference": reference_in(await ask(specialist.message(), state["message"], 10))}
 
 
 async def run_lookup(state: Desk) -> Desk:
@@ -120,19 +126,15 @@ async def run_lookup(state: Desk) -> Desk:
 
 
 async def run_writer(state: Desk) -> Desk:
-    asked = (
-        f"Message: {state['message']}\nTeam: {state['team']}\nReference: {state['reference']}\n"
-        f"Found: {state['found']}"
-    )
+    asked = f"Customer: {state['message']}\nTeam: {state['team']}\nFound: {state['found']}"
     if state.get("verdict"):
-        asked += f"\nYour last answer: {state['answer']}\nThe checker says: {state['verdict']}"
-    answer = await ask(writer.message(), asked, 90)
+        asked += f"\nYour last answer: {state['answer']}\nThe checker: {state['verdict']}"
+    answer = await ask(writer.message(), asked, 80)
     return {"answer": answer, "rounds": state.get("rounds", 0) + 1}
 
 
 async def run_checker(state: Desk) -> Desk:
-    asked = f"Team: {state['team']}\nReference: {state['reference']}\nAnswer: {state['answer']}"
-    return {"verdict": await ask(checker.message(), asked, 24)}
+    return {"verdict": await ask(checker.message(), state["answer"], 24)}
 
 
 def after_check(state: Desk) -> Literal["writer", "__end__"]:

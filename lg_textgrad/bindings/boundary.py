@@ -165,7 +165,8 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     """Return the error to stop the run with when the next call would fail the same way."""
     if isinstance(error, SYSTEMIC):
         return error
-    status, name = getattr(error, "status_code", None), type(error).__name__
+    # SDK errors are known by their names, so that no SDK has to be imported here.
+    status, names = getattr(error, "status_code", None), {t.__name__ for t in type(error).__mro__}
     if status in (401, 403):
         return ModelAuthenticationError(
             "The server of a model that the graph uses refused its API key; "
@@ -176,7 +177,8 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
             "The server does not have a model that the graph asks for; "
             "correct the model's name in the graph and run again."
         )
-    if name == "APIConnectionError" or isinstance(error, ConnectionError):
+    lost = "APIConnectionError" in names and "APITimeoutError" not in names
+    if lost or isinstance(error, ConnectionError):
         return ModelUnreachableError(
             "Nobody answers at the address of a model that the graph uses; "
             "start its server or correct the graph's base_url, and run again."

@@ -10,11 +10,14 @@ from typing import Any
 from lg_textgrad import templates
 from lg_textgrad.critics.base import Blame, CriticRequest, Critique
 from lg_textgrad.errors import CriticError, ModelReplyError
+from lg_textgrad.guards import Quotations, names_of, words
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
 from lg_textgrad.parameter import Gradient
 
 logger = logging.getLogger(__name__)
+
+_MOST_CHANGE = 200  # characters; a rule that needs more is a story about one example
 
 _TEMPLATES = ("critic", "critic_case", "critic_upstream")
 
@@ -28,7 +31,7 @@ class LLMCritic:
     """
 
     def __init__(
-        self, model: ChatModel, *, max_value_chars: int = 1500, max_tokens: int = 300
+        self, model: ChatModel, *, max_value_chars: int = 1500, max_tokens: int = 250
     ) -> None:
         self.model = model
         self.max_value_chars = max_value_chars
@@ -156,9 +159,9 @@ def _text(message: Mapping[str, Any]) -> str:
 
 def _schema(request: CriticRequest) -> dict[str, Any]:
     verdict: dict[str, Any] = {
-        "evidence": {"type": "string", "maxLength": 120},
-        "change": {"type": "string", "maxLength": 240},
-        "keep": {"type": "string", "maxLength": 120},
+        "change": {"type": "string", "maxLength": _MOST_CHANGE},
+        "keep": {"type": "string", "maxLength": 60},
+        "evidence": {"type": "string", "maxLength": 80},
         "weight": {"type": "number", "minimum": 0, "maximum": 1},
     }
     properties: dict[str, Any] = {}
@@ -178,7 +181,7 @@ def _schema(request: CriticRequest) -> dict[str, Any]:
             "items": _object(
                 {
                     "step": {"type": "string", "enum": [p.execution for p in request.producers]},
-                    "complaint": {"type": "string", "maxLength": 200},
+                    "complaint": {"type": "string", "maxLength": 120},
                     "weight": {"type": "number", "minimum": 0, "maximum": 1},
                 }
             ),
@@ -205,7 +208,7 @@ def _critique(request: CriticRequest, data: Mapping[str, Any]) -> Critique:
             parameter=v["parameter"],
             run_id=run.id,
             execution=execution.id,
-            change=" ".join(v["change"].split()),
+            change=_general(" ".join(v["change"].split()), request),
             keep=" ".join(v["keep"].split()),
             evidence=v["evidence"].strip(),
             weight=float(v["weight"]),
@@ -213,7 +216,6 @@ def _critique(request: CriticRequest, data: Mapping[str, Any]) -> Critique:
             score=request.scored.score,
         )
         for v in verdicts
-        if v["change"].strip() or v["keep"].strip()
     )
     loss = max((b.weight for b in request.blames), default=1.0)
     upstream = {
@@ -221,4 +223,17 @@ def _critique(request: CriticRequest, data: Mapping[str, Any]) -> Critique:
         for u in data.get("upstream", ())
         if u["complaint"].strip()
     }
-    return Critique(gradients, upstream)
+    return Critique(tuple(g for g in gradients if g.change or g.keep), upstream)
+
+
+def _general(change: str, request: CriticRequest) -> str:
+    """Return the rule, or nothing where it only tells about this example.
+
+    A rule that quotes the example, repeats its numbers, or was cut off at the limit is no rule.
+    """
+    example = [request.scored.run.example.inputs, *shown_values(request)]
+    quoted = Quotations(example).find(change) is not None
+    numbers = names_of(example) & set(words(change))
+    known = {w for text in request.execution.prompts.values() for w in words(text)}
+    cut_off = len(change) >= _MOST_CHANGE - 1 and not change.endswith((".", "!", "'", '"'))
+    return "" if quoted or numbers - known or cut_off else change

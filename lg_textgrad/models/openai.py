@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import openai
 from openai.types.chat import ChatCompletion
@@ -98,10 +98,14 @@ class _Dialect:
 
 @dataclass(slots=True)
 class _Held:
-    """A client, and what keeps its end tied to its loop's."""
+    """A client, and what closes it."""
 
     client: openai.AsyncOpenAI
     keeper: AsyncGenerator[None]
+    """Closes the client when it is closed itself, at the latest by its loop's end."""
+    forgotten: finalize[..., OpenAI]
+    """Closes the keeper when the model is garbage. Until then it keeps the client from being
+    garbage too, which would tear the connections down in no order, with warnings."""
 
 
 class OpenAI:
@@ -158,7 +162,8 @@ class OpenAI:
                 "The API key has characters that no HTTP header may hold; copy it again, and set"
                 f" {api_key_env} or pass api_key=...."
             )
-        self._key = key
+        self._key = key or _NO_KEY
+        self._secrets = [] if self._key == _NO_KEY else [key]
         self._remedy = f"set {api_key_env} or pass api_key=..."
         self._timeout = timeout
         self._max_retries = max_retries
@@ -167,7 +172,7 @@ class OpenAI:
             "provider": "openai",
             "model": model,
             "base_url": normalised_url(self._base_url),
-            "extra_body": public(self._extra_body, [key]),
+            "extra_body": public(self._extra_body, self._secrets),
         }
         self._dialect = _Dialect()
         self._clients: MutableMapping[asyncio.AbstractEventLoop, _Held] = WeakKeyDictionary()
@@ -224,9 +229,9 @@ class OpenAI:
             if held is not None:
                 return held.client
             for other in [known for known in self._clients if known.is_closed()]:
-                del self._clients[other]
+                self._clients.pop(other).forgotten.detach()
             client = openai.AsyncOpenAI(
-                api_key=self._key or _NO_KEY,
+                api_key=self._key,
                 base_url=self._base_url,
                 timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
                 max_retries=self._max_retries,
@@ -236,25 +241,17 @@ class OpenAI:
                     else None
                 ),
             )
-            keeper = self._keep(client, loop)
-            self._clients[loop] = _Held(client, keeper)
+            keeper = _keep(client, loop, self._clients, self._guard)
+            forgotten = finalize(self, _close_soon, keeper, loop)
+            forgotten.atexit = False
+            self._clients[loop] = _Held(client, keeper, forgotten)
         # A loop closes its unfinished async generators when it is shut down: the only way to
         # learn of it in time to close the connections too.
         await anext(keeper)
         return client
 
-    async def _keep(
-        self, client: openai.AsyncOpenAI, loop: asyncio.AbstractEventLoop
-    ) -> AsyncGenerator[None]:
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._clients.pop(loop, None)
-            await client.close()
-
     async def _complete(self, client: openai.AsyncOpenAI, request: ModelRequest) -> Any:
-        dialect = self._dialect
+        known = dialect = self._dialect
         while True:
             payload = self._payload(request, dialect)
             try:
@@ -265,8 +262,9 @@ class OpenAI:
                     raise
                 dialect = learned
             else:
-                # Only what helped is worth remembering.
-                self._dialect = dialect
+                # Only what helped is worth remembering; and another call may have learned since.
+                if dialect is not known:
+                    self._dialect = dialect
                 return completion
 
     def _payload(self, request: ModelRequest, dialect: _Dialect) -> dict[str, Any]:
@@ -326,7 +324,7 @@ class OpenAI:
             model=self.model,
             server=self._shown,
             remedy=self._remedy,
-            secrets=[self._key],
+            secrets=self._secrets,
             known=sorted(
                 (self._scrub(name) for name in known),
                 key=lambda name: -SequenceMatcher(None, name, self.model).ratio(),
@@ -342,7 +340,7 @@ class OpenAI:
         )
 
     def _scrub(self, text: str) -> str:
-        return scrub(text, [self._key])
+        return scrub(text, self._secrets)
 
 
 def model_error(
@@ -472,7 +470,8 @@ def _reply_error(
     what: str,
     secrets: Sequence[str],
 ) -> ModelReplyError:
-    choices = getattr(error.completion, "choices", None)
+    # Older versions of the SDK keep no completion with a content filter's error.
+    choices = getattr(getattr(error, "completion", None), "choices", None)
     text = (choices[0].message.content or "") if choices else ""
     return ModelReplyError(f"The model's reply {what}.", reply=scrub(whole_text(text), secrets))
 
@@ -516,6 +515,30 @@ async def _known_models(client: openai.AsyncOpenAI) -> list[str]:
         page = await client.with_options(timeout=5.0, max_retries=0).models.list()
         return [str(model.id) for model in page.data]
     return []
+
+
+async def _keep(
+    client: openai.AsyncOpenAI,
+    loop: asyncio.AbstractEventLoop,
+    clients: MutableMapping[asyncio.AbstractEventLoop, _Held],
+    guard: threading.Lock,
+) -> AsyncGenerator[None]:
+    # It must not hold the model, which could otherwise never become garbage.
+    try:
+        yield
+    finally:
+        with guard:
+            held = clients.pop(loop, None)
+        if held is not None:
+            held.forgotten.detach()
+        await client.close()
+
+
+def _close_soon(keeper: AsyncGenerator[None], loop: asyncio.AbstractEventLoop) -> None:
+    if not loop.is_closed():
+        # The loop may be closed in this very moment, and then there is nothing left to close.
+        with contextlib.suppress(RuntimeError):
+            asyncio.run_coroutine_threadsafe(_aclose(keeper), loop)
 
 
 async def _aclose(keeper: AsyncGenerator[None]) -> None:

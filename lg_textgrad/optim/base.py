@@ -19,12 +19,28 @@ class Proposal:
 
     candidate: Candidate
     edits: Sequence[Edit] = ()
-    instead_of: str | None = None
-    """Hash of a bigger proposal: this one is only worth trying when that one was refused."""
 
     @property
     def hash(self) -> str:
         return candidate_hash(self.candidate)
+
+    def changed(self, incumbent: Mapping[str, str]) -> set[str]:
+        """Return the names of the parameters that it changes."""
+        return {name for name, text in self.candidate.items() if text != incumbent.get(name)}
+
+
+def merged(proposals: Sequence[Proposal], incumbent: Candidate) -> Proposal:
+    """Return one proposal with the changes of all; of two that change the same parameter the
+    first wins."""
+    candidate, edits, taken = dict(incumbent), list[Edit](), set[str]()
+    for proposal in proposals:
+        names = proposal.changed(incumbent)
+        if names & taken:
+            continue
+        taken |= names
+        candidate.update({name: proposal.candidate[name] for name in names})
+        edits.extend(proposal.edits)
+    return Proposal(candidate, tuple(edits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,10 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     async def aproposals(self) -> list[Proposal]:
-        """Return what to try, the most promising first. Changes no parameter."""
+        """Return what to try, the most promising first, each for itself. Changes no parameter.
+
+        The trainer tries them side by side and joins those that help.
+        """
 
     def zero_grad(self) -> None:
         """Empty the gradients of all parameters."""
@@ -73,8 +92,13 @@ class Optimizer(abc.ABC):
         self.history.append(attempt)
 
     async def apropose(self) -> list[Candidate]:
-        """Return the candidates of `aproposals`."""
-        return [proposal.candidate for proposal in await self.aproposals()]
+        """Return candidates: first with the changes to all parameters, then each alone."""
+        proposals = await self.aproposals()
+        if not proposals:
+            return []
+        together = merged(proposals, candidate_of(self.parameters)).candidate
+        alone = [proposal.candidate for proposal in proposals]
+        return [together, *(candidate for candidate in alone if candidate != together)]
 
     def propose(self) -> list[Candidate]:
         """`apropose` for sync code."""

@@ -320,6 +320,11 @@ async def test_key_is_not_in_a_reply_errors_text():
     assert KEY not in str(error) + error.reply
 
 
+async def test_word_that_stands_for_no_key_is_no_secret():
+    with OpenAIServer(lambda body: Fault(400, error_body("none of these"))) as server:
+        assert "none of these" in str(await failure(server, ModelError, api_key="none"))
+
+
 async def test_wrong_key_is_refused_by_the_server():
     with OpenAIServer(api_key="right-key") as server:
         error = await failure(server, ModelAuthenticationError, api_key="wrong-key")
@@ -505,7 +510,6 @@ async def test_forgotten_model_closes_its_connections():
         await chat.acall(ask())
         client = next(iter(chat._clients.values())).client
         del chat
-        gc.collect()
         for _ in range(100):
             if client.is_closed():
                 break

@@ -1,0 +1,273 @@
+"""What the command line shows people: progress while a run goes on, and what came of it."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from lg_textgrad.run import Usage
+from lg_textgrad.store import Store
+from lg_textgrad.trainer import Result
+
+
+class Watch:
+    """Shows a run's events: a line for what is settled, a live line for what goes on."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._status: Status | None = None
+        self._account: Any = None
+        self._started = time.monotonic()
+        self._best: float | None = None
+        self._where = "starting"
+        self._work: tuple[float, float] = (0.0, 0.0)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Show the live line while the run goes on, where there is a terminal to show it on."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with self.console.status("starting") as status:
+            self._status = status
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        handler = getattr(self, f"_on_{kind}", None)
+        if handler is not None:
+            handler(**data)
+        self._refresh()
+
+    def _say(self, text: str) -> None:
+        spent = time.monotonic() - self._started
+        self.console.print(
+            f"[dim]{int(spent // 60):3d}:{int(spent % 60):02d}[/dim]  {text}", highlight=False
+        )
+
+    def _refresh(self) -> None:
+        if self._status is None:
+            return
+        parts = [self._where]
+        if self._best is not None:
+            parts.append(f"val {self._best:.3f}")
+        if self._account is not None:
+            spent = self._account.spent
+            parts.append(f"{spent.calls} calls, {spent.cached_calls} cached, {spent.tokens:,} tokens")
+            if (left := self._left()) is not None:
+                parts.append(f"at most {int(left // 60)} min {int(left % 60):02d} s left")
+        self._status.update(escape(" · ".join(parts)))
+
+    def _left(self) -> float | None:
+        """Seconds left if every remaining call of the estimate were made at the pace so far."""
+        done, total = self._account.spent.calls, self._work[1]
+        elapsed = time.monotonic() - self._started
+        if not total or done < 8 or done >= total:
+            return None
+        return elapsed / done * (total - done)
+
+    def _on_start(
+        self, resumed: bool, estimate: Mapping[str, int], parameters: list[str], account: Any
+    ) -> None:
+        self._account = account
+        self._work = (0.0, float(estimate["calls"]))
+        word = "going on" if resumed else "starting"
+        self._say(
+            f"{word} with {', '.join(escape(p) for p in parameters)}; at most about "
+            f"{estimate['calls']} calls, {estimate['baseline_calls']} of them for the baseline"
+        )
+
+    def _on_run(self, purpose: str, done: int, total: int, scored: Any) -> None:
+        self._where = f"{purpose} {done}/{total}"
+        if self._status is None and done == total:
+            self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
+
+    def _on_baseline(self, val: float, scored: Any) -> None:
+        self._best = val
+        self._say(f"baseline: val [bold]{val:.3f}[/bold]")
+
+    def _on_step(self, step: int, steps: int) -> None:
+        self._say(f"[bold]step {step} of {steps}[/bold]")
+
+    def _on_batch(self, step: int, score: float) -> None:
+        self._where = f"step {step}: asking the critic"
+        self._say(f"batch: {score:.3f}")
+
+    def _on_gradients(self, step: int, gradients: list[Any]) -> None:
+        self._where = f"step {step}: rewriting"
+        by_name: dict[str, int] = {}
+        for gradient in gradients:
+            by_name[gradient.parameter] = by_name.get(gradient.parameter, 0) + 1
+        self._say(
+            "gradients: " + (", ".join(f"{escape(n)} {c}" for n, c in by_name.items()) or "none")
+        )
+
+    def _on_proposals(self, step: int, proposals: list[Any], refused: list[str]) -> None:
+        for proposal in proposals:
+            for edit in proposal.edits:
+                sign = {"add": "+", "replace": "~", "delete": "-"}[edit.op]
+                self._say(f"  {escape(edit.parameter)} {sign} [dim]{escape(edit.text)}[/dim]")
+
+    def _on_decision(
+        self, step: int, proposal: Any, stage: str, accepted: bool, reason: str, **_: Any
+    ) -> None:
+        colour = "green" if accepted else "yellow"
+        word = {("batch", True): "helps", ("val", True): "accepted"}.get((stage, accepted), "refused")
+        names = ", ".join(dict.fromkeys(e.parameter for e in proposal.edits))
+        self._say(
+            f"[{colour}]{word}[/{colour}] on {stage}: {escape(names)} ({proposal.hash[:8]}), "
+            f"{escape(reason)}"
+        )
+        if stage == "val" and accepted:
+            self._best = _["val_after"]
+
+    def _on_test(self, scores: Mapping[str, float]) -> None:
+        self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
+
+
+def show_result(console: Console, result: Result) -> None:
+    """Print scores before and after, the accepted prompts, and what it cost."""
+
+    def score(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    console.print()
+    console.print(f"[bold]val[/bold]   {score(result.baseline.val)} → {score(result.best.val)}")
+    if result.baseline.test is not None:
+        line = f"[bold]test[/bold]  {score(result.baseline.test)} → {score(result.best.test)}"
+        if result.reference is not None:
+            line += f"   (hand-written reference: {score(result.reference.test)})"
+        console.print(line + "   [dim]rows that training never saw[/dim]")
+    for name, before in result.before.items():
+        if before != result.after[name]:
+            console.print(f"\n[bold]{escape(name)}[/bold]")
+            _print_diff(console, before, result.after[name])
+    console.print()
+    show_spent(console, result.spent.usage, result.spent.by_kind, result.spent.seconds)
+    console.print(
+        f"{result.steps} steps, {result.accepted} accepted, {result.rejected} rejected; "
+        f"stopped by {result.stopped_by}"
+    )
+    if result.run_dir is not None:
+        console.print(f"Look closer with: lg-textgrad diff {escape(result.run_dir)}")
+
+
+def show_spent(
+    console: Console, usage: Usage, by_kind: Mapping[str, Usage], seconds: float
+) -> None:
+    console.print(
+        f"spent: {usage.calls} calls ({usage.cached_calls} more answered from the store), "
+        f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens, {seconds:.0f} s",
+        highlight=False,
+    )
+    for kind, part in sorted(by_kind.items()):
+        console.print(
+            f"  [dim]{kind}: {part.calls} calls, {part.tokens:,} tokens[/dim]", highlight=False
+        )
+
+
+def _print_diff(console: Console, before: str, after: str) -> None:
+    for line in difflib.ndiff(before.split("\n"), after.split("\n")):
+        if line.startswith("+ "):
+            console.print(f"[green]{escape(line)}[/green]", highlight=False)
+        elif line.startswith("- "):
+            console.print(f"[red]{escape(line)}[/red]", highlight=False)
+        elif line.startswith("  "):
+            console.print(f"[dim]{escape(line)}[/dim]", highlight=False)
+
+
+def explain(store: Store) -> dict[str, Any]:
+    """Return each parameter before and after, and for each changed line why it changed.
+
+    A line's reasons are the edit that wrote it, the gradients that the edit answers, and the
+    decision that let it in.
+    """
+    start, result = store.get_meta("start") or {}, store.get_meta("result") or {}
+    candidates, gradients = store.candidates(), store.gradients()
+    accepted = {
+        d["candidate"]: d for d in store.decisions() if d["stage"] == "val" and d["accepted"]
+    }
+    after = {n: p["after"] for n, p in result.get("parameters", {}).items()} or _latest(
+        start, candidates, accepted
+    )
+    changes: dict[str, Any] = {}
+    for name, before in start.items():
+        lines = []
+        for line in difflib.ndiff(before.split("\n"), after.get(name, before).split("\n")):
+            if line[:2] not in ("+ ", "- "):
+                continue
+            reasons = []
+            for candidate, decision in accepted.items():
+                for edit in candidates[candidate]["edits"]:
+                    if edit.parameter == name and (edit.text == line[2:] or line[0] == "-"):
+                        reasons.append(_reason(edit, gradients, decision))
+            lines.append({"op": line[0], "text": line[2:], "because": reasons})
+        changes[name] = {"before": before, "after": after.get(name, before), "lines": lines}
+    return changes
+
+
+def _latest(
+    start: Mapping[str, str], candidates: Mapping[str, Any], accepted: Mapping[str, Any]
+) -> Mapping[str, str]:
+    texts: Mapping[str, str] = start
+    for candidate in accepted:
+        texts = candidates[candidate]["texts"]
+    return texts
+
+
+def _reason(edit: Any, gradients: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "step": decision["step"],
+        "gain": decision["gain"],
+        "won": decision["won"],
+        "lost": decision["lost"],
+        "gradients": [
+            {
+                "id": g.id,
+                "example": g.example_id,
+                "execution": g.execution,
+                "run": g.run_id,
+                "change": g.change,
+                "evidence": g.evidence,
+                "weight": g.weight,
+            }
+            for g in (gradients[i] for i in edit.gradients if i in gradients)
+        ],
+    }
+
+
+def show_explained(console: Console, changes: Mapping[str, Any]) -> None:
+    for name, change in changes.items():
+        if change["before"] == change["after"]:
+            console.print(f"[bold]{escape(name)}[/bold] unchanged")
+            continue
+        console.print(f"\n[bold]{escape(name)}[/bold]")
+        reasons = {(line["op"], line["text"]): line["because"] for line in change["lines"]}
+        for line in difflib.ndiff(change["before"].split("\n"), change["after"].split("\n")):
+            if line[:2] == "? ":
+                continue
+            colour = {"+": "green", "-": "red"}.get(line[0], "dim")
+            console.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)
+            if line[0] != "+":
+                continue
+            for reason in reasons.get((line[0], line[2:]), ()):
+                console.print(
+                    f"      [dim]step {reason['step']}: val {reason['gain']:+.3f}, "
+                    f"{reason['won']} examples won, {reason['lost']} lost[/dim]",
+                    highlight=False,
+                )
+                for g in reason["gradients"]:
+                    console.print(
+                        f"      [dim]← {escape(g['example'])}, {escape(g['execution'])}, "
+                        f"weight {g['weight']:.2f}: {escape(g['change'])}[/dim]",
+                        highlight=False,
+                    )

@@ -1,0 +1,435 @@
+"""The command line: arguments and printing only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lg_textgrad import _render
+from lg_textgrad._version import __version__
+from lg_textgrad.acceptance import Better
+from lg_textgrad.budget import Budget
+from lg_textgrad.critics import LLMCritic
+from lg_textgrad.data import read_examples
+from lg_textgrad.errors import (
+    BudgetTooSmallError,
+    ConfigurationError,
+    EvaluatorError,
+    LGTextGradError,
+    ModelAuthenticationError,
+    ModelUnreachableError,
+    StoreError,
+    UnknownModelError,
+)
+from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.ledger import Ledger, use_ledger
+from lg_textgrad.loading import (
+    Config,
+    load_evaluators,
+    load_graph,
+    read_config,
+    read_prompts,
+    write_prompts,
+)
+from lg_textgrad.models.base import ChatModel
+from lg_textgrad.objective import Objective
+from lg_textgrad.optim import TextualGradientDescent
+from lg_textgrad.parameter import count_tokens
+from lg_textgrad.recording.live import graphs_by_path
+from lg_textgrad.run import Example
+from lg_textgrad.store import Store
+from lg_textgrad.trainer import Schedule, Trainer
+
+DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
+
+_BAD_INPUT = (
+    ConfigurationError,
+    EvaluatorError,
+    ModelAuthenticationError,
+    ModelUnreachableError,
+    UnknownModelError,
+    StoreError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 bad configuration or input,
+    3 budget too small for the baseline, 4 stopped and resumable."""
+    options = _parser().parse_args(arguments)
+    people = Console(stderr=True)
+    try:
+        return int(options.command(options, people))
+    except KeyboardInterrupt:
+        people.print("\n[yellow]Stopped.[/yellow]", highlight=False)
+        run_dir = getattr(options, "run_dir", None) or getattr(options, "out", None)
+        if run_dir:
+            people.print(
+                f"Everything that was paid for is kept. Go on with: lg-textgrad resume {run_dir}",
+                markup=False,
+                highlight=False,
+            )
+        return RESUMABLE
+    except LGTextGradError as error:
+        people.print("[red]Error:[/red]", end=" ")
+        people.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        if isinstance(error, BudgetTooSmallError):
+            return SMALL_BUDGET
+        return BAD_INPUT if isinstance(error, _BAD_INPUT) else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lg-textgrad",
+        description="Tune the prompts of a LangGraph agent by backpropagation through text.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=run)
+        command.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        return command
+
+    init = add("init", _init, "write a commented optimize.toml for a graph of yours")
+    init.add_argument("graph", metavar="MODULE:GRAPH")
+    init.add_argument("--out", default="optimize.toml", help="file to write (%(default)s)")
+
+    inspect = add("inspect", _inspect, "show a graph, its nodes and each trainable prompt")
+    inspect.add_argument("graph", metavar="MODULE:GRAPH")
+    inspect.add_argument("--inputs", help="JSONL file: run the graph on it and show who reads what")
+
+    optimize = add("optimize", _optimize, "tune the prompts: the main job")
+    _add_settings(optimize)
+    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>)")
+
+    resume = add("resume", _resume, "go on where a run stopped, paying for nothing twice")
+    resume.add_argument("run_dir", metavar="RUN_DIR")
+
+    evaluate = add("evaluate", _evaluate, "score the prompts, without training")
+    _add_settings(evaluate)
+    evaluate.add_argument("--prompts", help="prompts file to score instead of the graph's own")
+    evaluate.add_argument("--split", default="test", choices=("train", "val", "test"))
+
+    show = add("show", _show, "show what happened in a run")
+    show.add_argument("run_dir", metavar="RUN_DIR")
+    diff = add("diff", _diff, "show each prompt before and after, and why each line changed")
+    diff.add_argument("run_dir", metavar="RUN_DIR")
+
+    export = add("export", _export, "write the accepted prompts to a file")
+    export.add_argument("run_dir", metavar="RUN_DIR")
+    export.add_argument("--out", required=True, help="prompts file to write")
+
+    local = add("local", _local, "serve the embedded model on loopback, until Ctrl-C")
+    local.add_argument("action", choices=["serve"])
+    local.add_argument("--port", type=int, help="a free one when not given")
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", nargs="?", metavar="CONFIG.toml")
+    command.add_argument("--graph", metavar="MODULE:GRAPH")
+    for name in ("train", "val", "test"):
+        command.add_argument(f"--{name}", metavar="FILE", help="JSONL examples")
+        command.add_argument(f"--{name}-rows", type=int, metavar="N", help="use the first N rows")
+    command.add_argument("--evaluator", metavar="MODULE:FN", action="append")
+    command.add_argument("--model", help="critic and rewriter; 'local' is the embedded model")
+    command.add_argument("--rewriter-model", metavar="NAME")
+    command.add_argument("--base-url", metavar="URL")
+    command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
+    for name in ("steps", "batch-size", "seed", "budget-calls", "budget-tokens", "max-concurrency"):
+        command.add_argument(f"--{name}", type=int, metavar="N")
+    command.add_argument("--budget-seconds", type=float, metavar="S")
+    command.add_argument("--reference", metavar="FILE", help="prompts file to score beside the result")
+
+
+def _config(options: argparse.Namespace) -> Config:
+    config = read_config(options.config) if options.config else Config()
+    for f in fields(Config):
+        given = getattr(options, f.name, None)
+        if given is not None:
+            setattr(config, f.name, given)
+    if not config.out:
+        base = Path(options.config).parent.name if options.config else ""
+        config.out = str(Path("runs") / (base or "run"))
+    return config
+
+
+def _model(config: Config, name: str, people: Console, held: ExitStack) -> ChatModel:
+    """Return the model, started when it is the embedded one."""
+    from lg_textgrad import models
+
+    if name != "local":
+        key = os.environ.get(config.api_key_env)
+        return models.OpenAI(
+            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env, timeout=600
+        )
+    from lg_textgrad.models.model_file import rich_progress
+
+    with rich_progress(people) as progress:
+        local = models.Local(progress=progress)
+        local.start()
+    held.callback(local.stop)
+    return local
+
+
+def _rows(path: str | None, limit: int | None) -> list[Example]:
+    return read_examples(path)[:limit] if path else []
+
+
+def _objective(config: Config) -> Objective:
+    return Objective(load_evaluators(config.evaluator), weights=config.weights)
+
+
+def _optimize(options: argparse.Namespace, people: Console) -> int:
+    config = _config(options)
+    options.out = config.out
+    return _train(config, options.json, people)
+
+
+def _resume(options: argparse.Namespace, people: Console) -> int:
+    with Store(options.run_dir, read_only=True) as store:
+        kept = store.get_meta("command")
+    if kept is None:
+        raise ConfigurationError(
+            f"The run in '{options.run_dir}' was not started by `lg-textgrad optimize`; "
+            "call the same Trainer.fit again to go on."
+        )
+    config = Config(**kept)
+    config.out = options.run_dir
+    return _train(config, options.json, people)
+
+
+def _train(config: Config, as_json: bool, people: Console) -> int:
+    config.check()
+    graph = load_graph(config.graph)
+    objective = _objective(config)
+    splits = {
+        name: _rows(getattr(config, name), getattr(config, f"{name}_rows"))
+        for name in ("train", "val", "test")
+    }
+    reference = read_prompts(config.reference) if config.reference else None
+    budget = Budget(config.budget_calls, config.budget_tokens, config.budget_seconds)
+    schedule = Schedule(config.steps, config.batch_size, config.seed)
+    with ExitStack() as held:
+        store = held.enter_context(Store(config.out))
+        store.put_meta("command", asdict(config))
+        critic = _model(config, config.model, people, held)
+        name = config.rewriter_model or config.model
+        rewriter = critic if name == config.model else _model(config, name, people, held)
+        watch = _render.Watch(people)
+        trainer = Trainer(
+            graph,
+            objective,
+            critic=LLMCritic(critic),
+            optimizer=TextualGradientDescent(rewriter, seed=config.seed),
+            acceptance=Better(config.min_gain),
+            budget=budget,
+            schedule=schedule,
+            store=store,
+            max_concurrency=config.max_concurrency,
+            on_event=watch,
+        )
+        with watch.live():
+            result = trainer.fit(
+                splits["train"], splits["val"], splits["test"], reference=reference
+            )
+        _render.show_result(people, result)
+        if as_json:
+            print(json.dumps(result.to_json(), ensure_ascii=False, indent=2))
+    return DONE
+
+
+def _evaluate(options: argparse.Namespace, people: Console) -> int:
+    config = _config(options)
+    config.check(needs=("graph", options.split, "evaluator"))
+    graph, objective = load_graph(config.graph), _objective(config)
+    prompts = read_prompts(options.prompts) if options.prompts else {}
+    rows = _rows(getattr(config, options.split), getattr(config, f"{options.split}_rows"))
+    with ExitStack() as held:
+        if config.model == "local":  # the graph may rely on it
+            _model(config, "local", people, held)
+        ledger = Ledger(max_concurrency=config.max_concurrency)
+        with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
+            loss = objective(graph.record(rows, prompts=prompts))
+    keys: dict[str, list[float]] = {}
+    for scored in loss.scored:
+        for feedback in scored.feedback:
+            if feedback.score is not None:
+                keys.setdefault(feedback.key, []).append(feedback.score)
+    means = {key: sum(values) / len(values) for key, values in keys.items()}
+    people.print(f"[bold]{options.split}[/bold]  {loss.score:.3f}  ({len(rows)} examples)")
+    for key, mean in means.items():
+        people.print(f"  {key}: {mean:.3f}", highlight=False)
+    spent = ledger.account
+    _render.show_spent(people, spent.spent, spent.by_kind, spent.elapsed)
+    if options.json:
+        document = {"split": options.split, "score": loss.score, "feedback": means, "rows": len(rows)}
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+    return DONE
+
+
+def _show(options: argparse.Namespace, people: Console) -> int:
+    with Store(options.run_dir, read_only=True) as store:
+        result, decisions = store.get_meta("result"), store.decisions()
+        paid = store.paid()
+    for d in decisions:
+        word = "accepted" if d["accepted"] and d["stage"] == "val" else "helps" if d["accepted"] else "refused"
+        people.print(
+            f"step {d['step']}  {d['candidate'][:8]}  {word} on {d['stage']}: {d['reason']}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    for kind, usage in paid.items():
+        people.print(f"{kind}: {usage.calls} calls, {usage.tokens:,} tokens", highlight=False)
+    if result is None:
+        people.print(
+            f"The run has not ended; go on with: lg-textgrad resume {options.run_dir}", markup=False
+        )
+    else:
+        for name in ("val", "test"):
+            before, after = result["baseline"][name], result["best"][name]
+            if before is not None:
+                people.print(f"{name}: {before:.3f} → {after:.3f}", highlight=False)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    return DONE
+
+
+def _diff(options: argparse.Namespace, people: Console) -> int:
+    with Store(options.run_dir, read_only=True) as store:
+        changes = _render.explain(store)
+    if options.json:
+        print(json.dumps(changes, ensure_ascii=False, indent=2))
+    else:
+        _render.show_explained(Console(), changes)
+    return DONE
+
+
+def _export(options: argparse.Namespace, people: Console) -> int:
+    with Store(options.run_dir, read_only=True) as store:
+        changes, result = _render.explain(store), store.get_meta("result")
+    prompts = {name: change["after"] for name, change in changes.items()}
+    comment = f"The accepted prompts of the run in {Path(options.run_dir).name}."
+    if result is not None:
+        scores = [
+            f"{n}: {result['baseline'][n]:.3f} -> {result['best'][n]:.3f}"
+            for n in ("val", "test")
+            if result["baseline"][n] is not None
+        ]
+        comment += "\n" + "\n".join(scores)
+    write_prompts(options.out, prompts, comment)
+    people.print(f"Wrote {options.out}.", markup=False)
+    if options.json:
+        print(json.dumps({"out": options.out, "prompts": prompts}, ensure_ascii=False, indent=2))
+    return DONE
+
+
+def _inspect(options: argparse.Namespace, people: Console) -> int:
+    graph = load_graph(options.graph)
+    readers: dict[str, set[str]] = {}
+    if options.inputs:
+        for run in graph.record(read_examples(options.inputs)):
+            for execution in run.executions:
+                for name in execution.prompts:
+                    readers.setdefault(name, set()).add(execution.path)
+    document = _described(graph, readers if options.inputs else None)
+    if options.json:
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+        return DONE
+    out = Console()
+    for path, nodes in document["nodes"].items():
+        out.print(f"[bold]{path or 'graph'}[/bold]: {' '.join(nodes)}", highlight=False)
+    for name, p in document["parameters"].items():
+        read_by = "" if p["read_by"] is None else f", read by {', '.join(p['read_by']) or 'no node'}"
+        out.print(
+            f"\n[bold]{name}[/bold]  {p['held']}, {p['tokens']} tokens{read_by}", highlight=False
+        )
+        out.print(p["value"], markup=False, highlight=False)
+    if not document["parameters"]:
+        out.print("No parameters. Put Parameter('name', 'text') into the graph's module.", markup=False)
+    return DONE
+
+
+def _described(graph: TrainableGraph, readers: dict[str, set[str]] | None) -> dict[str, Any]:
+    return {
+        "nodes": {
+            path: [n for n in sub.nodes if not n.startswith("__")]
+            for path, sub in graphs_by_path(graph.graph).items()
+        },
+        "parameters": {
+            name: {
+                "value": p.value,
+                "role": p.role,
+                "held": "declared",
+                "tokens": count_tokens(p.value),
+                "requires_grad": p.requires_grad,
+                "read_by": None if readers is None else sorted(readers.get(name, ())),
+            }
+            for name, p in graph.parameters.items()
+        },
+    }
+
+
+_INIT = """\
+# What `lg-textgrad optimize {file}` needs. Paths count from this file's folder.
+
+graph = {graph}            # the parameters that it has: {names}
+train = "train.jsonl"      # one {{"inputs": ..., "outputs": ...}} a line
+val = "val.jsonl"          # decides what is kept
+# test = "test.jsonl"      # scored before and after, decides nothing
+evaluator = ["my_app.evaluators:correct"]   # functions as LangSmith's evaluate takes them
+
+model = "gpt-4o-mini"      # critic and rewriter; "local" is the embedded model
+# base_url = "https://..." # any server that speaks OpenAI's API
+# api_key_env = "OPENAI_API_KEY"
+# rewriter_model = "..."   # a stronger model for the rewriter alone
+
+steps = 4
+batch_size = 6
+seed = 0
+max_concurrency = 8
+# budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
+# budget_tokens = 1000000
+# min_gain = 0.0           # how much better a candidate must be on val
+"""
+
+
+def _init(options: argparse.Namespace, people: Console) -> int:
+    graph = load_graph(options.graph)
+    target = Path(options.out)
+    if target.exists():
+        raise ConfigurationError(f"'{target}' is there already; give another --out.")
+    names = ", ".join(graph.parameters) or "none yet"
+    text = _INIT.format(file=target.name, graph=json.dumps(options.graph), names=names)
+    target.write_text(text, encoding="utf-8")
+    people.print(f"Wrote {target}. The graph's parameters: {names}.", markup=False)
+    if options.json:
+        print(json.dumps({"out": str(target), "parameters": list(graph.parameters)}))
+    return DONE
+
+
+def _local(options: argparse.Namespace, people: Console) -> int:
+    from lg_textgrad.models.local import Local, serve
+    from lg_textgrad.models.model_file import rich_progress
+
+    def ready(local: Local) -> None:
+        people.print(f"Serving {local.model} at {local.base_url} until Ctrl-C.", markup=False)
+        if options.json:
+            print(json.dumps({"base_url": local.base_url, "model": local.model}), flush=True)
+
+    with rich_progress(people) as progress:
+        serve(port=options.port, on_ready=ready, progress=progress)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

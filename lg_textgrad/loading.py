@@ -1,0 +1,185 @@
+"""Find what the user names: `MODULE:GRAPH`, `MODULE:FUNCTION`, prompt files, `optimize.toml`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lg_textgrad.errors import ConfigurationError, GraphError
+from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.parameter import Parameter
+
+
+def load_object(spec: str, what: str) -> tuple[Any, Any]:
+    """Return the object that `MODULE:NAME` names, and its module.
+
+    Raises `GraphError` for a graph, `ConfigurationError` for anything else, that is not there.
+    """
+    kind = GraphError if what == "graph" else ConfigurationError
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise kind(f"'{spec}' does not name a {what}; write MODULE:NAME, as in my_app.agent:{what}.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise kind(
+                f"The {what} '{spec}' cannot be loaded: {module_name} imports '{error.name}', "
+                f"which is not installed."
+            ) from None
+        raise kind(
+            f"There is no module '{module_name}' for the {what} '{spec}'; "
+            "run from the folder that has it, or install it."
+        ) from None
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a user's module raises is about that module
+        raise kind(
+            f"The {what} '{spec}' cannot be loaded: importing {module_name} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    try:
+        return getattr(module, name), module
+    except AttributeError:
+        raise kind(f"The module '{module_name}' has no '{name}'; check the name after the colon.") from None
+
+
+def load_graph(spec: str) -> TrainableGraph:
+    """Return the graph that `MODULE:GRAPH` names.
+
+    For a compiled graph the `Parameter` objects in its module are the parameters. Raises
+    `GraphError` for what is not there or not compiled.
+    """
+    found, module = load_object(spec, "graph")
+    if isinstance(found, TrainableGraph):
+        return found
+    parameters = {id(v): v for v in vars(module).values() if isinstance(v, Parameter)}
+    return TrainableGraph(found, parameters.values())
+
+
+def load_evaluators(specs: list[str]) -> list[Any]:
+    """Return the evaluators: each spec names a function, or a list of functions."""
+    found: list[Any] = []
+    for spec in specs:
+        value, _ = load_object(spec, "evaluator")
+        found.extend(value if isinstance(value, list | tuple) else [value])
+    return found
+
+
+def read_prompts(path: str | Path) -> dict[str, str]:
+    """Return the texts of a prompts file: a `[prompts]` table of name = text."""
+    document = _read_toml(Path(path), "prompts file")
+    prompts = document.get("prompts")
+    if not isinstance(prompts, dict) or not all(isinstance(t, str) for t in prompts.values()):
+        raise ConfigurationError(
+            f"The prompts file '{path}' needs a table [prompts] of name = \"text\"."
+        )
+    return {name: text.strip("\n") for name, text in prompts.items()}
+
+
+def write_prompts(path: str | Path, prompts: Mapping[str, str], comment: str = "") -> None:
+    """Write a file that `read_prompts`, `lg_textgrad.prompts` and a person can read."""
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    lines += ["", "[prompts]"]
+    for name, text in prompts.items():
+        body = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').replace("\r", "\\r")
+        body = "".join(c if c >= " " or c in "\n\t" else f"\\u{ord(c):04x}" for c in body)
+        body = body.replace("\x7f", "\\u007f")
+        if body.endswith('"'):
+            body = body[:-1] + '\\"'
+        key = name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else None
+        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+        lines.append(f'{key or chr(34) + quoted + chr(34)} = """\n{body}"""')
+    Path(path).write_text("\n".join(lines).lstrip("\n") + "\n", encoding="utf-8")
+
+
+@dataclass
+class Config:
+    """What `optimize` and `evaluate` need; the flags and `optimize.toml` have the same names."""
+
+    graph: str = ""
+    train: str = ""
+    val: str = ""
+    test: str | None = None
+    evaluator: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    model: str = "local"
+    """Critic and rewriter; `local` is the embedded model. The graph brings its own."""
+    rewriter_model: str | None = None
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    steps: int = 4
+    batch_size: int = 6
+    seed: int = 0
+    budget_calls: int | None = None
+    budget_tokens: int | None = None
+    budget_seconds: float | None = None
+    max_concurrency: int = 8
+    train_rows: int | None = None
+    """Use only so many rows of the file, from the top; None takes all."""
+    val_rows: int | None = None
+    test_rows: int | None = None
+    reference: str | None = None
+    """A prompts file to score beside the result."""
+    min_gain: float = 0.0
+    out: str = ""
+
+    def check(self, *, needs: tuple[str, ...] = ("graph", "train", "val", "evaluator")) -> None:
+        """Raise `ConfigurationError` for what is missing or of the wrong type."""
+        for name in needs:
+            if not getattr(self, name):
+                raise ConfigurationError(
+                    f"'{name}' is missing; give --{name.replace('_', '-')} or set it in the "
+                    "configuration file."
+                )
+        for f in fields(self):
+            value = getattr(self, f.name)
+            whole = f.name in (
+                "steps", "batch_size", "seed", "budget_calls", "budget_tokens",
+                "max_concurrency", "train_rows", "val_rows", "test_rows",
+            )  # fmt: skip
+            if whole and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigurationError(f"'{f.name}' must be a whole number, not {value!r}.")
+            if f.name.endswith("_rows") and value is not None and value < 1:
+                raise ConfigurationError(f"'{f.name}' must be at least 1, not {value}.")
+
+
+def read_config(path: str | Path) -> Config:
+    """Return the configuration in a TOML file. Paths in it count from the file's folder."""
+    path = Path(path)
+    document = _read_toml(path, "configuration file")
+    known = {f.name for f in fields(Config)}
+    for name in document:
+        if name not in known:
+            raise ConfigurationError(
+                f"The configuration file '{path}' has an unknown setting '{name}'; "
+                f"there are {', '.join(sorted(known))}."
+            )
+    if isinstance(document.get("evaluator"), str):
+        document["evaluator"] = [document["evaluator"]]
+    config = Config(**document)
+    for name in ("train", "val", "test", "reference"):
+        value = getattr(config, name)
+        if value:
+            setattr(config, name, os.path.relpath(path.parent / value))
+    return config
+
+
+def _read_toml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no {what} '{path}'.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The {what} '{path}' cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"The {what} '{path}' is not valid TOML: {error}.") from None

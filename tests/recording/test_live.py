@@ -1,0 +1,547 @@
+"""Recording real LangGraph graphs: executions and edges, written out by hand."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph, add_messages
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command, Overwrite, RetryPolicy, Send
+from pydantic import BaseModel
+
+import lg_textgrad as tg
+from lg_textgrad._hashing import canonical, to_plain
+from lg_textgrad.store import decode_run, encode_run
+from lg_textgrad.trace import RETURN, ROUTE, SEND, Trace
+from tests.parts import Chat, echo
+
+
+class S(TypedDict, total=False):
+    q: str
+    a: str
+    b: str
+    c: str
+    items: Annotated[list, operator.add]
+
+
+def build(schema=S, nodes=None, edges=(), conditional=(), **compiled):
+    builder = StateGraph(schema)
+    for name, node in nodes.items():
+        builder.add_node(name, *(node if isinstance(node, tuple) else (node,)))
+    for a, b in edges:
+        builder.add_edge(a, b)
+    for where in conditional:
+        builder.add_conditional_edges(*where)
+    return builder.compile(**compiled)
+
+
+async def recorded(graph, parameters=(), **inputs):
+    [run] = await tg.TrainableGraph(graph, parameters).arecord([{"inputs": inputs or {"q": "hi"}}])
+    return run
+
+
+def edges(run):
+    return {(e.producer, e.consumer, e.channel) for e in Trace.of(run).edges}
+
+
+def ids(run):
+    return [e.id for e in run.executions]
+
+
+async def test_chain_records_each_node_with_inputs_writes_and_reads():
+    graph = build(
+        nodes={"one": lambda s: {"a": s["q"] + "!"}, "two": lambda s: {"b": s["a"] + "?"}},
+        edges=[(START, "one"), ("one", "two")],
+    )
+    run = await recorded(graph)
+    one, two = run.executions
+    assert (one.id, one.path, one.superstep, one.inputs, one.writes, one.reads) == (
+        "one#0", "one", 1, {"q": "hi", "items": []}, (("a", "hi!"),), {"q"},
+    )
+    assert (two.superstep, two.inputs["a"], two.writes, two.reads) == (2, "hi!", (("b", "hi!?"),), {"a"})
+    assert edges(run) == {("one#0", "two#0", "a")}
+    assert run.outputs["b"] == "hi!?"
+    assert run.error is run.failed_in is None
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_sync_and_async_nodes_record_the_same(sync):
+    def plain(s):
+        return {"a": s["q"]}
+
+    async def awaited(s):
+        return {"a": s["q"]}
+
+    graph = build(nodes={"n": plain if sync else awaited}, edges=[(START, "n")])
+    [e] = (await recorded(graph)).executions
+    assert (e.reads, e.writes, e.parent, e.sent_by) == ({"q"}, (("a", "hi"),), None, None)
+
+
+async def test_fan_out_joins_over_a_reducer_channel():
+    graph = build(
+        nodes={
+            "l": lambda s: {"items": ["l"]},
+            "r": lambda s: {"items": ["r"]},
+            "join": lambda s: {"a": str(s["items"])},
+        },
+        edges=[(START, "l"), (START, "r"), (["l", "r"], "join")],
+    )
+    run = await recorded(graph)
+    assert ids(run) == ["l#0", "r#0", "join#0"]
+    assert edges(run) == {("l#0", "join#0", "items"), ("r#0", "join#0", "items")}
+
+
+async def test_overwrite_hides_what_was_accumulated_before():
+    graph = build(
+        nodes={
+            "one": lambda s: {"items": ["1"]},
+            "two": lambda s: {"items": Overwrite(["2"])},
+            "three": lambda s: {"a": str(s["items"])},
+        },
+        edges=[(START, "one"), ("one", "two"), ("two", "three")],
+    )
+    run = await recorded(graph)
+    assert run.outputs["a"] == "['2']"
+    assert run.executions[1].overwrites == {"items"}
+    assert edges(run) == {("two#0", "three#0", "items")}
+
+
+async def test_send_map_reduce():
+    def work(s):
+        return {"items": [s["item"] * 2]}
+
+    graph = build(
+        nodes={"plan": lambda s: {"a": s["q"]}, "work": work, "sum": lambda s: {"b": str(s["items"])}},
+        edges=[(START, "plan"), ("work", "sum")],
+        conditional=[("plan", lambda s: [Send("work", {"item": i}) for i in (1, 2, 3)], ["work"])],
+    )
+    run = await recorded(graph)
+    assert ids(run) == ["plan#0", "work#0", "work#1", "work#2", "sum#0"]
+    assert [e.inputs["item"] for e in run.executions[1:4]] == [1, 2, 3]
+    assert run.executions[0].sends == ("work",) * 3
+    assert edges(run) == {("plan#0", f"work#{i}", SEND) for i in range(3)} | {
+        (f"work#{i}", "sum#0", "items") for i in range(3)
+    }
+
+
+async def test_send_from_a_command_knows_its_sender():
+    graph = build(
+        nodes={
+            "plan": (lambda s: Command(update={"a": "x"}, goto=[Send("work", {"item": 1})])),
+            "work": lambda s: {"items": [s["item"]]},
+        },
+        edges=[(START, "plan")],
+    )
+    run = await recorded(graph)
+    assert run.executions[0].writes == (("a", "x"),)
+    assert edges(run) == {("plan#0", "work#0", SEND)}
+
+
+async def test_command_goto_is_an_edge_by_routing():
+    def route(s) -> Command[Literal["left", "right"]]:
+        return Command(update={"a": "L"}, goto="left")
+
+    graph = build(
+        nodes={"route": route, "left": lambda s: {"b": s["q"]}, "right": lambda s: {"b": "r"}},
+        edges=[(START, "route")],
+    )
+    run = await recorded(graph)
+    assert run.executions[0].goto == ("left",)
+    assert edges(run) == {("route#0", "left#0", ROUTE)}
+
+
+async def test_conditional_edge_is_an_edge_by_routing():
+    graph = build(
+        nodes={"n": lambda s: {"a": "yes"}, "x": lambda s: {"b": s["q"]}, "y": lambda s: {"b": "y"}},
+        edges=[(START, "n")],
+        conditional=[("n", lambda s: "x" if s["a"] == "yes" else "y", ["x", "y"])],
+    )
+    run = await recorded(graph)
+    assert run.executions[0].goto == ("x",)
+    assert edges(run) == {("n#0", "x#0", ROUTE)}
+
+
+async def test_cycle_gives_an_execution_for_each_visit():
+    def step(s):
+        return {"a": s.get("a", "") + "i"}
+
+    graph = build(
+        nodes={"step": step, "done": lambda s: {"b": s["a"]}},
+        edges=[(START, "step")],
+        conditional=[("step", lambda s: "done" if len(s["a"]) == 3 else "step", ["step", "done"])],
+    )
+    run = await recorded(graph)
+    assert ids(run) == ["step#0", "step#1", "step#2", "done#0"]
+    assert edges(run) == {
+        ("step#0", "step#1", "a"), ("step#0", "step#1", ROUTE),
+        ("step#1", "step#2", "a"), ("step#1", "step#2", ROUTE),
+        ("step#2", "done#0", "a"), ("step#2", "done#0", ROUTE),
+    }  # fmt: skip
+
+
+async def test_retried_node_is_one_execution_with_the_calls_of_all_attempts():
+    tries = []
+    model = Chat(answer=echo)
+
+    async def flaky(s):
+        tries.append(1)
+        said = await model.ainvoke(s["q"])
+        if len(tries) < 3:
+            raise ValueError("not yet")
+        return {"a": said.content}
+
+    retry = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=ValueError)
+    builder = StateGraph(S).add_node("flaky", flaky, retry_policy=retry).add_edge(START, "flaky")
+    run = await recorded(builder.compile())
+    [e] = run.executions
+    assert (e.id, len(e.model_calls), e.writes, e.error) == ("flaky#0", 3, (("a", "hi"),), None)
+    assert run.error is None
+
+
+class Inner(TypedDict, total=False):
+    q: str
+    b: str
+
+
+async def test_subgraph_as_a_node():
+    inner = build(
+        Inner,
+        nodes={"v": lambda s: {"b": s["q"]}, "w": lambda s: {"b": s["b"] + "w"}},
+        edges=[(START, "v"), ("v", "w")],
+    )
+    graph = build(
+        nodes={"first": lambda s: {"q": "new"}, "sub": inner, "last": lambda s: {"c": s["b"]}},
+        edges=[(START, "first"), ("first", "sub"), ("sub", "last")],
+    )
+    run = await recorded(graph)
+    assert sorted(ids(run)) == ["first#0", "last#0", "sub#0", "sub/v#0", "sub/w#0"]
+    inside = {e.id: e.parent for e in run.executions}
+    assert inside["sub/v#0"] == inside["sub/w#0"] == "sub#0"
+    found = {e for e in edges(run) if e[1] != "sub#0"}
+    # What nodes of a subgraph read is not observed, so `w` counts as a reader of all it got.
+    assert found == {
+        ("first#0", "sub/v#0", "q"),
+        ("first#0", "sub/w#0", "q"),
+        ("sub/v#0", "sub/w#0", "b"),
+        ("sub/w#0", "last#0", "b"),
+    }
+    assert ("sub/w#0", "sub#0", RETURN) in edges(run)
+    assert Trace.of(run).sinks["b"] == ("sub/w#0",)
+
+
+async def test_subgraph_called_inside_a_node_with_a_state_of_its_own():
+    class Other(TypedDict, total=False):
+        question: str
+        answer: str
+
+    inner = build(
+        Other, nodes={"w": lambda s: {"answer": s["question"] + "!"}}, edges=[(START, "w")]
+    )
+
+    async def host(s):
+        return {"b": (await inner.ainvoke({"question": s["a"]}))["answer"]}
+
+    graph = build(
+        nodes={"first": lambda s: {"a": "x"}, "host": host},
+        edges=[(START, "first"), ("first", "host")],
+    )
+    run = await recorded(graph)
+    assert run.outputs["b"] == "x!"
+    assert edges(run) == {
+        ("first#0", "host#0", "a"),
+        ("first#0", "host/w#0", "question"),
+        ("host/w#0", "host#0", RETURN),
+    }
+
+
+async def test_sync_subgraph_called_inside_a_sync_node():
+    inner = build(Inner, nodes={"w": lambda s: {"b": s["q"] + "!"}}, edges=[(START, "w")])
+    graph = build(nodes={"host": lambda s: {"b": inner.invoke({"q": s["q"]})["b"]}}, edges=[(START, "host")])
+    run = await recorded(graph)
+    assert sorted(ids(run)) == ["host#0", "host/w#0"]
+    assert ("host/w#0", "host#0", RETURN) in edges(run)
+
+
+async def test_messages_tools_and_model_calls_of_an_agent_loop():
+    @tool
+    def lookup(word: str) -> str:
+        """Look a word up."""
+        return f"{word} means cat"
+
+    def answer(messages):
+        if isinstance(messages[-1], HumanMessage):
+            call = {"name": "lookup", "args": {"word": "neko"}, "id": "r4nd0m"}
+            return AIMessage("", tool_calls=[call])
+        return "It is a cat."
+
+    class M(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+
+    prompt = tg.Parameter("agent", "Use the tool.")
+    model = Chat(answer=answer)
+
+    async def agent(s):
+        return {"messages": [await model.ainvoke([prompt.message(), *s["messages"]])]}
+
+    graph = build(
+        M,
+        nodes={"agent": agent, "tools": ToolNode([lookup])},
+        edges=[(START, "agent"), ("tools", "agent")],
+        conditional=[("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END, ["tools", END])],
+    )
+    run = await recorded(graph, [prompt], messages=[("user", "What is neko?")])
+    assert ids(run) == ["agent#0", "tools#0", "agent#1"]
+    first, tools, second = run.executions
+    assert first.prompts == second.prompts == {"agent": "Use the tool."}
+    assert tools.prompts == {}
+    [asked] = first.model_calls
+    assert asked.messages[0] == {"role": "system", "content": "Use the tool."}
+    assert asked.output["tool_calls"][0]["args"] == {"word": "neko"}
+    [called] = tools.tool_calls
+    assert (called.name, called.inputs, called.output["content"]) == (
+        "lookup", {"word": "neko"}, "neko means cat",
+    )
+    assert ("agent#0", "tools#0", "messages") in edges(run)
+    assert {p for p, c, _ in edges(run) if c == "agent#1"} == {"agent#0", "tools#0"}
+    assert run.outputs["messages"][-1].content == "It is a cat."
+
+
+async def test_failed_run_says_what_and_where():
+    def bad(s):
+        raise ValueError("no such team")
+
+    graph = build(nodes={"one": lambda s: {"a": "x"}, "bad": bad}, edges=[(START, "one"), ("one", "bad")])
+    run = await recorded(graph)
+    assert (run.error, run.failed_in, run.outputs) == ("ValueError: no such team", "bad#0", None)
+    assert run.executions[1].error == "ValueError: no such team"
+
+
+async def test_failure_inside_a_subgraph_is_blamed_inside():
+    def bad(s):
+        raise ValueError("deep")
+
+    graph = build(nodes={"sub": build(Inner, nodes={"w": bad}, edges=[(START, "w")])}, edges=[(START, "sub")])
+    assert (await recorded(graph)).failed_in == "sub/w#0"
+
+
+@dataclass
+class Data:
+    q: str = ""
+    a: str = ""
+
+
+class Model(BaseModel):
+    q: str = ""
+    a: str = ""
+
+
+@pytest.mark.parametrize("schema", [Data, Model])
+async def test_state_as_an_object_is_recorded_and_reads_are_unknown(schema):
+    graph = build(
+        schema,
+        nodes={"n": lambda s: {"a": s.q}, "m": lambda s: {"a": s.a + "m"}},
+        edges=[(START, "n"), ("n", "m")],
+    )
+    run = await recorded(graph)
+    assert run.executions[0].inputs == {"q": "hi", "a": ""}
+    assert run.executions[0].reads is None
+    assert ("n#0", "m#0", "a") in edges(run)
+
+
+async def test_node_that_validates_its_state_with_pydantic_still_depends_on_it():
+    # pydantic reads dicts from C, where nobody can watch it.
+    graph = build(
+        nodes={"n": lambda s: {"a": "x"}, "m": lambda s: {"b": Model.model_validate(s).a}},
+        edges=[(START, "n"), ("n", "m")],
+    )
+    run = await recorded(graph)
+    assert run.outputs["b"] == "x"
+    assert ("n#0", "m#0", "a") in edges(run)
+
+
+async def test_parallel_executions_of_one_node_are_numbered_by_input_not_by_finish():
+    import asyncio
+
+    async def work(s):
+        await asyncio.sleep(0.002 * (3 - s["i"]))
+        return {"items": [s["i"]]}
+
+    graph = build(
+        nodes={"work": work},
+        conditional=[(START, lambda s: [Send("work", {"i": i}) for i in range(3)], ["work"])],
+    )
+    first, second = await recorded(graph), await recorded(graph)
+    assert [(e.id, e.inputs) for e in first.executions] == [(e.id, e.inputs) for e in second.executions]
+
+
+async def test_observing_changes_nothing_in_the_users_graph():
+    graph = build(nodes={"n": lambda s: {"a": type(s).__name__}}, edges=[(START, "n")])
+    before = {n: id(p) for n, p in graph.nodes.items()}
+    await recorded(graph)
+    assert {n: id(p) for n, p in graph.nodes.items()} == before
+    assert (await graph.ainvoke({"q": "hi"}))["a"] == "dict"
+
+
+async def test_users_checkpointer_stays_empty():
+    saver = InMemorySaver()
+    graph = build(nodes={"n": lambda s: {"a": s["q"]}}, edges=[(START, "n")], checkpointer=saver)
+    run = await recorded(graph)
+    assert run.outputs["a"] == "hi"
+    assert list(saver.list(None)) == []
+
+
+# Runs as data.
+
+
+async def test_stored_run_is_the_recorded_run():
+    model = Chat(answer=echo)
+    prompt = tg.Parameter("p", "Be kind.")
+
+    async def n(s):
+        said = await model.ainvoke([prompt.message(), HumanMessage(s["q"])])
+        return {"a": said.content, "items": Overwrite([said])}
+
+    graph = build(nodes={"n": n, "m": lambda s: {"b": s["a"]}}, edges=[(START, "n"), ("n", "m")])
+    run = await recorded(graph, [prompt])
+    again = decode_run(json.loads(json.dumps(encode_run(run))), run.example)
+    assert again.executions == run.executions
+    assert Trace.of(again).edges == Trace.of(run).edges
+    assert encode_run(again) == encode_run(run)
+    assert again.outputs["b"] == run.outputs["b"]
+
+
+class Thing(BaseModel):
+    x: int = 1
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=4)
+    | st.dates() | st.uuids() | st.sampled_from([Thing(), Data("q"), object(), len, HumanMessage("h"), SystemMessage([{"type": "text", "text": "t"}])]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    | st.sets(st.text(max_size=2) | st.integers(), max_size=3)
+    | st.tuples(inner, inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(values)
+def test_to_plain_is_json_and_idempotent(value):
+    plain = to_plain(value)
+    assert to_plain(plain) == plain
+    assert json.loads(canonical(value)) == plain
+    assert canonical(plain) == canonical(value)
+
+
+async def test_lone_surrogates_survive_the_store():
+    # A reply that was cut inside an emoji, in JSON, leaves half of it.
+    half = json.loads('"\\ud83d"')
+    graph = tg.TrainableGraph(build(nodes={"n": lambda s: {"a": half}}, edges=[(START, "n")]))
+    store = tg.Store()
+    with tg.use_ledger(tg.Ledger(store)):
+        [run] = await graph.arecord([{"inputs": {"q": half}}])
+        [again] = await graph.arecord([{"inputs": {"q": half}}])
+    assert again.executions == run.executions
+    assert again.executions[0].writes == (("a", "\ufffd"),)
+    store.close()
+
+
+# Isolation.
+
+SCRIPT = """
+import asyncio, http.server, json, os, sys, threading
+seen = []
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        seen.append(self.path)
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.do_GET()
+    do_PATCH = do_POST
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ.update(LANGSMITH_TRACING="true", LANGCHAIN_TRACING_V2="true", LANGSMITH_API_KEY="lsv2_x",
+                  LANGSMITH_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+from langchain_core.tracers.langchain import wait_for_all_tracers
+from langsmith import traceable
+from langgraph.graph import START, StateGraph
+import lg_textgrad as tg
+from tests.parts import BlamesUpstream, Chat, echo
+p = tg.Parameter("p", "hello")
+model = Chat(answer=echo)
+@traceable
+def helper(text): return text
+async def node(s): return {"a": helper((await model.ainvoke([p.message()])).content)}
+def judge(outputs): return helper(len(model.invoke("judge").content) > 99)
+graph = StateGraph(dict).add_node("n", node).add_edge(START, "n").compile()
+runs = tg.TrainableGraph(graph, [p]).record([{"inputs": {"q": 1}}])
+loss = tg.Objective([judge])(runs)
+loss.backward(BlamesUpstream())
+wait_for_all_tracers()
+quiet = len(seen)
+asyncio.run(graph.ainvoke({"q": 1}))   # the same graph on its own is traced, so the server listens
+wait_for_all_tracers()
+print(json.dumps({"error": runs[0].error, "grads": len(p.grad), "quiet": quiet, "after": len(seen)}))
+"""
+
+
+def test_nothing_leaves_for_langsmith_whatever_the_environment_says():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["error"], told["grads"], told["quiet"]) == (None, 1, 0)
+    assert told["after"] > 0
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_graph_recorded_inside_another_graphs_node_inherits_nothing(sync):
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Watch(BaseCallbackHandler):
+        def __init__(self):
+            self.inner = 0
+
+        def on_chain_start(self, serialized, inputs, **kwargs):
+            self.inner += "marker" in str(inputs)
+
+    inner = tg.TrainableGraph(
+        build(nodes={"n": lambda s: {"a": s["q"]}}, edges=[(START, "n")])
+    )
+    batch = [{"inputs": {"q": "marker"}}]
+    kept: list[Any] = []
+
+    async def awaited(s):
+        kept.extend(await inner.arecord(batch))
+        return {"a": "done"}
+
+    def plain(s):
+        kept.extend(inner.record(batch))
+        return {"a": "done"}
+
+    saver, watch = InMemorySaver(), Watch()
+    outer = build(nodes={"o": plain if sync else awaited}, edges=[(START, "o")], checkpointer=saver)
+    config: Any = {"configurable": {"thread_id": "t"}, "callbacks": [watch], "recursion_limit": 9}
+    assert (await outer.ainvoke({"q": "x"}, config))["a"] == "done"
+    assert [e.id for e in kept[0].executions] == ["n#0"]
+    assert watch.inner == 0
+    assert {c.config["configurable"]["checkpoint_ns"] for c in saver.list(None)} == {""}
+    assert "marker" not in str(list(saver.list(None)))

@@ -1,0 +1,256 @@
+"""TrainableGraph: candidates stay apart, errors say what to do, failures are data."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, TypedDict
+
+import pytest
+from langgraph.cache.memory import InMemoryCache
+from langgraph.graph import START, StateGraph
+from langgraph.types import CachePolicy
+
+import lg_textgrad as tg
+from lg_textgrad.errors import DataError, GraphError, ParameterError
+from tests.parts import Chat, echo
+
+
+class S(TypedDict, total=False):
+    q: str
+    a: str
+    b: str
+    c: str
+    seen: Annotated[list, operator.add]
+
+
+def crowd_graph(sync):
+    """Three nodes that read parameters, the second of them cached."""
+    first, second, third = (tg.Parameter(n, "default") for n in ("first", "second", "third"))
+    model = Chat(answer=echo)
+
+    if sync:
+        def one(s):
+            return {"a": model.invoke([first.message()]).content}
+
+        def two(s):
+            return {"b": str(second)}
+
+        def three(s):
+            return {"c": model.invoke([third.message(), ("user", s["q"])]).content}
+    else:
+        async def one(s):
+            await asyncio.sleep(0)
+            return {"a": (await model.ainvoke([first.message()])).content}
+
+        async def two(s):
+            await asyncio.sleep(0.001)
+            return {"b": str(second)}
+
+        async def three(s):
+            return {"c": (await model.ainvoke([third.message(), ("user", s["q"])])).content}
+
+    builder = StateGraph(S)
+    builder.add_node("one", one)
+    builder.add_node("two", two, cache_policy=CachePolicy(key_func=lambda s: "always"))
+    builder.add_node("three", three)
+    builder.add_edge(START, "one").add_edge("one", "two").add_edge("two", "three")
+    return tg.TrainableGraph(builder.compile(cache=InMemoryCache()), [first, second, third])
+
+
+def candidate(i):
+    return {"first": f"first-{i}", "second": f"second-{i}", "third": f"third-{i}"}
+
+
+def check(i, run, q="q"):
+    out = run.outputs
+    assert (out["a"], out["b"], out["c"]) == (f"first-{i}", f"second-{i}", f"third-{i} / {q}")
+    read = {n: t for e in run.executions for n, t in e.prompts.items()}
+    assert read == candidate(i)
+    assert run.candidate == tg.candidate_hash(candidate(i))
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_hundred_candidates_run_at_once_without_crosstalk(sync):
+    graph = crowd_graph(sync)
+    batch = [{"inputs": {"q": "q"}}]
+    ledger = tg.Ledger(max_concurrency=100)
+    with tg.use_ledger(ledger):
+        runs = await asyncio.gather(
+            *(graph.arecord(batch, prompts=candidate(i)) for i in range(100))
+        )
+    for i, [run] in enumerate(runs):
+        check(i, run)
+    assert all(p.value == "default" for p in graph.parameters.values())
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_hundred_candidates_from_threads_without_crosstalk(sync):
+    graph = crowd_graph(sync)
+    with ThreadPoolExecutor(20) as pool:
+        runs = list(
+            pool.map(lambda i: graph.record([{"inputs": {"q": f"q{i}"}}], prompts=candidate(i)), range(100))
+        )
+    for i, [run] in enumerate(runs):
+        check(i, run, f"q{i}")
+
+
+def test_candidate_in_scope_is_what_runs_and_prompts_win_over_it():
+    graph = crowd_graph(sync=True)
+    with tg.prompts({"first": "scoped", "second": "scoped", "stranger": "ignored"}):
+        [run] = graph.record([{"inputs": {"q": "q"}}], prompts={"second": "given"})
+    assert (run.outputs["a"], run.outputs["b"]) == ("scoped", "given")
+    assert graph.candidate() == {"first": "default", "second": "default", "third": "default"}
+
+
+def test_users_node_cache_is_left_alone():
+    graph = crowd_graph(sync=True)
+    cache = graph.graph.cache
+    graph.record([{"inputs": {"q": "q"}}], prompts=candidate(1))
+    assert graph.graph.cache is cache
+    assert graph.graph.invoke({"q": "q"})["b"] == "default"
+
+
+async def test_record_works_inside_a_running_loop():
+    [run] = crowd_graph(sync=False).record([{"inputs": {"q": "q"}}], prompts=candidate(3))
+    check(3, run)
+
+
+def one_node(node, **compiled):
+    return StateGraph(S).add_node("n", node).add_edge(START, "n").compile(**compiled)
+
+
+def test_runs_come_in_the_order_of_the_examples():
+    async def node(s):
+        await asyncio.sleep(0.002 * (5 - int(s["q"])))
+        return {"a": s["q"]}
+
+    runs = tg.TrainableGraph(one_node(node)).record([{"inputs": {"q": str(i)}} for i in range(5)])
+    assert [r.outputs["a"] for r in runs] == list("01234")
+
+
+async def test_at_most_max_runs_are_in_memory():
+    now = peak = 0
+
+    async def node(s):
+        nonlocal now, peak
+        now += 1
+        peak = max(peak, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        return {"a": ""}
+
+    await tg.TrainableGraph(one_node(node)).arecord([{"inputs": {"q": str(i)}} for i in range(12)], max_runs=3)
+    assert peak == 3
+
+
+def test_one_failed_example_is_data_and_the_others_go_on():
+    def node(s):
+        if s["q"] == "bad":
+            raise KeyError("team")
+        return {"a": s["q"]}
+
+    runs = tg.TrainableGraph(one_node(node)).record([{"inputs": {"q": q}} for q in ("x", "bad", "y")])
+    assert [r.error for r in runs] == [None, "KeyError: 'team'", None]
+    assert runs[1].failed_in == "n#0"
+
+
+def test_run_is_read_back_instead_of_run_again(tmp_path):
+    ran = []
+    p = tg.Parameter("p", "v")
+
+    def node(s):
+        ran.append(str(p))
+        return {"a": str(p)}
+
+    graph = tg.TrainableGraph(one_node(node), [p])
+    batch = [{"inputs": {"q": "q"}}]
+    with tg.Store(tmp_path) as store, tg.use_ledger(tg.Ledger(store)):
+        [first] = graph.record(batch)
+        [again] = graph.record(batch)
+        graph.record(batch, prompts={"p": "other"})
+        graph.record(batch, sample=1)
+    assert ran == ["v", "other", "v"]
+    assert again.executions == first.executions
+    assert again.parameters == {"p": p}
+
+
+async def test_on_run_hears_of_each_run():
+    heard = []
+    graph = tg.TrainableGraph(one_node(lambda s: {"a": ""}))
+    await graph.arecord([{"inputs": {"q": str(i)}} for i in range(3)], on_run=heard.append)
+    assert len(heard) == 3
+
+
+def test_run_ids_and_fingerprint_are_stable_and_tell_graphs_apart():
+    a, b = (tg.TrainableGraph(one_node(lambda s: {"a": ""})) for _ in range(2))
+    wider = StateGraph(S).add_node("n", lambda s: None).add_node("m", lambda s: None)
+    c = tg.TrainableGraph(wider.add_edge(START, "n").add_edge("n", "m").compile())
+    example = tg.Example("e", {"q": 1})
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    ids = [a.run_id(example, {}), b.run_id(example, {}), a.run_id(example, {"p": "x"}),
+           a.run_id(example, {}, 1), a.run_id(tg.Example("f", {"q": 1}), {})]  # fmt: skip
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 4
+
+
+def test_nothing_that_a_node_sets_reaches_the_caller():
+    from contextvars import ContextVar
+
+    var = ContextVar("var", default="clean")
+
+    async def node(s):
+        var.set("dirty")
+        return {"a": ""}
+
+    tg.TrainableGraph(one_node(node)).record([{"inputs": {"q": "x"}}])
+    assert var.get() == "clean"
+
+
+# What cannot work is said at once.
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (StateGraph(S), r"StateGraph is not a compiled LangGraph graph; call \.compile\(\)"),
+        (lambda s: s, "function is not a compiled LangGraph graph; give what"),
+        (None, "NoneType is not a compiled"),
+    ],
+)
+def test_not_a_compiled_graph(graph, words):
+    with pytest.raises(GraphError, match=words):
+        tg.TrainableGraph(graph)
+
+
+def test_two_parameters_of_one_name():
+    twice = [tg.Parameter("p", "a"), tg.Parameter("p", "b")]
+    with pytest.raises(ParameterError, match="Two parameters are named 'p'") as caught:
+        tg.TrainableGraph(one_node(lambda s: None), twice)
+    assert caught.value.parameter == "p"
+
+
+def test_what_is_no_parameter():
+    with pytest.raises(ParameterError, match="not str; write Parameter"):
+        tg.TrainableGraph(one_node(lambda s: None), ["p"])
+
+
+async def test_unknown_name_in_prompts():
+    graph = tg.TrainableGraph(one_node(lambda s: None), [tg.Parameter("p", "a")])
+    with pytest.raises(ParameterError, match="no parameter 'q'; the graph has 'p'"):
+        await graph.arecord([{"inputs": {}}], prompts={"q": "x"})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"q": "x"}, "example 0: 'inputs' must be an object with the graph's input, but it is missing"),
+        ({"inputs": "x"}, "it is a string"),
+        ("x", "a row must be an object with 'inputs', not a string"),
+        ({"inputs": {}, "outputs": [1]}, "'outputs' must be an object, not a list"),
+    ],
+)
+async def test_row_without_inputs(row, words):
+    with pytest.raises(DataError, match=words):
+        await tg.TrainableGraph(one_node(lambda s: None)).arecord([row])
