@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time
 from enum import Enum
 from typing import Any
@@ -55,7 +57,7 @@ def to_plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else repr(value)
+        return value if math.isfinite(value) else repr(value)
     if isinstance(value, BaseMessage):
         return message_to_plain(value)
     if isinstance(value, BaseModel):
@@ -67,7 +69,7 @@ def to_plain(value: Any) -> Any:
         return {_whole(str(k)): to_plain(v) for k, v in items}
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
-    if isinstance(value, Set):
+    if isinstance(value, AbstractSet):
         return sorted((to_plain(v) for v in value), key=canonical)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
@@ -79,8 +81,10 @@ def to_plain(value: Any) -> Any:
 
 
 def _whole(text: str) -> str:
-    """Return `text`; half of a surrogate pair, left by a reply that was cut inside an emoji,
-    has no UTF-8 form and would break whoever stores or sends it."""
+    """Return `text`, made whole where a reply was cut inside an emoji.
+
+    Half of a surrogate pair has no UTF-8 form and would break whoever stores or sends it.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -40,7 +40,9 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     loop = _background_loop()
     if threading.current_thread().name == "lg_textgrad-sync":
         coroutine.close()
-        raise RuntimeError("A sync method was called from lg_textgrad's own loop; await its a-twin.")
+        raise RuntimeError(
+            "A sync method was called from lg_textgrad's own loop; await its a-twin."
+        )
     done: Future[T] = Future()
     tasks: list[asyncio.Task[T]] = []
     context = contextvars.copy_context()

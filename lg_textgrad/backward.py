@@ -108,7 +108,9 @@ async def _handle(
 
 def _roots(scored: Scored) -> list[Feedback]:
     """Return the feedback that complains; nothing for a run with full marks."""
-    return [f for f in scored.feedback if f.score is None or f.score < 1] if scored.score < 1 else []
+    if scored.score >= 1:
+        return []
+    return [f for f in scored.feedback if f.score is None or f.score < 1]
 
 
 def _terminal_blame(trace: Trace, roots: list[Feedback]) -> dict[str, list[Blame]]:

@@ -230,7 +230,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         trainer = Trainer(
             graph,
             objective,
-            critic=LLMCritic(critic),
+            critic=LLMCritic(critic, brief=config.brief_critic),
             optimizer=TextualGradientDescent(rewriter, seed=config.seed),
             acceptance=Better(config.min_gain),
             budget=budget,

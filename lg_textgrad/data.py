@@ -90,5 +90,7 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> Iterable[list[
 
 
 def _kind(value: Any) -> str:
-    names = {str: "a string", list: "a list", dict: "an object", type(None): "null", bool: "a boolean"}
+    names = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
+    if value is None:
+        return "null"
     return names.get(type(value), "a number")

@@ -40,7 +40,9 @@ class TrainableGraph:
     graph, `ParameterError` for names used twice.
     """
 
-    def __init__(self, graph: Pregel, parameters: Iterable[Parameter] = ()) -> None:
+    def __init__(
+        self, graph: Pregel[Any, Any, Any, Any], parameters: Iterable[Parameter] = ()
+    ) -> None:
         if not isinstance(graph, Pregel):
             hint = (
                 "call .compile() on it first"
@@ -215,7 +217,9 @@ class TrainableGraph:
             outputs=outputs,
             executions=executions,
             error=error,
-            failed_in=next((e.id for e in reversed(executions) if e.error), None) if error else None,
+            failed_in=(
+                next((e.id for e in reversed(executions) if e.error), None) if error else None
+            ),
             usage=scope.usage if scope.usage.calls + scope.usage.cached_calls else Usage(),
             seconds=time.monotonic() - started,
             sample=sample,

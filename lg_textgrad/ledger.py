@@ -52,6 +52,11 @@ class Limiter:
     def hold(self) -> Iterator[None]:
         turn = self._take()
         if turn is not None:
+            if _in_loop() and turn.cancel():
+                # A blocking call in a coroutine: waiting would stop the loop in which the holders
+                # finish. Slow anywhere; here one over the limit instead of waiting for ever.
+                yield
+                return
             turn.result()
         try:
             yield
@@ -136,10 +141,13 @@ class Ledger:
         while True:
             future, mine = self._enter(key)
             if not mine:
+                task = asyncio.current_task()
+                cancelled = task.cancelling() if task else 0
                 try:
                     return self._shared(await asyncio.shield(asyncio.wrap_future(future)), kind)
                 except asyncio.CancelledError:
-                    if future.cancelled():
+                    # The owner's failure arrives as a cancellation too; only that one is caught.
+                    if future.cancelled() and (task is None or task.cancelling() == cancelled):
                         continue
                     raise
             paid: Paid | None = None
@@ -165,6 +173,8 @@ class Ledger:
         """Return what `apay` returns, for callers in a plain thread."""
         while True:
             future, mine = self._enter(key)
+            if not mine and _in_loop():
+                return self._made(key, kind, request, call)
             if not mine:
                 waited: Future[None] = Future()
                 future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
@@ -174,22 +184,32 @@ class Ledger:
                 return self._shared(future.result(), kind)
             paid: Paid | None = None
             try:
-                if (found := self._stored(key, kind)) is not None:
-                    paid = found
-                    return found
-                with self.limiter.hold():
-                    self.account.reserve()
-                    try:
-                        made = call()
-                    except BaseException:
-                        self.account.release()
-                        raise
-                    self.account.settle(made[1], kind)
-                self.store.put_result(key, kind, request, made[0], made[1])
-                paid = made
-                return made
+                paid = self._made(key, kind, request, call)
+                return paid
             finally:
                 self._leave(key, future, paid)
+
+    def _made(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
+        if (found := self._stored(key, kind)) is not None:
+            return found
+        with self.limiter.hold():
+            self.account.reserve()
+            try:
+                made = call()
+            except BaseException:
+                self.account.release()
+                raise
+            self.account.settle(made[1], kind)
+        self.store.put_result(key, kind, request, made[0], made[1])
+        return made
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("lg_textgrad_ledger", default=None)

@@ -117,6 +117,8 @@ class Config:
     rewriter_model: str | None = None
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
+    brief_critic: bool = False
+    """Ask the critic for the rule and the weight only: for small models."""
     steps: int = 4
     batch_size: int = 6
     seed: int = 0

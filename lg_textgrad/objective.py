@@ -221,7 +221,9 @@ def _arguments(
         return (), {k: values[k] for k in ("inputs", "outputs", "reference_outputs")}
     unknown = [p for p in named if p.name not in _ARGUMENTS and p.default is p.empty]
     if unknown:
-        positional = [p for p in named if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+        positional = [
+            p for p in named if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+        ]
         if len(positional) == 2 and len(positional) == len(
             [p for p in named if p.default is p.empty]
         ):

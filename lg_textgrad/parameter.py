@@ -46,7 +46,8 @@ class Gradient:
     @property
     def id(self) -> str:
         """Stable and short: the same gradient has the same id in a resumed run."""
-        return "g" + digest(self.parameter, self.run_id, self.execution, self.change, self.keep)[:10]
+        said = digest(self.parameter, self.run_id, self.execution, self.change, self.keep)
+        return f"g{said[:10]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Edit:
     parameter: str
     op: Literal["add", "replace", "delete"]
     line: int
-    """Counted from 1 in the text before any edit. `add` puts the new line after it; 0 is the top."""
+    """Counted from 1 in the text before any edit. `add` puts the new line after it; 0 is on top."""
     text: str = ""
     """The new line; empty for `delete`."""
     gradients: tuple[str, ...] = ()
@@ -164,7 +165,8 @@ class Parameter:
                 raise self._refusal(f"it brings in the forbidden text {word!r}")
         if self.max_tokens is not None and count_tokens(text) > self.max_tokens:
             raise self._refusal(
-                f"it has about {count_tokens(text)} tokens, more than the limit of {self.max_tokens}"
+                f"it has about {count_tokens(text)} tokens, "
+                f"more than the limit of {self.max_tokens}"
             )
         if not text.strip():
             raise self._refusal("it is empty")

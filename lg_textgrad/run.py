@@ -140,7 +140,7 @@ class Run:
     candidate: str
     """The candidate's hash."""
     outputs: Mapping[str, Any] | None
-    """The graph's output; None when it failed. Live objects when recorded, plain data when read back."""
+    """Live objects when recorded, plain data when read back; None when the graph failed."""
     executions: Sequence[Execution] = ()
     error: str | None = None
     """`Type: message` when the run failed; None otherwise."""

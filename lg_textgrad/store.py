@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
@@ -156,9 +156,11 @@ class Store:
                 f"Another process is working in '{directory}'. Wait for it, or use another --out."
             ) from None
         except OSError as error:
-            raise StoreError(f"The run directory '{directory}' cannot be written: {error}.") from None
+            raise StoreError(
+                f"The run directory '{directory}' cannot be written: {error}."
+            ) from None
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -37,7 +37,7 @@ class Trace:
     """By id, in order of start."""
     edges: Sequence[Edge]
     sinks: Mapping[str, tuple[str, ...]]
-    """Output key -> the executions that last wrote it (all writers, where the channel accumulates)."""
+    """Output key -> the executions that last wrote it; all writers, if the channel accumulates."""
 
     @classmethod
     def of(cls, run: Run) -> Trace:
@@ -89,8 +89,10 @@ class Trace:
         return order
 
     def worth_visiting(self, trainable: Collection[str]) -> set[str]:
-        """Return the executions that read one of the parameters `trainable`, or have an ancestor
-        that did. To all others feedback means nothing."""
+        """Return the executions that read a `trainable` parameter or have an ancestor that did.
+
+        To all others feedback means nothing.
+        """
         producers = self.producers_of_all()
         found: set[str] = set()
         for execution in reversed(self.reverse_order()):
@@ -163,7 +165,7 @@ class _Builder:
             wanted = _inner_channels(self.levels[execution.id])
             if SEND in incoming or inner.keys().isdisjoint(wanted):
                 # The names don't say what became of what, so all of it may have.
-                inner = dict.fromkeys(wanted, list(everything))
+                inner = {channel: list(everything) for channel in wanted}
             self.build(execution.id, inner)
             for sink in self._inner_sinks(execution.id):
                 self.edges.append(Edge(sink, execution.id, RETURN))

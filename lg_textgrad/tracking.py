@@ -78,17 +78,18 @@ class ReadTrackingDict(dict[str, Any]):
         self._all()
         return dict(dict.items(self))
 
-    def __or__(self, other: Any) -> dict[str, Any]:
-        return self.copy() | other
+    def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        merged: dict[str, Any] = self.copy() | other
+        return merged
 
-    def __ror__(self, other: Any) -> dict[str, Any]:
+    def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
         return dict(other) | self.copy()
 
     def __eq__(self, other: object) -> bool:
         self._all()
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __ne__(self, other: object) -> bool:
         return not self == other

@@ -14,7 +14,8 @@ def team(outputs: dict[str, Any], reference_outputs: dict[str, Any]) -> dict[str
     return {
         "key": "team",
         "score": 0.0,
-        "comment": f"Wrong team: a message about {about} belongs to the team {expected}, not {got}.",
+        "comment": f"Team: messages about {about} must go to the team '{expected}'; "
+        f"this one went to '{got}'.",
     }
 
 

@@ -21,7 +21,8 @@ from typing import Literal, TypedDict
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
+from pydantic import SecretStr
 
 import lg_textgrad as tg
 
@@ -83,9 +84,9 @@ def model(max_tokens: int) -> ChatOpenAI:
     return ChatOpenAI(
         model=os.environ.get("SUPPORT_MODEL", "local"),
         base_url=os.environ.get("SUPPORT_BASE_URL") or os.environ.get("LG_TEXTGRAD_LOCAL_URL"),
-        api_key=os.environ.get("SUPPORT_API_KEY", "none"),
+        api_key=SecretStr(os.environ.get("SUPPORT_API_KEY", "none")),
         temperature=0,
-        max_tokens=max_tokens,
+        max_completion_tokens=max_tokens,
         timeout=300,
     )
 
@@ -139,7 +140,7 @@ async def run_checker(state: Desk) -> Desk:
 
 def after_check(state: Desk) -> Literal["writer", "__end__"]:
     again = state["verdict"].upper().startswith("REVISE") and state["rounds"] < 2
-    return "writer" if again else END
+    return "writer" if again else "__end__"
 
 
 builder = StateGraph(Desk, input_schema=Incoming, output_schema=Outgoing)

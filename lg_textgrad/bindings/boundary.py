@@ -124,7 +124,7 @@ def _asked(
             answered = str(message["tool_call_id"])
             message["tool_call_id"] = order.setdefault(answered, f"call{len(order)}")
     options = {
-        k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k not in ("ls_structured_output_format",)
+        k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k != "ls_structured_output_format"
     }
     return {"model": model_identity(model), "messages": plain, "stop": stop, "options": options}
 

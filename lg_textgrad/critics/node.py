@@ -19,21 +19,28 @@ logger = logging.getLogger(__name__)
 
 _MOST_CHANGE = 200  # characters; a rule that needs more is a story about one example
 
-_TEMPLATES = ("critic", "critic_case", "critic_upstream")
+_TEMPLATES = ("critic", "critic_case", "critic_detail", "critic_upstream")
 
 
 class LLMCritic:
     """Asks `model` about one execution at a time, with a JSON schema for the reply.
 
     `max_value_chars` caps each value that is shown; longer ones are cut in the middle and the cut
-    is marked. `max_tokens` caps the reply. After Yuksekgonul et al. 2024 (TextGrad), with credit
+    is marked. `max_tokens` caps the reply. `brief` asks for the rule and the weight only, which is
+    what small models can do and half the tokens; the complaint then is the evidence. After Yuksekgonul et al. 2024 (TextGrad), with credit
     per producer in the same call.
     """
 
     def __init__(
-        self, model: ChatModel, *, max_value_chars: int = 1500, max_tokens: int = 250
+        self,
+        model: ChatModel,
+        *,
+        brief: bool = False,
+        max_value_chars: int = 1500,
+        max_tokens: int = 300,
     ) -> None:
         self.model = model
+        self.brief = brief
         self.max_value_chars = max_value_chars
         self.max_tokens = max_tokens
         self.malformed = 0
@@ -45,18 +52,20 @@ class LLMCritic:
             "critic": "node",
             "model": dict(self.model.identity),
             "templates": templates.fingerprint(*_TEMPLATES),
+            "brief": self.brief,
             "max_value_chars": self.max_value_chars,
             "max_tokens": self.max_tokens,
         }
 
     async def acriticize(self, request: CriticRequest) -> Critique:
         messages = self._messages(request)
-        schema = _schema(request)
+        schema = self._schema(request)
         reason = ""
         for attempt in range(2):
             asked = messages
             if reason:
-                asked = [*messages, {"role": "user", "content": f"Your last reply was refused: {reason} Reply again."}]
+                again = f"Your last reply was refused: {reason} Reply again."
+                asked = [*messages, {"role": "user", "content": again}]
             try:
                 reply = await aask(
                     self.model,
@@ -81,12 +90,12 @@ class LLMCritic:
         given, wrote = shown_values(request)
         given, wrote = self._cut(given), self._cut(wrote)
         complaint = self._cut("\n".join(dict.fromkeys(b.text for b in request.blames)))
-        upstream = ""
+        more = [] if self.brief else [templates.source("critic_detail")]
         if request.producers:
             names = "; ".join(
                 f"{p.execution} gave {', '.join(p.channels)}" for p in request.producers
             )
-            upstream = templates.fill("critic_upstream", producers=names)
+            more.append(templates.fill("critic_upstream", producers=names))
         prompts = "\n\n".join(
             text if len(request.parameters) == 1 else f"[{name}]\n{text}"
             for name, text in ((n, execution.prompts[n]) for n in request.parameters)
@@ -101,12 +110,39 @@ class LLMCritic:
             inputs=given,
             output=wrote,
             complaint=complaint,
-            upstream=upstream,
+            more="\n".join(more),
         )
         return [
             {"role": "system", "content": templates.source("critic")},
             {"role": "user", "content": case},
         ]
+
+    def _schema(self, request: CriticRequest) -> dict[str, Any]:
+        verdict: dict[str, Any] = {"general_rule": {"type": "string", "maxLength": _MOST_CHANGE}}
+        if not self.brief:
+            verdict["keep"] = {"type": "string", "maxLength": 60}
+            verdict["evidence"] = {"type": "string", "maxLength": 80}
+        weight = {"type": "number", "minimum": 0, "maximum": 1}
+        verdict["weight"] = weight
+        properties: dict[str, Any] = {}
+        if len(request.parameters) == 1:
+            properties = dict(verdict)
+        elif request.parameters:
+            names = {"parameter": {"type": "string", "enum": list(request.parameters)}}
+            properties["gradients"] = {
+                "type": "array",
+                "maxItems": len(request.parameters),
+                "items": _object({**names, **verdict}),
+            }
+        if request.producers:
+            steps = {"type": "string", "enum": [p.execution for p in request.producers]}
+            complaint = {"type": "string", "maxLength": 120}
+            properties["upstream"] = {
+                "type": "array",
+                "maxItems": len(request.producers),
+                "items": _object({"step": steps, "complaint": complaint, "weight": weight}),
+            }
+        return _object(properties)
 
     def _cut(self, text: str) -> str:
         return cut(text, self.max_value_chars)
@@ -157,38 +193,6 @@ def _text(message: Mapping[str, Any]) -> str:
     return text.strip()
 
 
-def _schema(request: CriticRequest) -> dict[str, Any]:
-    verdict: dict[str, Any] = {
-        "change": {"type": "string", "maxLength": _MOST_CHANGE},
-        "keep": {"type": "string", "maxLength": 60},
-        "evidence": {"type": "string", "maxLength": 80},
-        "weight": {"type": "number", "minimum": 0, "maximum": 1},
-    }
-    properties: dict[str, Any] = {}
-    if len(request.parameters) == 1:
-        properties = dict(verdict)
-    elif request.parameters:
-        names = {"parameter": {"type": "string", "enum": list(request.parameters)}}
-        properties["gradients"] = {
-            "type": "array",
-            "maxItems": len(request.parameters),
-            "items": _object({**names, **verdict}),
-        }
-    if request.producers:
-        properties["upstream"] = {
-            "type": "array",
-            "maxItems": len(request.producers),
-            "items": _object(
-                {
-                    "step": {"type": "string", "enum": [p.execution for p in request.producers]},
-                    "complaint": {"type": "string", "maxLength": 120},
-                    "weight": {"type": "number", "minimum": 0, "maximum": 1},
-                }
-            ),
-        }
-    return _object(properties)
-
-
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
@@ -200,6 +204,7 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 def _critique(request: CriticRequest, data: Mapping[str, Any]) -> Critique:
     run, execution = request.scored.run, request.execution
+    complaint = cut("; ".join(dict.fromkeys(b.text for b in request.blames)), 300)
     verdicts = data.get("gradients")
     if verdicts is None:
         verdicts = [{"parameter": n, **data} for n in request.parameters]
@@ -208,9 +213,9 @@ def _critique(request: CriticRequest, data: Mapping[str, Any]) -> Critique:
             parameter=v["parameter"],
             run_id=run.id,
             execution=execution.id,
-            change=_general(" ".join(v["change"].split()), request),
-            keep=" ".join(v["keep"].split()),
-            evidence=v["evidence"].strip(),
+            change=_general(" ".join(v["general_rule"].split()), request),
+            keep=" ".join(v.get("keep", "").split()),
+            evidence=v.get("evidence", complaint).strip(),
             weight=float(v["weight"]),
             example_id=run.example.id,
             score=request.scored.score,

@@ -1,4 +1,4 @@
-"""What a model is to lg_textgrad: something async that takes messages and may be held to a schema."""
+"""What a model is to lg_textgrad: async, takes messages and may be held to a schema."""
 
 from __future__ import annotations
 

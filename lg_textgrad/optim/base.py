@@ -30,8 +30,10 @@ class Proposal:
 
 
 def merged(proposals: Sequence[Proposal], incumbent: Candidate) -> Proposal:
-    """Return one proposal with the changes of all; of two that change the same parameter the
-    first wins."""
+    """Return one proposal with the changes of all.
+
+    Of two that change the same parameter the first wins.
+    """
     candidate, edits, taken = dict(incumbent), list[Edit](), set[str]()
     for proposal in proposals:
         names = proposal.changed(incumbent)

@@ -128,10 +128,8 @@ class TextualGradientDescent(Optimizer):
         for attempt in range(2):
             asked = messages
             if reason:
-                asked = [
-                    *messages,
-                    {"role": "user", "content": f"Your last reply was refused: {reason} Reply again."},
-                ]
+                again = f"Your last reply was refused: {reason} Reply again."
+                asked = [*messages, {"role": "user", "content": again}]
             request = ModelRequest(
                 asked, schema, self.max_tokens, self.temperature, self.seed + attempt
             )

@@ -24,6 +24,8 @@ from lg_textgrad._hashing import digest, message_to_plain, to_plain
 from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage
 from lg_textgrad.tracking import ReadTrackingDict
 
+AnyGraph = Pregel[Any, Any, Any, Any]
+
 _START, _END = "__start__", "__end__"
 
 
@@ -225,7 +227,8 @@ class Recorder(BaseCallbackHandler):
         if task is None:
             return
         call = ToolCall(
-            (serialized or {}).get("name", "tool"), to_plain(input_str if inputs is None else inputs)
+            (serialized or {}).get("name", "tool"),
+            to_plain(input_str if inputs is None else inputs),
         )
         with self._guard:
             self._tools[run_id] = (task, call)
@@ -258,7 +261,7 @@ class Recorder(BaseCallbackHandler):
 
     # The result.
 
-    def executions(self, graph: Pregel | None = None) -> tuple[Execution, ...]:
+    def executions(self, graph: AnyGraph | None = None) -> tuple[Execution, ...]:
         """Return the executions in an order that doesn't depend on which finished first.
 
         `graph` tells which nodes have conditional edges, so that their choices become `goto`.
@@ -349,7 +352,7 @@ def _take_update(task: _Task, update: Any) -> None:
             task.writes.append((channel, value))
 
 
-def _routers(graph: Pregel) -> dict[str, set[str] | None]:
+def _routers(graph: AnyGraph) -> dict[str, set[str] | None]:
     """Return path of node -> where its conditional edges may lead; None where that isn't said."""
     found: dict[str, set[str] | None] = {}
     for prefix, sub in graphs_by_path(graph).items():
@@ -383,15 +386,19 @@ def _chosen(
     ]
 
 
-def graphs_by_path(graph: Pregel) -> dict[str, Pregel]:
-    """Return graph path -> graph, "" for the top, with every subgraph that LangGraph can see."""
+def graphs_by_path(graph: AnyGraph) -> dict[str, AnyGraph]:
+    """Return graph path -> graph, "" for the top, with every subgraph that LangGraph can see.
+
+    A graph that runs on a server shows nothing of its inside, and is a node like any other here.
+    """
     found = {"": graph}
     for name, sub in graph.get_subgraphs(recurse=True):
-        found[node_path(name)] = sub
+        if isinstance(sub, Pregel):
+            found[node_path(name)] = sub
     return found
 
 
-def accumulating_channels(graph: Pregel) -> dict[str, tuple[str, ...]]:
+def accumulating_channels(graph: AnyGraph) -> dict[str, tuple[str, ...]]:
     """Return graph path -> channels that keep what every writer wrote."""
     return {
         path: tuple(
@@ -406,7 +413,7 @@ def accumulating_channels(graph: Pregel) -> dict[str, tuple[str, ...]]:
     }
 
 
-def observing(graph: Pregel) -> Pregel:
+def observing(graph: AnyGraph) -> AnyGraph:
     """Return a copy of `graph` that notes which state keys a node reads, and caches no node.
 
     A node cache is keyed by the node's input alone, so it would answer one candidate with the

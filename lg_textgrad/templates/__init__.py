@@ -26,8 +26,10 @@ def source(name: str) -> str:
 
 
 def fill(name: str, **slots: str) -> str:
-    """Return the template with every slot filled. Raises `ConfigurationError` for a slot that is
-    missing or unknown."""
+    """Return the template with every slot filled.
+
+    Raises `ConfigurationError` for a slot that is missing or unknown.
+    """
     text = source(name)
     wanted = set(_SLOT.findall(text))
     if wanted != set(slots):

@@ -1,0 +1,438 @@
+"""The chat-model boundary: real ChatOpenAI against a real server, and models written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import contextmanager
+from typing import Annotated, TypedDict
+
+import openai
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from langgraph.graph import START, StateGraph
+from pydantic import BaseModel
+
+import lg_textgrad as tg
+from lg_textgrad.bindings.boundary import BoundaryScope, _asked, model_identity, pay_through
+from lg_textgrad.budget import Account
+from lg_textgrad.errors import (
+    BudgetExceededError,
+    ModelAuthenticationError,
+    ModelUnreachableError,
+    UnknownModelError,
+)
+from tests.parts import Chat, echo
+from tests.servers.openai_server import Fault, OpenAIServer, Reply
+
+METHODS = ("_generate_with_cache", "_agenerate_with_cache", "stream", "astream")
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_settings(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "LANGSMITH_TRACING"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+async def make():
+    async with openai.DefaultAsyncHttpxClient(trust_env=False) as later:
+        with openai.DefaultHttpxClient(trust_env=False) as now:
+
+            def make_model(server, **options):
+                url = server if isinstance(server, str) else server.base_url
+                options = {"model": "test-model", "api_key": "k", "max_retries": 0, **options}
+                return ChatOpenAI(
+                    base_url=url, http_client=now, http_async_client=later, **options
+                )
+
+            yield make_model
+
+
+@contextmanager
+def paying(ledger=None, **options):
+    scope = BoundaryScope(ledger or tg.Ledger(), **options)
+    with pay_through(scope):
+        yield scope
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class S(TypedDict, total=False):
+    q: str
+    a: str
+    items: Annotated[list, lambda a, b: a + b]
+
+
+def one_node(node):
+    return tg.TrainableGraph(StateGraph(S).add_node("n", node).add_edge(START, "n").compile())
+
+
+BATCH = [{"inputs": {"q": "hi"}}]
+
+
+# The class is left as it was.
+
+
+async def test_class_is_as_it_was_after_the_last_scope():
+    before = {name: BaseChatModel.__dict__[name] for name in METHODS}
+    with paying():
+        with paying():
+            pass
+        assert BaseChatModel.__dict__["stream"] is not before["stream"]
+        with pytest.raises(RuntimeError), paying():
+            raise RuntimeError
+    assert {name: BaseChatModel.__dict__[name] for name in METHODS} == before
+
+
+async def test_class_is_as_it_was_after_runs_that_fail_or_are_cancelled():
+    before = {name: BaseChatModel.__dict__[name] for name in METHODS}
+
+    async def node(s):
+        await asyncio.sleep(30)
+
+    task = asyncio.create_task(one_node(node).arecord(BATCH))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await one_node(lambda s: 1 / 0).arecord(BATCH)
+    assert {name: BaseChatModel.__dict__[name] for name in METHODS} == before
+
+
+async def test_call_outside_goes_straight_through_while_a_run_is_in_scope():
+    model = Chat(answer=echo)
+    inside, outside = asyncio.Event(), asyncio.Event()
+    ledger = tg.Ledger()
+
+    async def node(s):
+        inside.set()
+        await outside.wait()
+        return {"a": (await model.ainvoke("in")).content}
+
+    with tg.use_ledger(ledger):
+        task = asyncio.create_task(one_node(node).arecord(BATCH))
+        await inside.wait()
+    for _ in range(2):
+        assert (await model.ainvoke("out")).content == "out"
+        assert model.invoke("out").content == "out"
+        assert "".join([c.content async for c in model.astream("out")]) == "out"
+    outside.set()
+    await task
+    assert len(model.calls) == 7
+    assert ledger.account.spent.calls == 1
+
+
+# Paid once.
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+async def test_second_time_is_answered_from_the_store_without_a_request(make, how):
+    async def call(model):
+        if how == "invoke":
+            return await asyncio.to_thread(lambda: model.invoke("hi").content)
+        if how == "ainvoke":
+            return (await model.ainvoke("hi")).content
+        if how == "stream":
+            return await asyncio.to_thread(lambda: "".join(c.content for c in model.stream("hi")))
+        return "".join([c.content async for c in model.astream("hi")])
+
+    ledger = tg.Ledger()
+    with OpenAIServer(lambda body: "hello to you") as server:
+        model = make(server)
+        for _ in range(2):
+            with paying(ledger):
+                assert await call(model) == "hello to you"
+        assert len(server.chats) == 1
+    spent = ledger.account.spent
+    assert (spent.calls, spent.cached_calls, spent.prompt_tokens, spent.completion_tokens) == (1, 1, 1, 3)
+
+
+async def test_streaming_graph_is_recorded_and_answered_from_the_store(make, tmp_path):
+    with OpenAIServer(lambda body: "one two three") as server:
+        model = make(server, streaming=True, stream_usage=True)
+
+        async def node(s):
+            return {"a": "|".join([c.content async for c in model.astream(s["q"])])}
+
+        outs = []
+        for sample in (0, 0, 1):
+            with tg.Store(tmp_path) as store, tg.use_ledger(tg.Ledger(store)):
+                [run] = await one_node(node).arecord(BATCH, sample=sample)
+            outs.append(run)
+        assert len(server.chats) == 2
+    assert [r.outputs["a"] for r in outs] == ["one two three"] * 3
+    [call] = outs[0].executions[0].model_calls
+    assert (call.output["content"], call.usage.completion_tokens) == ("one two three", 3)
+    assert outs[0].usage.calls == 1
+
+
+async def test_stored_reply_is_the_same_message(make):
+    tools = [{"name": "look", "args": {"x": 1}, "id": "call_1"}]
+    with OpenAIServer(lambda body: Reply("text", tool_calls=tools)) as server:
+        ledger, model = tg.Ledger(), make(server)
+        with paying(ledger):
+            paid = await model.ainvoke("hi")
+        with paying(ledger):
+            stored = await model.ainvoke("hi")
+    assert stored.tool_calls == paid.tool_calls != []
+    assert stored.content == paid.content == "text"
+    assert stored.usage_metadata == paid.usage_metadata
+    assert stored.response_metadata["finish_reason"] == "tool_calls"
+
+
+async def test_structured_output_comes_back_from_the_store(make):
+    class Team(BaseModel):
+        name: str
+
+    with OpenAIServer(lambda body: {"name": "billing"}) as server:
+        ledger = tg.Ledger()
+        for _ in range(2):
+            with paying(ledger):
+                model = make(server).with_structured_output(Team, method="json_schema")
+                assert await model.ainvoke("hi") == Team(name="billing")
+        assert len(server.chats) == 1
+
+
+async def test_same_question_twice_in_one_run_is_two_paid_calls_and_stays_so():
+    n = iter("abcdef")
+    model = Chat(answer=lambda m: next(n))
+    ledger = tg.Ledger()
+    said = []
+    for _ in range(2):
+        with paying(ledger):
+            said.append([(await model.ainvoke("vote")).content for _ in range(2)])
+    assert said == [["a", "b"], ["a", "b"]]
+    assert ledger.account.spent.calls == 2
+    assert ledger.account.spent.cached_calls == 2
+
+
+async def test_each_sample_of_a_run_pays_for_itself():
+    model = Chat(answer=echo)
+    ledger = tg.Ledger()
+    for sample in (0, 1, 0):
+        with paying(ledger, sample=sample):
+            await model.ainvoke("hi")
+    assert len(model.calls) == 2
+
+
+async def test_candidate_that_changes_one_node_repays_only_that_node():
+    model = Chat(answer=lambda m: "same" if "first" in m[0].content else echo(m))
+    first, second = tg.Parameter("p1", "first"), tg.Parameter("p2", "second")
+
+    async def one(s):
+        return {"q": (await model.ainvoke([first.message()])).content}
+
+    async def two(s):
+        return {"a": (await model.ainvoke([second.message(), ("user", s["q"])])).content}
+
+    builder = StateGraph(S).add_node("one", one).add_node("two", two)
+    graph = tg.TrainableGraph(builder.add_edge(START, "one").add_edge("one", "two").compile(), [first, second])
+    with tg.use_ledger(tg.Ledger()):
+        await graph.arecord(BATCH)
+        [run] = await graph.arecord(BATCH, prompts={"p2": "other"})
+    assert (run.usage.calls, run.usage.cached_calls) == (1, 1)
+    assert len(model.calls) == 3
+
+
+# What decides the key, and what doesn't.
+
+
+def key(model, messages="hi", **options):
+    messages = [HumanMessage(messages)] if isinstance(messages, str) else messages
+    return BoundaryScope(tg.Ledger()).key(_asked(model, messages, None, options))
+
+
+def conversation(call_id):
+    return [
+        HumanMessage("hi"),
+        AIMessage("", tool_calls=[{"name": "t", "args": {}, "id": call_id}]),
+        ToolMessage("out", tool_call_id=call_id),
+    ]
+
+
+async def test_key(make):
+    base = make("http://127.0.0.1:1111/v1")
+    same = [
+        make("http://127.0.0.1:2222/v1"),
+        make("http://localhost:3333/v1"),
+        make("http://127.0.0.1:1111/v1", api_key="another"),
+        make("http://127.0.0.1:1111/v1", max_retries=5, timeout=3, tags=["x"]),
+    ]
+    other = [
+        make("http://127.0.0.1:1111/v1", temperature=0.5),
+        make("http://127.0.0.1:1111/v1", model="m2"),
+        make("http://127.0.0.1:1111/v1", max_tokens=5),
+        make("http://127.0.0.1:1111/v1", seed=5),
+        make("http://127.0.0.1:1111/elsewhere"),
+        make("https://api.example.com/v1"),
+    ]
+    assert {key(m) for m in same} == {key(base)}
+    assert len({key(m) for m in [base, *other]}) == 1 + len(other)
+    assert key(base, tools=[{"name": "t"}]) != key(base)
+    assert key(base, "hi") != key(base, "ho")
+
+
+def test_tool_call_ids_do_not_change_the_key():
+    model = Chat(answer=echo)
+    assert key(model, conversation("call_a")) == key(model, conversation("call_b"))
+    swapped = conversation("call_a")
+    swapped[2] = ToolMessage("out", tool_call_id="stranger")
+    assert key(model, swapped) != key(model, conversation("call_a"))
+
+
+def test_identity_has_no_secrets_and_counts_a_custom_models_fields():
+    model = ChatOpenAI(
+        model="m", api_key="sk-secret-secret", base_url="http://127.0.0.1:1/v1",
+        default_headers={"Authorization": "sk-secret-secret"},
+        http_client=None,
+    )
+    assert "sk-secret" not in str(model_identity(model))
+    assert model_identity(Chat(answer=echo)) != model_identity(Chat(answer=echo, temperature=1))
+
+
+# Failures: a node's own are data, those that would repeat in every run are raised.
+
+
+async def test_nodes_own_exception_is_data(make):
+    def node(s):
+        raise PermissionError("not your ticket")
+
+    [run] = await one_node(node).arecord(BATCH)
+    assert (run.error, run.failed_in) == ("PermissionError: not your ticket", "n#0")
+
+
+def calling(model, swallow=False):
+    async def node(s):
+        try:
+            return {"a": (await model.ainvoke(s["q"])).content}
+        except Exception:
+            if swallow:
+                return {"a": "sorry"}
+            raise
+
+    return one_node(node)
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(401, ModelAuthenticationError), (403, ModelAuthenticationError), (404, UnknownModelError)],
+)
+async def test_refused_key_and_unknown_model_are_raised_as_they_are(make, status, expected, swallow):
+    with OpenAIServer(lambda body: Fault(status)) as server:
+        with pytest.raises(expected) as caught:
+            await calling(make(server), swallow).arecord(BATCH * 3)
+    assert type(caught.value) is expected
+
+
+async def test_unreachable_server_is_raised(make):
+    model = make(f"http://127.0.0.1:{free_port()}/v1")
+    with pytest.raises(ModelUnreachableError, match="start its server or correct"):
+        await calling(model).arecord(BATCH)
+
+
+def test_unreachable_server_is_raised_to_sync_callers():
+    class Gone(ConnectionError):
+        pass
+
+    model = Chat(answer=lambda m: Gone("refused"))
+    with pytest.raises(ModelUnreachableError):
+        one_node(lambda s: {"a": model.invoke("x").content}).record(BATCH)
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+async def test_faults_that_pass_are_data(make, status):
+    with OpenAIServer(lambda body: Fault(status)) as server:
+        [run] = await calling(make(server)).arecord(BATCH)
+    assert run.failed_in == "n#0"
+    assert f"fault {status}" in run.error
+    assert run.executions[0].model_calls[0].error == run.executions[0].error
+    assert run.usage.calls == 0
+
+
+async def test_timeout_is_data(make):
+    with OpenAIServer(lambda body: Fault.hang(1)) as server:
+        [run] = await calling(make(server, timeout=0.1)).arecord(BATCH)
+    assert "TimeoutError" in run.error
+
+
+async def test_run_that_failed_for_good_is_not_stored():
+    keys = iter([PermissionDenied("no"), "welcome"])
+    model = Chat(answer=lambda m: next(keys))
+    with tg.use_ledger(tg.Ledger()):
+        with pytest.raises(ModelAuthenticationError):
+            await calling(model).arecord(BATCH)
+        [run] = await calling(model).arecord(BATCH)
+    assert run.outputs["a"] == "welcome"
+
+
+class PermissionDenied(Exception):
+    status_code = 401
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+async def test_used_up_budget_is_raised_even_if_a_node_swallows_it(swallow):
+    model = Chat(answer=echo)
+    ledger = tg.Ledger(account=Account(tg.Budget(calls=2)))
+    batch = [{"inputs": {"q": str(i)}} for i in range(4)]
+    with tg.use_ledger(ledger), pytest.raises(BudgetExceededError, match="budget of 2 calls"):
+        await calling(model, swallow).arecord(batch)
+    assert 1 <= ledger.account.spent.calls <= len(model.calls) <= 2
+
+
+async def test_ledger_limits_how_many_calls_of_the_graph_go_at_once(make):
+    with OpenAIServer(lambda body: "ok", latency=0.03) as server:
+        with tg.use_ledger(tg.Ledger(max_concurrency=3)):
+            await calling(make(server)).arecord([{"inputs": {"q": str(i)}} for i in range(12)])
+        assert server.peak == 3
+
+
+async def test_evaluators_calls_are_judge_calls_paid_through_the_same_ledger():
+    model = Chat(answer=lambda m: "0.5")
+    ledger = tg.Ledger()
+
+    async def awaited(outputs):
+        return float((await model.ainvoke("judge " + outputs["a"])).content)
+
+    def plain(outputs):
+        return float(model.invoke("grade " + outputs["a"]).content)
+
+    with tg.use_ledger(ledger):
+        runs = await calling(model).arecord(BATCH)
+        loss = await tg.Objective([awaited, plain]).acall(runs)
+        again = await tg.Objective([awaited, plain]).acall(runs)
+    assert loss.score == again.score == 0.5
+    assert {k: u.calls for k, u in ledger.account.by_kind.items()} == {"rollout": 1, "judge": 2}
+    assert len(model.calls) == 3
+
+
+async def test_sync_call_in_an_async_node_does_not_block_the_loop_for_ever():
+    """A common slip. It is slow anywhere, but must not wait for calls that wait for it."""
+    model = Chat(answer=echo)
+    gate = asyncio.Event()
+
+    class Slow(Chat):
+        async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+            await gate.wait()
+            return self._generate(messages)
+
+    slow = Slow(answer=echo)
+
+    async def node(s):
+        if s["q"] == "await":
+            return {"a": (await slow.ainvoke("x")).content}
+        await asyncio.sleep(0.02)
+        gate.set()
+        return {"a": model.invoke("y").content}
+
+    with tg.use_ledger(tg.Ledger(max_concurrency=1)):
+        task = one_node(node).arecord([{"inputs": {"q": "await"}}, {"inputs": {"q": "block"}}])
+        runs = await asyncio.wait_for(task, 10)
+    assert [r.outputs["a"] for r in runs] == ["x", "y"]

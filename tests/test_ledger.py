@@ -1,0 +1,358 @@
+"""The ledger: every call is paid once, under one limit and one budget."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import lg_textgrad as tg
+from lg_textgrad.budget import Account
+from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError
+from lg_textgrad.ledger import Limiter, aask, ledger_in_scope
+from lg_textgrad.models import ModelRequest, OpenAI
+from lg_textgrad.run import Usage
+from tests.parts import Scripted
+from tests.servers.openai_server import OpenAIServer, Reply
+
+
+def free(limiter):
+    return limiter._free
+
+
+def request(text="hi", **options):
+    return ModelRequest([{"role": "user", "content": text}], **options)
+
+
+# The limiter.
+
+
+async def test_limit_holds_with_threads_and_coroutines_mixed():
+    limiter = Limiter(3)
+    guard = threading.Lock()
+    now = peak = done = 0
+
+    def enter(step):
+        nonlocal now, peak, done
+        with guard:
+            now += step
+            peak = max(peak, now)
+            done += step < 0
+
+    def in_thread():
+        with limiter.hold():
+            enter(1)
+            time.sleep(0.001)
+            enter(-1)
+
+    async def in_loop():
+        async with limiter.ahold():
+            enter(1)
+            await asyncio.sleep(0.001)
+            enter(-1)
+
+    def in_another_loop():
+        asyncio.run(asyncio.wait_for(in_loop(), 20))
+
+    with ThreadPoolExecutor(12) as pool:
+        futures = [pool.submit(in_thread if i % 2 else in_another_loop) for i in range(40)]
+        await asyncio.gather(*(in_loop() for _ in range(40)))
+        await asyncio.gather(*map(asyncio.wrap_future, futures))
+    assert (peak, now, done, free(limiter)) == (3, 0, 80, 3)
+
+
+async def test_cancelled_waiters_leak_no_place():
+    limiter = Limiter(2)
+    generator = random.Random(0)
+
+    async def use():
+        async with limiter.ahold():
+            await asyncio.sleep(0)
+
+    for _ in range(60):
+        tasks = [asyncio.create_task(use()) for _ in range(8)]
+        for _ in range(generator.randrange(4)):
+            await asyncio.sleep(0)
+        for task in generator.sample(tasks, 5):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert free(limiter) == 2
+
+
+async def test_cancelled_holder_gives_its_place_back():
+    limiter = Limiter(1)
+
+    async def hold():
+        async with limiter.ahold():
+            await asyncio.sleep(30)
+
+    holder = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    holder.cancel()
+    await asyncio.gather(holder, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert (free(limiter), waiter.done()) == (0, False)
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    assert free(limiter) == 1
+
+
+async def test_turn_that_comes_with_the_cancellation_is_handed_on():
+    limiter = Limiter(1)
+    manager = limiter.ahold()
+    await manager.__aenter__()
+
+    async def hold():
+        async with limiter.ahold():
+            await asyncio.sleep(30)
+
+    waiter = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    waiter.cancel()
+    await manager.__aexit__(None, None, None)  # before the waiter has seen its cancellation
+    await asyncio.gather(waiter, return_exceptions=True)
+    assert free(limiter) == 1
+
+
+# Paying.
+
+
+async def test_concurrent_equal_asks_cost_one_call():
+    model = Scripted(lambda r: "yes")
+    ledger = tg.Ledger()
+    with tg.use_ledger(ledger):
+        replies = await asyncio.gather(*(aask(model, request(), "critic") for _ in range(10)))
+    assert {r.text for r in replies} == {"yes"}
+    assert len(model.requests) == 1
+    assert (ledger.account.spent.calls, ledger.account.spent.cached_calls) == (1, 9)
+    assert sum(r.usage.calls for r in replies) == 1
+
+
+def test_concurrent_equal_asks_from_threads_and_loops_cost_one_call():
+    ledger = tg.Ledger()
+    made = []
+
+    def call():
+        made.append(1)
+        time.sleep(0.02)
+        return "r", Usage(1, 0, 3, 4)
+
+    async def acall():
+        made.append(1)
+        await asyncio.sleep(0.02)
+        return "r", Usage(1, 0, 3, 4)
+
+    def ask(i):
+        if i % 2:
+            return ledger.pay("k", "rollout", {}, call)
+        return asyncio.run(ledger.apay("k", "rollout", {}, acall))
+
+    with ThreadPoolExecutor(8) as pool:
+        paid = list(pool.map(ask, range(16)))
+    assert {p[0] for p in paid} == {"r"}
+    assert (len(made), ledger.account.spent.calls, ledger.account.spent.cached_calls) == (1, 1, 15)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_failing_owner_lets_those_who_waited_try(threads):
+    ledger = tg.Ledger()
+    made = []
+
+    def reply():
+        if len(made) == 1:
+            raise ModelBusyError("busy")
+        return "r", Usage(1)
+
+    def call():
+        made.append(1)
+        time.sleep(0.02)
+        return reply()
+
+    async def acall():
+        made.append(1)
+        await asyncio.sleep(0.02)
+        return reply()
+
+    def ask():
+        if threads:
+            return asyncio.to_thread(ledger.pay, "k", "rollout", {}, call)
+        return ledger.apay("k", "rollout", {}, acall)
+
+    results = await asyncio.gather(*(ask() for _ in range(4)), return_exceptions=True)
+    failed = [r for r in results if isinstance(r, Exception)]
+    assert [type(r) for r in failed] == [ModelBusyError]
+    assert len(made) == 2
+    assert ledger.account.spent.calls == 1
+    assert ledger.account._reserved == 0
+
+
+async def test_cancelled_owner_lets_those_who_waited_try_and_gives_back_what_it_held():
+    ledger = tg.Ledger(max_concurrency=1)
+    made = []
+
+    async def call():
+        made.append(1)
+        await asyncio.sleep(30 if len(made) == 1 else 0)
+        return "r", Usage(1)
+
+    owner = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
+    await asyncio.sleep(0)
+    owner.cancel()
+    assert (await waiter)[0] == "r"
+    assert (owner.cancelled(), len(made), free(ledger.limiter), ledger.account._reserved) == (True, 2, 1, 0)
+
+
+async def test_waiter_that_is_cancelled_does_not_disturb_the_owner():
+    ledger = tg.Ledger()
+
+    async def call():
+        await asyncio.sleep(0.02)
+        return "r", Usage(1)
+
+    owner = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    assert (await owner)[0] == "r"
+    assert (await asyncio.gather(waiter, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+
+
+async def test_waiter_that_is_cancelled_together_with_a_failing_owner_makes_no_call():
+    # A task group does this: the owner fails, the group cancels the rest.
+    ledger = tg.Ledger()
+    made = []
+
+    async def call():
+        made.append(1)
+        await asyncio.sleep(0.01)
+        raise ModelBusyError("busy")
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(ledger.apay("k", "rollout", {}, call))
+    assert len(made) == 1
+
+
+async def test_blocking_call_in_a_coroutine_does_not_wait_for_its_own_loop():
+    ledger = tg.Ledger(max_concurrency=1)
+    gate = asyncio.Event()
+
+    async def slow():
+        await gate.wait()
+        return "r", Usage(1)
+
+    owner = asyncio.create_task(ledger.apay("k", "rollout", {}, slow))
+    await asyncio.sleep(0)
+    assert ledger.pay("k", "rollout", {}, lambda: ("s", Usage(1)))[0] == "s"
+    assert ledger.pay("other", "rollout", {}, lambda: ("t", Usage(1)))[0] == "t"
+    gate.set()
+    assert (await owner)[0] == "r"
+    assert free(ledger.limiter) == 1
+
+
+async def test_reply_is_on_disk_before_anyone_sees_it(tmp_path):
+    with tg.Store(tmp_path) as store:
+        ledger = tg.Ledger(store)
+
+        async def call():
+            return "r", Usage(1, 0, 7, 8)
+
+        await ledger.apay("k", "rollout", {"q": 1}, call)
+        with tg.Store(tmp_path, read_only=True) as other:
+            assert other.get_result("k") == ("r", Usage(1, 0, 7, 8))
+    with tg.Store(tmp_path) as store:
+        again = tg.Ledger(store)
+        assert await again.apay("k", "rollout", {}, None) == ("r", Usage(cached_calls=1))
+        assert again.account.by_kind == {"rollout": Usage(cached_calls=1)}
+
+
+async def test_budget_is_asked_before_each_call_but_not_for_stored_ones():
+    model = Scripted(lambda r: "ok")
+    with tg.use_ledger(tg.Ledger(account=Account(tg.Budget(calls=2)))):
+        await aask(model, request("a"), "critic")
+        await aask(model, request("b"), "critic")
+        with pytest.raises(BudgetExceededError):
+            await aask(model, request("c"), "critic")
+        assert (await aask(model, request("a"), "critic")).text == "ok"
+    assert len(model.requests) == 2
+
+
+async def test_concurrent_calls_never_exceed_the_budget():
+    model = Scripted(lambda r: "ok")
+    ledger = tg.Ledger(account=Account(tg.Budget(calls=5)), max_concurrency=20)
+    with tg.use_ledger(ledger):
+        results = await asyncio.gather(
+            *(aask(model, request(str(i)), "critic") for i in range(20)), return_exceptions=True
+        )
+    assert len(model.requests) == ledger.account.spent.calls == 5
+    assert sum(isinstance(r, BudgetExceededError) for r in results) == 15
+
+
+async def test_bad_reply_is_stored_and_not_paid_again():
+    bad = ModelReplyError("cut off", reply='{"a', usage=Usage(1, 0, 30, 40))
+    model = Scripted(lambda r: bad)
+    ledger = tg.Ledger()
+    with tg.use_ledger(ledger):
+        for _ in range(2):
+            with pytest.raises(ModelReplyError, match="cut off") as caught:
+                await aask(model, request(), "critic")
+            assert caught.value.reply == '{"a'
+        assert len(model.requests) == 1
+        with pytest.raises(ModelReplyError):
+            await aask(model, request(), "critic", attempt=1)
+    assert len(model.requests) == 2
+    assert ledger.account.spent.tokens == 140
+
+
+async def test_bad_reply_over_http_is_stored_and_not_paid_again():
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    with OpenAIServer(lambda body: Reply('{"ok', finish_reason="length")) as server:
+        model = OpenAI("test-model", base_url=server.base_url, max_retries=0)
+        with tg.use_ledger(tg.Ledger()):
+            for _ in range(2):
+                with pytest.raises(ModelReplyError):
+                    await aask(model, request(schema=schema), "critic")
+        assert len(server.chats) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request("ho"),
+        request(schema={"type": "object"}),
+        request(max_tokens=3),
+        request(temperature=1.0),
+        request(seed=1),
+    ],
+)
+async def test_everything_in_a_request_is_part_of_its_key(other):
+    model = Scripted(lambda r: "ok")
+    with tg.use_ledger(tg.Ledger()):
+        await aask(model, request(), "critic")
+        await aask(model, other, "critic")
+        await aask(Scripted(model.reply, "another"), request(), "critic")
+    assert len(model.requests) == 2
+
+
+async def test_without_a_ledger_each_ask_is_a_call():
+    model = Scripted(lambda r: "ok")
+    for _ in range(2):
+        await aask(model, request(), "critic")
+    assert len(model.requests) == 2
+
+
+def test_ledger_in_scope_ends_with_the_scope():
+    ledger = tg.Ledger()
+    with tg.use_ledger(ledger):
+        assert ledger_in_scope() is ledger
+    assert ledger_in_scope() is None

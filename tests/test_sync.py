@@ -1,0 +1,138 @@
+"""The bridge from sync to async."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import ContextVar
+
+import pytest
+
+from lg_textgrad._sync import run_sync, task_group
+
+var = ContextVar("var", default="none")
+
+
+async def later(value):
+    await asyncio.sleep(0)
+    return value
+
+
+def test_returns_and_raises_what_the_coroutine_does():
+    async def bad():
+        raise KeyError("k")
+
+    assert run_sync(later(3)) == 3
+    with pytest.raises(KeyError):
+        run_sync(bad())
+
+
+async def test_works_inside_a_running_loop():
+    assert run_sync(later(3)) == 3
+
+
+def test_works_from_many_threads_at_once():
+    found = []
+    threads = [threading.Thread(target=lambda i=i: found.append(run_sync(later(i)))) for i in range(20)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(found) == list(range(20))
+
+
+def test_callers_context_holds_inside():
+    async def read():
+        return var.get()
+
+    var.set("mine")
+    assert run_sync(read()) == "mine"
+    var.set("none")
+
+
+def test_all_calls_share_one_loop():
+    async def loop():
+        return asyncio.get_running_loop()
+
+    assert run_sync(loop()) is run_sync(loop())
+
+
+def test_call_from_its_own_loop_is_refused_instead_of_hanging():
+    async def slip():
+        return run_sync(later(1))
+
+    with pytest.raises(RuntimeError, match="await its a-twin"):
+        run_sync(slip())
+
+
+def test_cancelled_coroutine_is_raised_as_such():
+    async def cancelled():
+        raise asyncio.CancelledError
+
+    import concurrent.futures
+
+    with pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        run_sync(cancelled())
+
+
+def test_ctrl_c_stops_the_coroutine_and_waits_until_it_has_cleaned_up():
+    import signal
+
+    done = []
+
+    async def work():
+        try:
+            threading.Timer(
+                0.05, lambda: signal.pthread_kill(main, signal.SIGINT)
+            ).start()
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.01)
+            done.append("clean")
+
+    main = threading.main_thread().ident
+    with pytest.raises(KeyboardInterrupt):
+        run_sync(work())
+    assert done == ["clean"]
+
+
+# Task groups.
+
+
+async def test_first_failure_is_raised_bare_and_the_rest_is_cancelled():
+    cancelled = []
+
+    async def wait():
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    async def nested():
+        async with task_group() as inner:
+            inner.create_task(wait())
+            inner.create_task(fail())
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise KeyError("k") from ValueError("cause")
+
+    with pytest.raises(KeyError) as caught:
+        async with task_group() as group:
+            group.create_task(wait())
+            group.create_task(nested())
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert cancelled == [1, 1]
+
+
+async def test_cancelling_the_caller_cancels_the_group():
+    async def outer():
+        async with task_group() as group:
+            group.create_task(asyncio.sleep(30))
+
+    task = asyncio.create_task(outer())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
