@@ -44,7 +44,7 @@ test: $(READY) ## all tests but those that need the embedded model
 	$(BIN)/python -m pytest -m "not model"
 
 test-model: $(READY) ## the tests on the embedded model
-	$(BIN)/python -m evals.smoke
+	$(BIN)/python -m pytest -m model
 
 demo: $(READY) ## tune the support desk on the embedded model, into runs/support
 	$(BIN)/lg-textgrad optimize graphs/support/optimize.toml --out runs/support

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt:
         loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
         # Whatever the coroutine raises while it stops is secondary to the interrupt itself.
-        done.exception() if not done.cancelled() else None
+        wait([done])
         raise
 
 

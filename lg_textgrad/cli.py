@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = add("resume", _resume, "go on where a run stopped, paying for nothing twice")
     resume.add_argument("run_dir", metavar="RUN_DIR")
+    _add_limits(resume)
 
     evaluate = add("evaluate", _evaluate, "score the prompts, without training")
     _add_settings(evaluate)
@@ -146,18 +147,30 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rewriter-model", metavar="NAME")
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
-    for name in ("steps", "batch-size", "seed", "budget-calls", "budget-tokens", "max-concurrency"):
+    for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
-    command.add_argument("--budget-seconds", type=float, metavar="S")
+    _add_limits(command)
     command.add_argument("--reference", metavar="FILE", help="prompts file to score beside the result")
 
 
-def _config(options: argparse.Namespace) -> Config:
-    config = read_config(options.config) if options.config else Config()
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    """Add what may change between the sessions of one run."""
+    for name in ("budget-calls", "budget-tokens", "max-concurrency"):
+        command.add_argument(f"--{name}", type=int, metavar="N")
+    command.add_argument("--budget-seconds", type=float, metavar="S")
+
+
+def _given(config: Config, options: argparse.Namespace) -> Config:
+    """Put the options that were given over the configuration."""
     for f in fields(Config):
         given = getattr(options, f.name, None)
         if given is not None:
             setattr(config, f.name, given)
+    return config
+
+
+def _config(options: argparse.Namespace) -> Config:
+    config = _given(read_config(options.config) if options.config else Config(), options)
     if not config.out:
         base = Path(options.config).parent.name if options.config else ""
         config.out = str(Path("runs") / (base or "run"))
@@ -204,7 +217,7 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
             f"The run in '{options.run_dir}' was not started by `lg-textgrad optimize`; "
             "call the same Trainer.fit again to go on."
         )
-    config = Config(**kept)
+    config = _given(Config(**kept), options)
     config.out = options.run_dir
     return _train(config, options.json, people)
 
@@ -222,11 +235,16 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
     schedule = Schedule(config.steps, config.batch_size, config.seed)
     with ExitStack() as held:
         store = held.enter_context(Store(config.out))
-        store.put_meta("command", asdict(config))
         critic = _model(config, config.model, people, held)
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else _model(config, name, people, held)
         watch = _render.Watch(people)
+
+        def on_event(kind: str, data: Mapping[str, Any]) -> None:
+            if kind == "start":  # only now is it known that the directory is this run's
+                store.put_meta("command", asdict(config))
+            watch(kind, data)
+
         trainer = Trainer(
             graph,
             objective,
@@ -237,7 +255,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             schedule=schedule,
             store=store,
             max_concurrency=config.max_concurrency,
-            on_event=watch,
+            on_event=on_event,
         )
         with watch.live():
             result = trainer.fit(

@@ -46,7 +46,8 @@ def read_examples(path: str | Path) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The data file '{path}' cannot be read: {error}.") from None
     examples: list[Example] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): JSON strings may have U+2028 and its like in them as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"'{path}', line {number}"
@@ -84,7 +85,9 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> Iterable[list[
         while len(pool) < min(size, len(examples)):
             again = list(examples)
             generator.shuffle(again)
-            pool.extend(e for e in again if e not in pool)
+            # What is left of the last pass comes last in this one, so no batch has it twice.
+            left = {e.id for e in pool}
+            pool.extend(sorted(again, key=lambda e: e.id in left))
         yield pool[:size]
         pool = pool[size:]
 

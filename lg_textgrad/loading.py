@@ -24,16 +24,19 @@ def load_object(spec: str, what: str) -> tuple[Any, Any]:
     kind = GraphError if what == "graph" else ConfigurationError
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise kind(f"'{spec}' does not name a {what}; write MODULE:NAME, as in my_app.agent:{what}.")
+        raise kind(
+            f"'{spec}' does not name a {what}; write MODULE:NAME, as in my_app.agent:{what}."
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not (module_name == error.name or module_name.startswith(error.name + ".")):
+        missing = error.name
+        if missing and not (module_name == missing or module_name.startswith(f"{missing}.")):
             raise kind(
-                f"The {what} '{spec}' cannot be loaded: {module_name} imports '{error.name}', "
+                f"The {what} '{spec}' cannot be loaded: {module_name} imports '{missing}', "
                 f"which is not installed."
             ) from None
         raise kind(
@@ -50,7 +53,9 @@ def load_object(spec: str, what: str) -> tuple[Any, Any]:
     try:
         return getattr(module, name), module
     except AttributeError:
-        raise kind(f"The module '{module_name}' has no '{name}'; check the name after the colon.") from None
+        raise kind(
+            f"The module '{module_name}' has no '{name}'; check the name after the colon."
+        ) from None
 
 
 def load_graph(spec: str) -> TrainableGraph:
@@ -149,7 +154,7 @@ class Config:
                 "steps", "batch_size", "seed", "budget_calls", "budget_tokens",
                 "max_concurrency", "train_rows", "val_rows", "test_rows",
             )  # fmt: skip
-            if whole and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if whole and value is not None and type(value) is not int:
                 raise ConfigurationError(f"'{f.name}' must be a whole number, not {value!r}.")
             if f.name.endswith("_rows") and value is not None and value < 1:
                 raise ConfigurationError(f"'{f.name}' must be at least 1, not {value}.")

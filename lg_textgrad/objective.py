@@ -224,9 +224,10 @@ def _arguments(
         positional = [
             p for p in named if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty
         ]
-        if len(positional) == 2 and len(positional) == len(
-            [p for p in named if p.default is p.empty]
-        ):
+        required = [p for p in named if p.default is p.empty]
+        # Two names of the user's own are (run, example); one beside ours is a slip.
+        ours = {p.name for p in positional} & set(_ARGUMENTS[2:])
+        if len(positional) == 2 and len(required) == 2 and not ours:
             return (shown, run.example), {}
         raise EvaluatorError(
             f"The evaluator '{_name(evaluator)}' asks for '{unknown[0].name}'; evaluators take any "

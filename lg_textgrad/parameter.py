@@ -128,22 +128,26 @@ class Parameter:
 
         Inside `prompts(...)` or a recorded run that is the candidate's text, elsewhere the value.
         """
+        return render_demos(self._read(), self.demos)
+
+    def _read(self) -> str:
         values = _values.get()
         instruction = self.value if values is None else values.get(self.name, self.value)
         noted = _on_read.get()
         if noted is not None:
             noted(self.name, instruction)
-        return render_demos(instruction, self.demos)
+        return instruction
 
     __str__ = text
 
     def message(self, **variables: object) -> SystemMessage:
         """Return the text in scope as a SystemMessage, with `{placeholders}` filled in.
 
-        Only the parameter's own placeholders are replaced, so JSON braces in a prompt are safe.
-        Raises `ParameterError` when a placeholder has no variable.
+        Only the parameter's own placeholders are replaced, and none in its demonstrations, so JSON
+        braces are safe. Raises `ParameterError` when a placeholder has no variable.
         """
-        return SystemMessage(fill(self.text(), variables, self.placeholders, self.name))
+        instruction = fill(self._read(), variables, self.placeholders, self.name)
+        return SystemMessage(render_demos(instruction, self.demos))
 
     def check(self, text: str) -> None:
         """Raise `ParameterError` when `text` may not become this parameter's value."""
@@ -233,7 +237,7 @@ def fill(text: str, variables: Mapping[str, object], names: Sequence[str], where
 
     One pass, so that a value with braces is never formatted a second time.
     """
-    missing = [n for n in names if n not in variables and f"{{{n}}}" in text]
+    missing = [n for n in find_placeholders(text) if n in names and n not in variables]
     if missing:
         raise ParameterError(
             f"The text of '{where}' has the placeholder {{{missing[0]}}} but no value was given; "

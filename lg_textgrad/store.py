@@ -456,6 +456,7 @@ def decode_run(data: dict[str, Any], example: Example) -> Run:
             "executions": executions,
             "usage": Usage(**data["usage"]),
             "warnings": tuple(data["warnings"]),
+            "accumulating": {path: tuple(names) for path, names in data["accumulating"].items()},
             "example": example,
         }
     )

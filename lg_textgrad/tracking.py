@@ -48,6 +48,10 @@ class ReadTrackingDict(dict[str, Any]):
         self.keys_read.add(key)
         return super().pop(key, *default)
 
+    def popitem(self) -> tuple[str, Any]:
+        self._all()
+        return super().popitem()
+
     def setdefault(self, key: str, default: Any = None) -> Any:
         self.keys_read.add(key)
         return super().setdefault(key, default)

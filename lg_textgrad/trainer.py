@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lg_textgrad._hashing import digest, to_plain
-from lg_textgrad._sync import run_sync
+from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic
@@ -20,13 +20,12 @@ from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,
     ConfigurationError,
-    LGTextGradError,
     ParameterError,
     RunMismatchError,
 )
 from lg_textgrad.graph import TrainableGraph, as_examples
 from lg_textgrad.guards import Quotations
-from lg_textgrad.ledger import Ledger, use_ledger
+from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, merged
 from lg_textgrad.parameter import candidate_hash, candidate_of
@@ -62,7 +61,7 @@ class Result:
 
     run_dir: str | None
     stopped_by: str
-    """`steps`, `full_marks`, or the cap that was reached: `budget_calls`, `budget_tokens`, …"""
+    """`steps`, `full_marks`, `patience`, or the cap that was reached: `budget_calls`, …"""
     baseline: Scores
     best: Scores
     reference: Scores | None
@@ -185,6 +184,8 @@ class Trainer:
         self.store = store
         self.max_concurrency = max_concurrency
         self._on_event = on_event
+        self._moved: tuple[Candidate, Candidate] | None = None
+        """The values that the last `fit` began with, and those that it left."""
 
     def fit(
         self,
@@ -232,9 +233,12 @@ class Trainer:
     async def _fit(
         self, store: Store, splits: Mapping[str, list[Example]], reference: Mapping[str, str] | None
     ) -> Result:
-        start = candidate_of(self.graph.parameters)
+        start = self._start(store)
+        if reference is not None:  # before anything is paid for, and over untrained prompts
+            reference = self.graph.candidate({**start, **reference})
         first = store.get_meta("configuration") is None
         self._match(store, splits, start)
+        store.put_meta("result", None)  # that of an earlier session, when it goes on
         paid = store.paid()
         account = Account(
             self.budget,
@@ -254,24 +258,22 @@ class Trainer:
             account=account,
         )
         progress = _Progress(start, dict(start), [candidate_hash(start)])
-        finished = Scores(), Scores(), None
+        finished: tuple[Scores, Scores, Scores | None] = Scores(), Scores(), None
         with use_ledger(ledger):
             try:
                 await self._baseline(store, splits, progress)
                 stopped_by = await self._steps(store, splits, progress)
                 finished = await self._test(splits["test"], progress, reference)
-            except* BudgetExceededError as group:
-                reached = _first(group)
-                if progress.baseline_val == 0.0 and not progress.val:
+            except BudgetExceededError as reached:
+                if not progress.val:
                     raise BudgetTooSmallError(
                         f"The budget does not cover the baseline: {reached} "
                         f"At least {self._estimate(splits)['baseline_calls']} calls are needed.",
                         limit=reached.limit,
                     ) from None
                 stopped_by = f"budget_{reached.limit}"
-            except* LGTextGradError as group:
-                raise _first(group) from None
             finally:
+                self._moved = start, candidate_of(self.graph.parameters)
                 store.put_meta("elapsed", account.elapsed)
         baseline, best, compared = finished
         result = Result(
@@ -292,6 +294,21 @@ class Trainer:
         store.put_meta("result", result.to_json())
         self._event("end", result=result)
         return result
+
+    def _start(self, store: Store) -> Candidate:
+        """Return the prompts to start from.
+
+        Going on in the process that was stopped, the parameters already have what was accepted so
+        far; the run is gone through again from the prompts that it began with.
+        """
+        now = candidate_of(self.graph.parameters)
+        if self._moved is not None and self._moved[1] == now:
+            begun = self._moved[0]
+            if store.get_meta("start") == begun:
+                for name, text in begun.items():
+                    self.graph.parameters[name].value = text
+                return dict(begun)
+        return now
 
     def _match(
         self, store: Store, splits: Mapping[str, list[Example]], start: Candidate
@@ -347,7 +364,9 @@ class Trainer:
             runs = await self.graph.arecord([example], prompts=candidate)
             loss = await self.objective.acall(runs)
             done += 1
-            self._event("run", purpose=purpose, done=done, total=len(examples), scored=loss.scored[0])
+            self._event(
+                "run", purpose=purpose, done=done, total=len(examples), scored=loss.scored[0]
+            )
             return loss.scored[0]
 
         room = asyncio.Semaphore(4 * self.max_concurrency)
@@ -356,7 +375,7 @@ class Trainer:
             async with room:
                 return await one(example)
 
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             tasks = [group.create_task(within(example)) for example in examples]
         return [task.result() for task in tasks]
 
@@ -377,10 +396,12 @@ class Trainer:
         for name, parameter in self.graph.parameters.items():
             if parameter.requires_grad and name not in read:
                 nodes = sorted({e.path for s in scored for e in s.run.executions})
+                failed = [s.run.error for s in scored if s.run.error]
+                also = f" {len(failed)} of the runs failed, the first with {failed[0]}." if failed else ""
                 raise ParameterError(
                     f"No node read the parameter '{name}' in any of {len(scored)} runs "
-                    f"(nodes that ran: {', '.join(nodes) or 'none'}). Read it inside the node with "
-                    f"{name}.message() or str(...), or give it requires_grad=False.",
+                    f"(nodes that ran: {', '.join(nodes) or 'none'}).{also} Read it inside the node "
+                    f"with {name}.message() or str(...), or give it requires_grad=False.",
                     parameter=name,
                 )
 
@@ -396,6 +417,8 @@ class Trainer:
             before = progress.accepted
             await self._step(store, step, batch, splits, progress)
             progress.steps = step
+            if (ledger := ledger_in_scope()) is not None:  # a killed run has no other record of it
+                store.put_meta("elapsed", ledger.account.elapsed)
             progress.idle = 0 if progress.accepted > before else progress.idle + 1
             if schedule.patience is not None and progress.idle >= schedule.patience:
                 return "patience"
@@ -460,14 +483,8 @@ class Trainer:
         batch = [s.run.example for s in scored]
         on_batch = {s.run.example.id: s.score for s in scored}
         for proposal in proposals:
-            store.put_candidate(
-                proposal.hash,
-                proposal.candidate,
-                parent=progress.lineage[-1],
-                step=step,
-                edits=proposal.edits,
-            )
-        async with asyncio.TaskGroup() as group:
+            self._keep(store, step, proposal, progress)
+        async with task_group() as group:
             tasks = [
                 group.create_task(self._score(batch, p.candidate, "trial")) for p in proposals
             ]
@@ -497,13 +514,7 @@ class Trainer:
         joined = merged(helped, progress.incumbent)
         tries = [joined] + ([helped[0]] if helped[0].hash != joined.hash else [])
         for proposal in tries:
-            store.put_candidate(
-                proposal.hash,
-                proposal.candidate,
-                parent=progress.lineage[-1],
-                step=step,
-                edits=proposal.edits,
-            )
+            self._keep(store, step, proposal, progress)
             scored = await self._score(val, proposal.candidate, "val")
             scores = {s.run.example.id: s.score for s in scored}
             verdict = self.acceptance.decide(progress.val, scores)
@@ -520,6 +531,16 @@ class Trainer:
             for name, text in proposal.candidate.items():
                 self.graph.parameters[name].value = text
             return
+
+    def _keep(self, store: Store, step: int, proposal: Proposal, progress: _Progress) -> None:
+        if proposal.hash not in progress.lineage:  # a step back is no new candidate
+            store.put_candidate(
+                proposal.hash,
+                proposal.candidate,
+                parent=progress.lineage[-1],
+                step=step,
+                edits=proposal.edits,
+            )
 
     def _record(
         self,
@@ -556,10 +577,10 @@ class Trainer:
             return Scores(), Scores(), None
         wanted = {"baseline": progress.baseline, "best": progress.incumbent}
         if reference is not None:
-            wanted["reference"] = self.graph.candidate(reference)
+            wanted["reference"] = dict(reference)
         if wanted["baseline"] == wanted["best"]:
             del wanted["best"]
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             tasks = {
                 name: group.create_task(self._score(examples, candidate, f"test {name}"))
                 for name, candidate in wanted.items()
@@ -571,11 +592,3 @@ class Trainer:
     def _event(self, kind: str, **data: Any) -> None:
         if self._on_event is not None:
             self._on_event(kind, data)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> Any:
-    """Return the first plain exception of a group: when many fail, they fail alike."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

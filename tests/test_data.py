@@ -97,4 +97,4 @@ def test_batches_have_no_example_twice_and_visit_all_equally(n, size, seed):
         assert len(batch) == len({e.id for e in batch}) == min(n, size)
         for e in batch:
             counts[e.id] += 1
-    assert max(counts.values()) - min(counts.values()) <= 2
+    assert max(counts.values()) - min(counts.values()) <= 1

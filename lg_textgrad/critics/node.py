@@ -27,8 +27,8 @@ class LLMCritic:
 
     `max_value_chars` caps each value that is shown; longer ones are cut in the middle and the cut
     is marked. `max_tokens` caps the reply. `brief` asks for the rule and the weight only, which is
-    what small models can do and half the tokens; the complaint then is the evidence. After Yuksekgonul et al. 2024 (TextGrad), with credit
-    per producer in the same call.
+    what small models can do and half the tokens; the complaint then is the evidence. After
+    Yuksekgonul et al. 2024 (TextGrad), with credit per producer in the same call.
     """
 
     def __init__(
@@ -238,7 +238,8 @@ def _general(change: str, request: CriticRequest) -> str:
     """
     example = [request.scored.run.example.inputs, *shown_values(request)]
     quoted = Quotations(example).find(change) is not None
-    numbers = names_of(example) & set(words(change))
+    # Complaints may quote what was expected, so its numbers count as the example's too.
+    numbers = names_of([*example, request.scored.run.example.outputs]) & set(words(change))
     known = {w for text in request.execution.prompts.values() for w in words(text)}
     cut_off = len(change) >= _MOST_CHANGE - 1 and not change.endswith((".", "!", "'", '"'))
     return "" if quoted or numbers - known or cut_off else change

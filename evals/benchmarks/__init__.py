@@ -1,0 +1,1 @@
+"""Benchmarks that use the public interface only. Each is a script that prints what it measured."""
