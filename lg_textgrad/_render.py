@@ -62,7 +62,8 @@ class Watch:
             parts.append(f"val {self._best:.3f}")
         if self._account is not None:
             spent = self._account.spent
-            parts.append(f"{spent.calls} calls, {spent.cached_calls} cached, {spent.tokens:,} tokens")
+            parts.append(f"{spent.calls} calls, {spent.cached_calls} cached")
+            parts[-1] += f", {spent.tokens:,} tokens"
             if (left := self._left()) is not None:
                 parts.append(f"at most {int(left // 60)} min {int(left % 60):02d} s left")
         self._status.update(escape(" · ".join(parts)))
@@ -73,7 +74,7 @@ class Watch:
         elapsed = time.monotonic() - self._started
         if not total or done < 8 or done >= total:
             return None
-        return elapsed / done * (total - done)
+        return float(elapsed / done * (total - done))
 
     def _on_start(
         self, resumed: bool, estimate: Mapping[str, int], parameters: list[str], account: Any
@@ -86,12 +87,12 @@ class Watch:
             f"{estimate['calls']} calls, {estimate['baseline_calls']} of them for the baseline"
         )
 
-    def _on_run(self, purpose: str, done: int, total: int, scored: Any) -> None:
+    def _on_run(self, purpose: str, done: int, total: int, **_: Any) -> None:
         self._where = f"{purpose} {done}/{total}"
         if self._status is None and done == total:
             self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
 
-    def _on_baseline(self, val: float, scored: Any) -> None:
+    def _on_baseline(self, val: float, **_: Any) -> None:
         self._best = val
         self._say(f"baseline: val [bold]{val:.3f}[/bold]")
 
@@ -111,27 +112,32 @@ class Watch:
             "gradients: " + (", ".join(f"{escape(n)} {c}" for n, c in by_name.items()) or "none")
         )
 
-    def _on_proposals(self, step: int, proposals: list[Any], refused: list[str]) -> None:
+    def _on_proposals(self, proposals: list[Any], **_: Any) -> None:
         for proposal in proposals:
             for edit in proposal.edits:
                 sign = {"add": "+", "replace": "~", "delete": "-"}[edit.op]
                 self._say(f"  {escape(edit.parameter)} {sign} [dim]{escape(edit.text)}[/dim]")
 
     def _on_decision(
-        self, step: int, proposal: Any, stage: str, accepted: bool, reason: str, **_: Any
+        self, proposal: Any, stage: str, accepted: bool, reason: str, **more: Any
     ) -> None:
         colour = "green" if accepted else "yellow"
-        word = {("batch", True): "helps", ("val", True): "accepted"}.get((stage, accepted), "refused")
+        word = word_for(stage, accepted)
         names = ", ".join(dict.fromkeys(e.parameter for e in proposal.edits))
         self._say(
             f"[{colour}]{word}[/{colour}] on {stage}: {escape(names)} ({proposal.hash[:8]}), "
             f"{escape(reason)}"
         )
         if stage == "val" and accepted:
-            self._best = _["val_after"]
+            self._best = more["val_after"]
 
     def _on_test(self, scores: Mapping[str, float]) -> None:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
+
+
+def word_for(stage: str, accepted: bool) -> str:
+    """Return what a decision is called: a candidate that helps on the batch is not yet accepted."""
+    return {("batch", True): "helps", ("val", True): "accepted"}.get((stage, accepted), "refused")
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -205,11 +211,13 @@ def explain(store: Store) -> dict[str, Any]:
         for line in difflib.ndiff(before.split("\n"), after.get(name, before).split("\n")):
             if line[:2] not in ("+ ", "- "):
                 continue
-            reasons = []
-            for candidate, decision in accepted.items():
-                for edit in candidates[candidate]["edits"]:
-                    if edit.parameter == name and (edit.text == line[2:] or line[0] == "-"):
-                        reasons.append(_reason(edit, gradients, decision))
+            reasons = [
+                _reason(edit, gradients, decision)
+                for candidate, decision in accepted.items()
+                for edit in candidates[candidate]["edits"]
+                if edit.parameter == name
+                and line[2:] == (edit.text if line[0] == "+" else _gone(edit, candidate, candidates))
+            ]
             lines.append({"op": line[0], "text": line[2:], "because": reasons})
         changes[name] = {"before": before, "after": after.get(name, before), "lines": lines}
     return changes
@@ -222,6 +230,50 @@ def _latest(
     for candidate in accepted:
         texts = candidates[candidate]["texts"]
     return texts
+
+
+def _gone(edit: Any, candidate: str, candidates: Mapping[str, Any]) -> str | None:
+    """Return the line that the edit took away; None when it only added one."""
+    parent = candidates.get(candidates[candidate]["parent"])
+    if edit.op == "add" or parent is None:
+        return None
+    return str(parent["texts"][edit.parameter].split("\n")[edit.line - 1])
+
+
+def outcome(store: Store) -> dict[str, Any]:
+    """Return what `Result.to_json` does, also for a run that has not ended (`stopped_by` None)."""
+    ended: dict[str, Any] | None = store.get_meta("result")
+    if ended is not None:
+        return {**ended, "run_dir": str(store.directory)}
+    decisions = store.decisions()
+    on_val = [d for d in decisions if d["stage"] == "val"]
+    accepted = [d for d in on_val if d["accepted"]]
+    changes = explain(store)
+    spent = sum(store.paid().values(), Usage())
+    baseline = on_val[0]["val_before"] if on_val else None
+    return {
+        "run_dir": str(store.directory),
+        "stopped_by": None,
+        "baseline": {"val": baseline, "test": None},
+        "best": {"val": accepted[-1]["val_after"] if accepted else baseline, "test": None},
+        "parameters": {
+            name: {
+                "before": c["before"], "after": c["after"], "changed": c["before"] != c["after"]
+            }
+            for name, c in changes.items()
+        },
+        "steps": max((d["step"] for d in decisions), default=0),
+        "accepted": len(accepted),
+        "rejected": sum(not d["accepted"] for d in decisions),
+        "spent": {
+            "calls": spent.calls,
+            "cached_calls": 0,
+            "prompt_tokens": spent.prompt_tokens,
+            "completion_tokens": spent.completion_tokens,
+            "usd": None,
+            "seconds": round(float(store.get_meta("elapsed") or 0.0), 1),
+        },
+    }  # fmt: skip
 
 
 def _reason(edit: Any, gradients: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:

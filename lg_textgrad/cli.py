@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -34,11 +35,13 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.loading import (
     Config,
+    as_comment,
     load_evaluators,
     load_graph,
     read_config,
     read_prompts,
     write_prompts,
+    write_text,
 )
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
@@ -46,7 +49,7 @@ from lg_textgrad.optim import TextualGradientDescent
 from lg_textgrad.parameter import count_tokens
 from lg_textgrad.recording.live import graphs_by_path
 from lg_textgrad.run import Example
-from lg_textgrad.store import Store
+from lg_textgrad.store import FILE_NAME, Store
 from lg_textgrad.trainer import Schedule, Trainer
 
 DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
@@ -62,28 +65,42 @@ _BAD_INPUT = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 bad configuration or input,
-    3 budget too small for the baseline, 4 stopped and resumable."""
+    """Run one command and return its exit status.
+
+    0 done, 1 failed, 2 bad configuration or input, 3 budget too small for the baseline, 4 stopped
+    and resumable.
+    """
     options = _parser().parse_args(arguments)
     people = Console(stderr=True)
     try:
         return int(options.command(options, people))
     except KeyboardInterrupt:
         people.print("\n[yellow]Stopped.[/yellow]", highlight=False)
-        run_dir = getattr(options, "run_dir", None) or getattr(options, "out", None)
-        if run_dir:
-            people.print(
-                f"Everything that was paid for is kept. Go on with: lg-textgrad resume {run_dir}",
-                markup=False,
-                highlight=False,
-            )
+        _how_to_resume(options, people)
         return RESUMABLE
     except LGTextGradError as error:
         people.print("[red]Error:[/red]", end=" ")
         people.print(str(error), markup=False, highlight=False, soft_wrap=True)
         if isinstance(error, BudgetTooSmallError):
             return SMALL_BUDGET
-        return BAD_INPUT if isinstance(error, _BAD_INPUT) else FAILED
+        if isinstance(error, _BAD_INPUT):
+            return BAD_INPUT
+        _how_to_resume(options, people)
+        return FAILED
+
+
+def _how_to_resume(options: argparse.Namespace, people: Console) -> None:
+    if options.command not in (_optimize, _resume):
+        return
+    run_dir = getattr(options, "run_dir", None) or options.out
+    if run_dir and (Path(run_dir) / FILE_NAME).is_file():
+        people.print(
+            "Everything that was paid for is kept. Go on with: "
+            f"lg-textgrad resume {shlex.quote(run_dir)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(command=run)
-        command.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        command.add_argument(
+            "--json", action="store_true", help="one JSON object on standard output"
+        )
         return command
 
     init = add("init", _init, "write a commented optimize.toml for a graph of yours")
@@ -150,7 +169,15 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
     _add_limits(command)
-    command.add_argument("--reference", metavar="FILE", help="prompts file to score beside the result")
+    command.add_argument(
+        "--min-gain", type=float, metavar="X", help="how much better a candidate must be on val"
+    )
+    command.add_argument(
+        "--brief-critic", action="store_true", default=None, help="for small critic models"
+    )
+    command.add_argument(
+        "--reference", metavar="FILE", help="prompts file to score beside the result"
+    )
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
@@ -255,6 +282,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             schedule=schedule,
             store=store,
             max_concurrency=config.max_concurrency,
+            reuse=held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None,
             on_event=on_event,
         )
         with watch.live():
@@ -291,38 +319,40 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     spent = ledger.account
     _render.show_spent(people, spent.spent, spent.by_kind, spent.elapsed)
     if options.json:
-        document = {"split": options.split, "score": loss.score, "feedback": means, "rows": len(rows)}
+        document = {
+            "split": options.split, "score": loss.score, "feedback": means, "rows": len(rows)
+        }  # fmt: skip
         print(json.dumps(document, ensure_ascii=False, indent=2))
     return DONE
 
 
 def _show(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
-        result, decisions = store.get_meta("result"), store.decisions()
-        paid = store.paid()
+        ended, decisions = store.get_meta("result") is not None, store.decisions()
+        result, paid = _render.outcome(store), store.paid()
     for d in decisions:
-        word = "accepted" if d["accepted"] and d["stage"] == "val" else "helps" if d["accepted"] else "refused"
+        word = _render.word_for(d["stage"], d["accepted"])
         people.print(
             f"step {d['step']}  {d['candidate'][:8]}  {word} on {d['stage']}: {d['reason']}",
             markup=False, highlight=False,
         )  # fmt: skip
     for kind, usage in paid.items():
         people.print(f"{kind}: {usage.calls} calls, {usage.tokens:,} tokens", highlight=False)
-    if result is None:
+    for name in ("val", "test"):
+        before, after = result["baseline"][name], result["best"][name]
+        if before is not None:
+            people.print(f"{name}: {before:.3f} → {after:.3f}", highlight=False)
+    if not ended:
         people.print(
-            f"The run has not ended; go on with: lg-textgrad resume {options.run_dir}", markup=False
-        )
-    else:
-        for name in ("val", "test"):
-            before, after = result["baseline"][name], result["best"][name]
-            if before is not None:
-                people.print(f"{name}: {before:.3f} → {after:.3f}", highlight=False)
+            f"The run has not ended; go on with: lg-textgrad resume {shlex.quote(options.run_dir)}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if options.json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     return DONE
 
 
-def _diff(options: argparse.Namespace, people: Console) -> int:
+def _diff(options: argparse.Namespace, _people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         changes = _render.explain(store)
     if options.json:
@@ -356,6 +386,11 @@ def _inspect(options: argparse.Namespace, people: Console) -> int:
     readers: dict[str, set[str]] = {}
     if options.inputs:
         for run in graph.record(read_examples(options.inputs)):
+            if run.error is not None:
+                people.print(
+                    f"The run of example '{run.example.id}' failed: {run.error}",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
             for execution in run.executions:
                 for name in execution.prompts:
                     readers.setdefault(name, set()).add(execution.path)
@@ -367,13 +402,17 @@ def _inspect(options: argparse.Namespace, people: Console) -> int:
     for path, nodes in document["nodes"].items():
         out.print(f"[bold]{path or 'graph'}[/bold]: {' '.join(nodes)}", highlight=False)
     for name, p in document["parameters"].items():
-        read_by = "" if p["read_by"] is None else f", read by {', '.join(p['read_by']) or 'no node'}"
+        read_by = ""
+        if p["read_by"] is not None:
+            read_by = f", read by {', '.join(p['read_by']) or 'no node'}"
         out.print(
             f"\n[bold]{name}[/bold]  {p['held']}, {p['tokens']} tokens{read_by}", highlight=False
         )
         out.print(p["value"], markup=False, highlight=False)
     if not document["parameters"]:
-        out.print("No parameters. Put Parameter('name', 'text') into the graph's module.", markup=False)
+        out.print(
+            "No parameters. Put Parameter('name', 'text') into the graph's module.", markup=False
+        )
     return DONE
 
 
@@ -417,7 +456,11 @@ seed = 0
 max_concurrency = 8
 # budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
 # budget_tokens = 1000000
+# budget_seconds = 3600
 # min_gain = 0.0           # how much better a candidate must be on val
+
+# The prompts that were found, as they are now:
+{prompts}
 """
 
 
@@ -427,8 +470,14 @@ def _init(options: argparse.Namespace, people: Console) -> int:
     if target.exists():
         raise ConfigurationError(f"'{target}' is there already; give another --out.")
     names = ", ".join(graph.parameters) or "none yet"
-    text = _INIT.format(file=target.name, graph=json.dumps(options.graph), names=names)
-    target.write_text(text, encoding="utf-8")
+    found = "\n\n".join(f"{name}\n{p.value}" for name, p in graph.parameters.items()) or "none yet"
+    text = _INIT.format(
+        file=target.name,
+        graph=json.dumps(options.graph),
+        names=" ".join(names.split()),
+        prompts=as_comment(found),
+    )
+    write_text(target, text)
     people.print(f"Wrote {target}. The graph's parameters: {names}.", markup=False)
     if options.json:
         print(json.dumps({"out": str(target), "parameters": list(graph.parameters)}))

@@ -84,7 +84,8 @@ class Ledger:
 
     A call is looked up under its key; when it is not there, a place under the limit is taken, the
     budget is reserved, the call is made, and its reply is on disk before anyone sees it. Several
-    that ask the same at once share one call.
+    that ask the same at once share one call. What another run has paid for (`reuse`) is taken from
+    its store.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Ledger:
         store: Store | None = None,
         account: Account | None = None,
         max_concurrency: int = 8,
+        reuse: Store | None = None,
     ) -> None:
         self.store = store or Store()
+        self.reuse = reuse
         self.account = account or Account(Budget())
         self.limiter = Limiter(max_concurrency)
         self._guard = threading.Lock()
@@ -120,6 +123,8 @@ class Ledger:
 
     def _stored(self, key: str, kind: str) -> Paid | None:
         found = self.store.get_result(key)
+        if found is None and self.reuse is not None:
+            found = self.reuse.get_result(key)
         if found is None:
             return None
         cached = Usage(cached_calls=1)

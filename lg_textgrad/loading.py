@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -88,23 +89,37 @@ def read_prompts(path: str | Path) -> dict[str, str]:
         raise ConfigurationError(
             f"The prompts file '{path}' needs a table [prompts] of name = \"text\"."
         )
-    return {name: text.strip("\n") for name, text in prompts.items()}
+    # In a block of lines the break before the closing quotes is layout, not text.
+    return {name: text.removesuffix("\n") for name, text in prompts.items()}
 
 
 def write_prompts(path: str | Path, prompts: Mapping[str, str], comment: str = "") -> None:
     """Write a file that `read_prompts`, `lg_textgrad.prompts` and a person can read."""
-    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-    lines += ["", "[prompts]"]
+    lines = [as_comment(comment), "", "[prompts]"]
     for name, text in prompts.items():
         body = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').replace("\r", "\\r")
         body = "".join(c if c >= " " or c in "\n\t" else f"\\u{ord(c):04x}" for c in body)
         body = body.replace("\x7f", "\\u007f")
-        if body.endswith('"'):
-            body = body[:-1] + '\\"'
-        key = name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else None
-        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-        lines.append(f'{key or chr(34) + quoted + chr(34)} = """\n{body}"""')
-    Path(path).write_text("\n".join(lines).lstrip("\n") + "\n", encoding="utf-8")
+        bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+        # A JSON string is a TOML string too, but for this one character.
+        key = name if bare else json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f'{key} = """\n{body}\n"""')
+    write_text(path, "\n".join(lines).lstrip("\n") + "\n")
+
+
+def as_comment(text: str) -> str:
+    """Return the text as a comment of a TOML file, which may not have control characters."""
+    lines = ["".join(c if c.isprintable() else " " for c in ln) for ln in text.splitlines()]
+    return "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file. Raises `ConfigurationError` when it cannot be written."""
+    try:
+        # Line ends as they are: Windows would make two characters of each.
+        Path(path).write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigurationError(f"The file '{path}' cannot be written: {error}.") from None
 
 
 @dataclass
@@ -137,11 +152,13 @@ class Config:
     test_rows: int | None = None
     reference: str | None = None
     """A prompts file to score beside the result."""
+    reuse: str | None = None
+    """Another run's directory: model results that it paid for are not paid for again."""
     min_gain: float = 0.0
     out: str = ""
 
     def check(self, *, needs: tuple[str, ...] = ("graph", "train", "val", "evaluator")) -> None:
-        """Raise `ConfigurationError` for what is missing or of the wrong type."""
+        """Raise `ConfigurationError` for what is missing or makes no sense."""
         for name in needs:
             if not getattr(self, name):
                 raise ConfigurationError(
@@ -150,14 +167,34 @@ class Config:
                 )
         for f in fields(self):
             value = getattr(self, f.name)
-            whole = f.name in (
-                "steps", "batch_size", "seed", "budget_calls", "budget_tokens",
-                "max_concurrency", "train_rows", "val_rows", "test_rows",
-            )  # fmt: skip
-            if whole and value is not None and type(value) is not int:
-                raise ConfigurationError(f"'{f.name}' must be a whole number, not {value!r}.")
             if f.name.endswith("_rows") and value is not None and value < 1:
                 raise ConfigurationError(f"'{f.name}' must be at least 1, not {value}.")
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a string", lambda v: isinstance(v, str)),
+    "int": ("a whole number", lambda v: type(v) is int),
+    "float": ("a number", lambda v: type(v) in (int, float)),
+    "bool": ("true or false", lambda v: isinstance(v, bool)),
+    "list[str]": (
+        "a list of strings",
+        lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v),
+    ),
+    "dict[str, float]": (
+        "a table of numbers",
+        lambda v: isinstance(v, dict) and all(type(x) in (int, float) for x in v.values()),
+    ),
+}
+
+
+def _check_kinds(document: Mapping[str, Any], path: Path) -> None:
+    for f in fields(Config):
+        kind, fits = _KINDS[str(f.type).removesuffix(" | None")]
+        if f.name in document and not fits(document[f.name]):
+            raise ConfigurationError(
+                f"In the configuration file '{path}': '{f.name}' must be {kind}, "
+                f"not {document[f.name]!r}."
+            )
 
 
 def read_config(path: str | Path) -> Config:
@@ -173,6 +210,7 @@ def read_config(path: str | Path) -> Config:
             )
     if isinstance(document.get("evaluator"), str):
         document["evaluator"] = [document["evaluator"]]
+    _check_kinds(document, path)
     config = Config(**document)
     for name in ("train", "val", "test", "reference"):
         value = getattr(config, name)

@@ -150,7 +150,8 @@ class Trainer:
     is joined into one candidate and tried on the validation examples, paired with the incumbent,
     and kept only when `acceptance` says so. `store` is a run
     directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
-    called again with the same configuration, and pays for nothing twice. `on_event(kind, data)` is
+    called again with the same configuration, and pays for nothing twice. Model results that another
+    run has in `reuse` are not paid for again. `on_event(kind, data)` is
     told what happens.
     """
 
@@ -166,6 +167,7 @@ class Trainer:
         schedule: Schedule | None = None,
         store: Store | str | Path | None = None,
         max_concurrency: int = 8,
+        reuse: Store | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
         if max_concurrency < 1:
@@ -183,6 +185,7 @@ class Trainer:
         self.schedule = schedule or Schedule()
         self.store = store
         self.max_concurrency = max_concurrency
+        self.reuse = reuse
         self._on_event = on_event
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
@@ -247,7 +250,7 @@ class Trainer:
         )
         for kind, usage in paid.items():
             account.seed(kind, usage)
-        ledger = Ledger(store, account, self.max_concurrency)
+        ledger = Ledger(store, account, self.max_concurrency, self.reuse)
         self.optimizer.bind(self.graph.parameters)
         self.optimizer.history.clear()
         self._event(
@@ -397,11 +400,11 @@ class Trainer:
             if parameter.requires_grad and name not in read:
                 nodes = sorted({e.path for s in scored for e in s.run.executions})
                 failed = [s.run.error for s in scored if s.run.error]
-                also = f" {len(failed)} of the runs failed, the first with {failed[0]}." if failed else ""
+                also = f" {len(failed)} runs failed, the first with {failed[0]}." if failed else ""
                 raise ParameterError(
                     f"No node read the parameter '{name}' in any of {len(scored)} runs "
-                    f"(nodes that ran: {', '.join(nodes) or 'none'}).{also} Read it inside the node "
-                    f"with {name}.message() or str(...), or give it requires_grad=False.",
+                    f"(nodes that ran: {', '.join(nodes) or 'none'}).{also} Read it inside the "
+                    f"node with {name}.message() or str(...), or give it requires_grad=False.",
                     parameter=name,
                 )
 

@@ -291,7 +291,7 @@ async def test_unreachable_critic_is_raised_as_it_is_and_touches_no_parameter():
     def reply(request):
         if len(model.requests) == 3:
             return ModelUnreachableError("nobody there")
-        return {"evidence": "e", "change": "c", "keep": "", "weight": 1}
+        return {"general_rule": "c", "evidence": "e", "keep": "", "weight": 1}
 
     model = Scripted(reply)
     with pytest.raises(ModelUnreachableError, match="nobody there"):

@@ -104,12 +104,18 @@ def test_candidate_in_scope_is_what_runs_and_prompts_win_over_it():
     assert graph.candidate() == {"first": "default", "second": "default", "third": "default"}
 
 
-def test_users_node_cache_is_left_alone():
-    graph = crowd_graph(sync=True)
-    cache = graph.graph.cache
-    graph.record([{"inputs": {"q": "q"}}], prompts=candidate(1))
-    assert graph.graph.cache is cache
-    assert graph.graph.invoke({"q": "q"})["b"] == "default"
+@pytest.mark.parametrize("sync", [True, False])
+async def test_node_cache_does_not_answer_one_candidate_with_anothers_result(sync):
+    graph = crowd_graph(sync)
+    # First that the cache does answer on its own: one after another, so that there is a hit.
+    for text in ("cached", "never seen"):
+        with tg.prompts({"second": text}):
+            assert (await graph.graph.ainvoke({"q": "q"}))["b"] == "cached"
+    for i in range(3):
+        [run] = await graph.arecord([{"inputs": {"q": "q"}}], prompts=candidate(i))
+        check(i, run)
+    # What was recorded is not in the user's cache either.
+    assert (await graph.graph.ainvoke({"q": "q"}))["b"] == "cached"
 
 
 async def test_record_works_inside_a_running_loop():

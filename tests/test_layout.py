@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -96,6 +97,7 @@ class Import:
         return f"{self.module.name}.py:{self.line}"
 
 
+@functools.cache
 def read(package: Path) -> list[Module]:
     found = []
     for path in sorted(package.rglob("*.py")):

@@ -78,7 +78,7 @@ def test_importing_has_no_side_effects(tmp_path):
     home.mkdir()
     done = subprocess.run(
         [sys.executable, "-B", "-W", "error::DeprecationWarning:lg_textgrad", "-c", SCRIPT],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

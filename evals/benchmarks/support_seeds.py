@@ -19,12 +19,16 @@ HERE = Path(__file__).parent
 CONFIG = "graphs/support/optimize.toml"
 
 
-def run(seed: int, out: Path) -> dict[str, object]:
-    """Run one seed and return its `--json` object, or what went wrong."""
+def run(seed: int, out: Path, reuse: Path | None) -> dict[str, object]:
+    """Run one seed and return its `--json` object, or what went wrong.
+
+    What an earlier seed has paid for (the baseline, the reference) is taken from its run directory.
+    """
     started = time.monotonic()
     command = [
         sys.executable, "-m", "lg_textgrad", "optimize", CONFIG,
         "--seed", str(seed), "--out", str(out), "--json",
+        *(["--reuse", str(reuse)] if reuse is not None else []),
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
     if done.returncode != 0:
@@ -42,11 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/support-seeds"))
+    parser.add_argument("--reuse", type=Path, help="run directory to take paid results from")
     options = parser.parse_args()
     file = HERE / "support_seeds.json"
-    results = []
+    results: list[dict[str, object]] = []
     for seed in options.seeds:
-        results.append(run(seed, options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"))
+        out = options.out / f"seed{seed}"
+        results.append(run(seed, out, options.reuse))
+        options.reuse = options.reuse or out
         file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(json.dumps(results[-1], ensure_ascii=False), flush=True)
 

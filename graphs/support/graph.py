@@ -130,7 +130,7 @@ async def run_writer(state: Desk) -> Desk:
     asked = f"Customer: {state['message']}\nTeam: {state['team']}\nFound: {state['found']}"
     if state.get("verdict"):
         asked += f"\nYour last answer: {state['answer']}\nThe checker: {state['verdict']}"
-    answer = await ask(writer.message(), asked, 60)
+    answer = await ask(writer.message(), asked, 80)
     return {"answer": answer, "rounds": state.get("rounds", 0) + 1}
 
 

@@ -19,15 +19,17 @@ logger = logging.getLogger(__name__)
 
 _MOST_CHANGE = 200  # characters; a rule that needs more is a story about one example
 
-_TEMPLATES = ("critic", "critic_case", "critic_detail", "critic_upstream")
+_EXAMPLES = ("critic_example_group", "critic_example_form")
+_TEMPLATES = ("critic", "critic_case", "critic_detail", "critic_upstream", *_EXAMPLES)
 
 
 class LLMCritic:
     """Asks `model` about one execution at a time, with a JSON schema for the reply.
 
     `max_value_chars` caps each value that is shown; longer ones are cut in the middle and the cut
-    is marked. `max_tokens` caps the reply. `brief` asks for the rule and the weight only, which is
-    what small models can do and half the tokens; the complaint then is the evidence. After
+    is marked. `max_tokens` caps the reply. `brief` asks for the rule and the weight only and
+    shows two worked examples: what small models need, in half the tokens; the complaint then is
+    the evidence. After
     Yuksekgonul et al. 2024 (TextGrad), with credit per producer in the same call.
     """
 
@@ -114,6 +116,7 @@ class LLMCritic:
         )
         return [
             {"role": "system", "content": templates.source("critic")},
+            *(_worked_examples() if self.brief else ()),
             {"role": "user", "content": case},
         ]
 
@@ -146,6 +149,18 @@ class LLMCritic:
 
     def _cut(self, text: str) -> str:
         return cut(text, self.max_value_chars)
+
+
+def _worked_examples() -> list[dict[str, str]]:
+    """Return the examples as turns: a question above the line `---`, its answer below."""
+    turns = []
+    for name in _EXAMPLES:
+        question, _, answer = templates.source(name).partition("\n---\n")
+        turns += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    return turns
 
 
 def cut(text: str, limit: int) -> str:

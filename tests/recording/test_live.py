@@ -502,7 +502,7 @@ print(json.dumps({"error": runs[0].error, "grads": len(p.grad), "quiet": quiet, 
 
 def test_nothing_leaves_for_langsmith_whatever_the_environment_says():
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
         env={**os.environ, "PYTHONPATH": "."},
     )
