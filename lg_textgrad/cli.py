@@ -176,6 +176,9 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         "--brief-critic", action="store_true", default=None, help="for small critic models"
     )
     command.add_argument(
+        "--reuse", metavar="RUN_DIR", help="take model results that this run has paid for"
+    )
+    command.add_argument(
         "--reference", metavar="FILE", help="prompts file to score beside the result"
     )
 
