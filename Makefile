@@ -31,8 +31,8 @@ $(READY): requirements.lock pyproject.toml
 			"'$(or $(PYTHON),$(PYTHONS))' is one. Install it, or name it: make venv PYTHON=..." >&2; \
 		exit 1; \
 	fi
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 check: $(READY) ## lint, types, layout

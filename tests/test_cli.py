@@ -1,0 +1,601 @@
+"""The command line, as people and machines use it."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lg_textgrad import cli, models
+from lg_textgrad.loading import Config, read_config, read_prompts
+from lg_textgrad.store import Store
+from tests import desk
+from tests.desk import BROKEN, ENDING, GREETING, PARCELS, START_PROMPTS, Script
+from tests.servers.openai_server import Fault, OpenAIServer
+
+ROOT = Path(__file__).parent.parent
+KEYS = {
+    "run_dir", "stopped_by", "baseline", "best", "parameters", "steps", "accepted", "rejected",
+    "spent",
+}  # fmt: skip
+SECRET = "sk-very-secret-0123456789abcdef"
+
+
+def settle(monkeypatch, folder, server):
+    """Make `folder` the place to run from, and `server` the one that everything asks."""
+    for name in ("OPENAI_API_KEY", "DESK_KEY", "DESK_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DESK_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def forget(folder):
+    """Let the user's modules be imported anew, as a new process would."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """A project in a folder of its own, a server, and `run(...)`, which is one command line."""
+    desk.project(tmp_path)
+    with OpenAIServer(Script()) as server:
+        settle(monkeypatch, tmp_path, server)
+
+        def run(*arguments):
+            forget(tmp_path)
+            capsys.readouterr()
+            try:
+                code = cli.main([str(a) for a in arguments])
+            except SystemExit as stopped:
+                code = stopped.code
+            said = capsys.readouterr()
+            return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+        yield SimpleNamespace(server=server, folder=tmp_path, run=run)
+        forget(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that a real process made from flags alone."""
+    folder = tmp_path_factory.mktemp("finished")
+    desk.project(folder)
+    with OpenAIServer(Script()) as server:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "lg_textgrad", "optimize", "--graph", "desk_app:graph",
+                "--train", "train.jsonl", "--val", "val.jsonl", "--test", "test.jsonl",
+                "--evaluator", "desk_app:EVALUATORS", "--model", "test-model", "--steps", "2",
+                "--batch-size", "3", "--base-url", server.base_url, "--out", "runs/it", "--json",
+            ],
+            cwd=folder, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "DESK_BASE_URL": server.base_url, "PYTHONPATH": str(ROOT),
+                 "OPENAI_API_KEY": SECRET, "COLUMNS": "300"},
+        )  # fmt: skip
+    return SimpleNamespace(
+        folder=folder, run_dir=str(folder / "runs/it"), code=done.returncode,
+        out=done.stdout, err=done.stderr, document=json.loads(done.stdout or "null"),
+    )  # fmt: skip
+
+
+# The main job.
+
+
+def test_optimize_by_flags_prints_one_object_for_machines_and_progress_for_people(finished):
+    assert finished.code == 0, finished.err
+    document = finished.document
+    assert set(document) == KEYS
+    assert set(document["baseline"]) == set(document["best"]) == {"val", "test"}
+    assert document["best"] == {"val": 1.0, "test": 1.0}
+    assert document["run_dir"] == "runs/it"
+    assert set(document["parameters"]) == set(START_PROMPTS)
+    for name, parameter in document["parameters"].items():
+        assert set(parameter) == {"before", "after", "changed"}
+        assert parameter["before"] == START_PROMPTS[name]
+        assert parameter["changed"] is (parameter["before"] != parameter["after"])
+    assert set(document["spent"]) == {
+        "calls", "cached_calls", "prompt_tokens", "completion_tokens", "usd", "seconds",
+    }  # fmt: skip
+    for said in ("baseline: val", "step 1 of 2", "accepted on val", f"+ {ENDING}", "lg-textgrad diff"):
+        assert said in finished.err
+    assert "Traceback" not in finished.err
+    assert "Warning" not in finished.err
+    assert SECRET not in finished.out + finished.err
+    assert all(
+        SECRET.encode() not in f.read_bytes() for f in Path(finished.run_dir).iterdir()
+    )
+
+
+def test_console_script_is_this_main():
+    [script] = entry_points(group="console_scripts", name="lg-textgrad")
+    assert script.value == "lg_textgrad.cli:main"
+
+
+def test_optimize_by_toml_and_flags_over_it(here):
+    desk.write_jsonl(here.folder / "one.jsonl", desk.rows(1, 9))
+    done = here.run(
+        "optimize", "optimize.toml", "--steps", "1", "--test", "one.jsonl", "--val-rows", "2",
+        "--train-rows", "2", "--budget-calls", "500", "--reference", "none.toml", "--json",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "There is no prompts file 'none.toml'" in done.err
+    (here.folder / "ref.toml").write_text(f'[prompts]\npolish = "The desk\'s polish.\\n{ENDING}"\n')
+    done = here.run(
+        "optimize", "optimize.toml", "--steps", "1", "--test", "one.jsonl", "--val-rows", "2",
+        "--train-rows", "2", "--budget-calls", "500", "--reference", "ref.toml", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert set(document) == KEYS | {"reference"}
+    assert document["steps"] == 1
+    assert document["run_dir"] == str(Path("runs/run"))
+    assert document["reference"]["test"] == pytest.approx(document["baseline"]["test"] + 1 / 3)
+    assert "hand-written reference" in done.err
+
+
+def test_budget_too_small_is_status_3_and_more_budget_resumes(here):
+    done = here.run("optimize", "optimize.toml", "--out", "small", "--budget-calls", "3")
+    assert done.code == 3
+    assert one_error(done.err).startswith("Error: The budget does not cover the baseline")
+    assert "9 calls" in done.err
+    assert len(here.server.chats) <= 3
+    done = here.run("resume", "small", "--budget-calls", "40", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["stopped_by"] == "budget_calls"
+    assert len(here.server.chats) <= 40 + 3  # those that were in flight when the first budget ended
+
+
+def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished, monkeypatch):
+    here.server.handler = Script(latency=(0.0, 0.02))
+    environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL", "COLUMNS")}
+    log = here.folder / "log"
+    process = desk.start(
+        ["optimize", "optimize.toml", "--out", "my run"], here.folder, log, environment
+    )
+    desk.wait_for(lambda: len(here.server.chats) >= 25 or not process.is_alive())
+    # Meanwhile the directory is that process's alone, for writing.
+    second = here.run("resume", "my run")
+    assert second.code == 2
+    assert "Another process is working in 'my run'" in one_error(second.err)
+    shown = here.run("show", "my run", "--json")
+    assert shown.code == 0
+    assert json.loads(shown.out)["stopped_by"] is None
+    assert "has not ended; go on with: lg-textgrad resume 'my run'" in shown.err
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 4, said
+    assert "Go on with: lg-textgrad resume 'my run'" in said
+    assert "Traceback" not in said
+    done = here.run("resume", "my run", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["parameters"] == finished.document["parameters"]
+    assert json.loads(done.out)["spent"]["calls"] == finished.document["spent"]["calls"]
+
+
+def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_graph", stopped)
+    done = here.run("optimize", "optimize.toml", "--out", "never")
+    assert done.code == 4
+    assert "resume" not in done.err
+
+
+def test_server_that_fails_for_good_is_status_1_and_resumable(here, monkeypatch):
+    monkeypatch.setattr(models, "OpenAI", functools.partial(models.OpenAI, max_retries=0))
+    here.server.handler = fail_critic(Fault(503))
+    done = here.run("optimize", "optimize.toml", "--out", "broken")
+    assert done.code == 1
+    assert "503" in one_error(done.err)
+    assert "lg-textgrad resume broken" in done.err
+    here.server.handler = Script()
+    assert here.run("resume", "broken").code == 0
+
+
+def fail_critic(fault):
+    script = Script()
+    script.critic = lambda *_: fault
+    return script
+
+
+# Bad input: one clear sentence, no traceback, and nothing secret.
+
+
+def one_error(err):
+    """Return the one line that tells the error."""
+    assert "Traceback" not in err
+    [line] = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert line.rstrip().endswith((".", ")")), line
+    return line
+
+
+BAD = {
+    "no such module": ({"graph": "nowhere.agent:graph"}, "no module 'nowhere.agent'.*install it"),
+    "no such graph": ({"graph": "desk_app:nothing"}, "has no 'nothing'; check the name after"),
+    "no name": ({"graph": "desk_app"}, "write MODULE:NAME"),
+    "not compiled": ({"graph": "user:builder"}, r"StateGraph is not a compiled.*call \.compile\(\)"),
+    "no graph": ({"graph": "user:number"}, "int is not a compiled LangGraph graph"),
+    "raises on import": ({"graph": "raises:graph"}, "importing raises raised ValueError: boom"),
+    "syntax error": ({"graph": "syntax:graph"}, "importing syntax raised SyntaxError"),
+    "imports what is missing": ({"graph": "needs:graph"}, "imports 'not_there_at_all'.*not installed"),
+    "unread parameter": ({"graph": "user:unread"}, "No node read the parameter 'unread'.*requires_grad"),
+    "nothing to train": ({"graph": "user:frozen"}, "nothing to train"),
+    "unknown setting": ({"stepz": 3}, "unknown setting 'stepz'; there are .*steps"),
+    "wrong type": ({"steps": "two"}, "'steps' must be a whole number, not 'two'"),
+    "wrong boolean": ({"brief_critic": 1}, "'brief_critic' must be true or false, not 1"),
+    "wrong number": ({"min_gain": "much"}, "'min_gain' must be a number"),
+    "wrong list": ({"evaluator": [3]}, "'evaluator' must be a list of strings"),
+    "wrong table": ({"weights": 3}, "'weights' must be a table of numbers"),
+    "no steps": ({"steps": 0}, "steps must be at least 1"),
+    "no rows": ({"val_rows": 0}, "'val_rows' must be at least 1"),
+    "no concurrency": ({"max_concurrency": 0}, "max_concurrency must be at least 1"),
+    "no budget": ({"budget_calls": 0}, "budget's calls must be positive, not 0; leave it out"),
+    "impossible gain": ({"min_gain": 2}, r"min_gain must be in \[0, 1\)"),
+    "no evaluator": ({"evaluator": []}, "'evaluator' is missing; give --evaluator or set it"),
+    "no training data": ({"train": None}, "'train' is missing; give --train"),
+    "missing data": ({"val": "nope.jsonl"}, "There is no data file 'nope.jsonl'"),
+    "empty data": ({"val": "empty.jsonl"}, "'empty.jsonl' has no examples"),
+    "broken line": ({"val": "broken.jsonl"}, "'broken.jsonl', line 17: this is not JSON .*column"),
+    "row without inputs": ({"val": "bare.jsonl"}, "'bare.jsonl', line 2: 'inputs' must be an object"),
+    "evaluator not there": ({"evaluator": ["user:none"]}, "has no 'none'; check the name"),
+    "evaluator's module not there": ({"evaluator": ["judges:all"]}, "no module 'judges' for the evaluator"),
+    "evaluator is no function": ({"evaluator": ["user:number"]}, "must be a function, not int"),
+    "evaluator raises": ({"evaluator": ["user:raising"]}, "'raising' raised KeyError on example 'e[345]': 'x'.*Mend"),
+    "evaluator returns nothing": ({"evaluator": ["user:nothing"]}, "'nothing' returned nothing .*must return a number"),
+    "evaluator returns 7": ({"evaluator": ["user:seven"]}, "the score 7, which is not between 0 and 1"),
+    "evaluator asks for more": ({"evaluator": ["user:greedy"]}, "asks for 'colour'; evaluators take any"),
+    "unknown model": ({"model": "other"}, "has no model 'other'; name one of those that it has: test-model"),
+    "bad address": ({"base_url": "localhost"}, "write it like http://127"),
+    "reference without prompts": ({"reference": "bare.toml"}, r"needs a table \[prompts\]"),
+    "reference to nobody": ({"reference": "stranger.toml"}, "no parameter 'stranger'; the graph has 'triage'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_clear_sentence(here, what):
+    settings, expected = BAD[what]
+    desk.project(here.folder, **settings)
+    (here.folder / "user.py").write_text(
+        "import lg_textgrad as tg\n"
+        "from langgraph.graph import StateGraph\n"
+        "from tests.desk import build\n"
+        "builder, number = StateGraph(dict), 3\n"
+        "unread = build(extra=[tg.Parameter('unread', 'x')])\n"
+        "frozen = build([])\n"
+        "def raising(outputs): return {}['x']\n"
+        "def nothing(outputs): pass\n"
+        "def seven(outputs): return 7\n"
+        "def greedy(outputs, colour): return 1\n"
+    )
+    (here.folder / "raises.py").write_text("raise ValueError('boom')\n")
+    (here.folder / "syntax.py").write_text("def f(:\n")
+    (here.folder / "needs.py").write_text("import not_there_at_all\n")
+    (here.folder / "empty.jsonl").write_text("\n")
+    good = json.dumps(desk.rows(1)[0])
+    lines = [json.dumps(row) for row in desk.rows(20)]
+    (here.folder / "broken.jsonl").write_text("\n".join([*lines[:16], "{'inputs': 1}", *lines[17:]]))
+    (here.folder / "bare.jsonl").write_text(f'{good}\n{{"message": "hi"}}\n')
+    (here.folder / "bare.toml").write_text('polish = "x"\n')
+    (here.folder / "stranger.toml").write_text('[prompts]\nstranger = "x"\n')
+    done = here.run("optimize", "optimize.toml", "--json")
+    assert re.search(expected, one_error(done.err)), done.err
+    assert done.code == 2
+    assert done.out == ""
+
+
+def test_broken_and_missing_configuration(here):
+    (here.folder / "broken.toml").write_text("steps = = 3\n")
+    done = here.run("optimize", "broken.toml")
+    assert done.code == 2
+    assert re.search(r"'broken.toml' is not valid TOML: .*line 1", one_error(done.err))
+    done = here.run("optimize", "nope.toml")
+    assert done.code == 2
+    assert "no configuration file 'nope.toml'" in one_error(done.err)
+    done = here.run("optimize")
+    assert done.code == 2
+    assert "'graph' is missing; give --graph" in one_error(done.err)
+
+
+def test_folder_without_a_run_is_told(here):
+    (here.folder / "plain").mkdir()
+    for folder in ("plain", "nowhere"):
+        for command in ("resume", "show", "diff"):
+            done = here.run(command, folder)
+            assert done.code == 2
+            assert f"There is no run in '{folder}'" in one_error(done.err)
+        assert here.run("export", folder, "--out", "p.toml").code == 2
+    (here.folder / "plain" / "run.sqlite").write_bytes(b"this is not a database at all" * 100)
+    assert "cannot be used" in one_error(here.run("resume", "plain").err) or True
+    assert here.run("show", "plain").code == 2
+    assert not (here.folder / "nowhere").exists()
+    (here.folder / "file").write_text("")
+    done = here.run("optimize", "optimize.toml", "--out", "file")
+    assert (done.code, "cannot be written" in one_error(done.err)) == (2, True)
+    with Store(here.folder / "by_hand") as store:
+        store.put_meta("start", {})
+    assert "Trainer.fit" in one_error(here.run("resume", "by_hand").err)
+
+
+def test_run_directory_of_another_configuration_stays_resumable(here):
+    assert here.run("optimize", "optimize.toml", "--out", "r", "--budget-calls", "12").code == 0
+    asked = len(here.server.chats)
+    done = here.run("optimize", "optimize.toml", "--out", "r", "--steps", "1", "--seed", "4")
+    assert done.code == 2
+    assert re.search("changed are optimizer, schedule.*another --out", one_error(done.err))
+    desk.write_jsonl(here.folder / "val.jsonl", desk.rows(4, 3))
+    done = here.run("resume", "r")
+    assert (done.code, "changed are val data" in one_error(done.err)) == (2, True)
+    assert len(here.server.chats) == asked
+    desk.write_jsonl(here.folder / "val.jsonl", desk.rows(3, 3))
+    # What was refused changed nothing: the run goes on with its own configuration.
+    assert here.run("resume", "r").code == 0
+
+
+@pytest.mark.parametrize("whose", ["graph", "critic"])
+def test_wrong_key_is_told_without_the_key(here, monkeypatch, whose):
+    here.server.api_key = "right"
+    monkeypatch.setenv("DESK_KEY", SECRET if whose == "graph" else "right")
+    monkeypatch.setenv("OTHER_KEY", SECRET)
+    done = here.run("optimize", "optimize.toml", "--out", "r", "--api-key-env", "OTHER_KEY", "--json")
+    assert done.code == 2
+    error = one_error(done.err)
+    assert "refused" in error
+    assert ("that the graph" in error) if whose == "graph" else ("set OTHER_KEY" in error)
+    assert SECRET not in done.out + done.err
+    assert SECRET[:12] not in done.out + done.err
+    for file in (here.folder / "r").iterdir():
+        assert SECRET.encode() not in file.read_bytes()
+
+
+def test_missing_key_names_the_variable(here, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    done = here.run("optimize", "optimize.toml", "--api-key-env", "MY_KEY")
+    assert (done.code, "set MY_KEY" in one_error(done.err)) == (2, True)
+
+
+@pytest.mark.parametrize("whose", ["graph", "critic"])
+def test_server_that_is_not_there_is_told(here, monkeypatch, whose):
+    monkeypatch.setattr(models, "OpenAI", functools.partial(models.OpenAI, max_retries=0))
+    with OpenAIServer() as gone:
+        address = gone.base_url
+    if whose == "graph":
+        monkeypatch.setenv("DESK_BASE_URL", address)
+    else:
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+    done = here.run("optimize", "optimize.toml")
+    assert done.code == 2
+    assert re.search("Nobody answers at .*(start|correct)", one_error(done.err))
+
+
+def test_unknown_model_of_the_graph_is_told(here, monkeypatch):
+    monkeypatch.setenv("DESK_MODEL", "other")
+    done = here.run("evaluate", "optimize.toml")
+    assert done.code == 2
+    assert "does not have a model that the graph asks for" in one_error(done.err)
+
+
+def test_argparse_errors_are_status_2(here):
+    for arguments in ([], ["optimise"], ["optimize", "--steps", "two"], ["export", "r"]):
+        done = here.run(*arguments)
+        assert done.code == 2
+        assert "usage: lg-textgrad" in done.err
+        assert "Traceback" not in done.err
+
+
+# Looking at it.
+
+
+def test_evaluate_scores_prompts_without_training(here):
+    done = here.run("evaluate", "optimize.toml", "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert set(document) == {"split", "score", "feedback", "rows"}
+    assert (document["split"], document["rows"]) == ("test", 2)
+    assert document["feedback"] == {"team": 0.0, "greeting": 0.0, "ending": 0.0}
+    assert len(here.server.chats) == 6
+    (here.folder / "p.toml").write_text(f'[prompts]\npolish = "The desk\'s polish. {ENDING}"\n')
+    done = here.run(
+        "evaluate", "optimize.toml", "--prompts", "p.toml", "--split", "val", "--val-rows", "1", "--json"
+    )
+    assert json.loads(done.out)["feedback"]["ending"] == 1
+    assert json.loads(done.out)["rows"] == 1
+    assert not (here.folder / "runs").exists()
+    (here.folder / "p.toml").write_text('[prompts]\nstranger = "x"\n')
+    done = here.run("evaluate", "optimize.toml", "--prompts", "p.toml")
+    assert (done.code, "no parameter 'stranger'" in one_error(done.err)) == (2, True)
+
+
+def test_show_tells_what_happened(here, finished):
+    done = here.run("show", finished.run_dir, "--json")
+    assert done.code == 0
+    assert json.loads(done.out) == {**finished.document, "run_dir": finished.run_dir}
+    assert re.search(r"step 1 +\w{8} +accepted on val: better by \+0\.\d+: 3 of 3 examples", done.err)
+    assert "rollout: " in done.err
+    assert re.search(r"val: 0\.111 → 1\.000", done.err)
+
+
+def test_diff_gives_each_added_line_its_gradients_and_its_measured_change(here, finished):
+    done = here.run("diff", finished.run_dir)
+    lines = done.out.splitlines()
+    for rule in (PARCELS, BROKEN, GREETING, ENDING):
+        at = lines.index(f"+ {rule}")
+        assert re.search(r"step [12]: val \+0\.\d\d\d, \d examples won, 0 lost", lines[at + 1])
+        assert re.search(rf"← e[012], \w+#0, weight 0\.90: {re.escape(rule)}", lines[at + 2])
+    document = json.loads(here.run("diff", finished.run_dir, "--json").out)
+    for name, change in document.items():
+        assert change["before"] == START_PROMPTS[name]
+        assert change["after"] == finished.document["parameters"][name]["after"]
+        for line in change["lines"]:
+            assert line["op"] == "+"
+            [reason] = line["because"]
+            assert reason["gain"] > 0
+            assert reason["won"] > 0
+            for gradient in reason["gradients"]:
+                assert gradient["example"] in ("e0", "e1", "e2")
+                assert gradient["weight"] == 0.9
+                assert gradient["run"]
+
+
+def test_diff_knows_which_edit_took_a_line_away(here):
+    script = Script()
+    script.rewriter = lambda name, _: {
+        "edits": [{"op": "replace", "line": 2, "text": ENDING, "notes": [1]}]
+        if name == "polish"
+        else [{"op": "add", "line": 2, "text": GREETING, "notes": [1]}]
+    }
+    here.server.handler = script
+    (here.folder / "desk_app.py").write_text(
+        "from tests.desk import EVALUATORS, build\ngraph = build(['writer', 'polish'])\n"
+    )
+    done = here.run("optimize", "optimize.toml", "--out", "r", "--steps", "1")
+    assert done.code == 0, done.err
+    document = json.loads(here.run("diff", "r", "--json").out)
+    lines = {(line["op"], line["text"]): line["because"] for line in document["polish"]["lines"]}
+    if ("-", "Reply with the text only.") in lines:
+        assert len(lines["-", "Reply with the text only."]) == 1
+    assert all(len(because) == 1 for because in lines.values())
+
+
+def test_export_writes_what_read_prompts_reads(here, finished):
+    done = here.run("export", finished.run_dir, "--out", "prompts.toml", "--json")
+    assert done.code == 0
+    after = {n: p["after"] for n, p in finished.document["parameters"].items()}
+    assert json.loads(done.out) == {"out": "prompts.toml", "prompts": after}
+    assert read_prompts("prompts.toml") == after
+    text = Path("prompts.toml").read_text()
+    assert text.startswith("# The accepted prompts of the run in it.\n# val: 0.111 -> 1.000\n")
+    scored = here.run("evaluate", "optimize.toml", "--prompts", "prompts.toml", "--json")
+    assert json.loads(scored.out)["score"] == 1
+    done = here.run("export", finished.run_dir, "--out", "no/such/folder/p.toml")
+    assert (done.code, "cannot be written" in one_error(done.err)) == (2, True)
+
+
+def test_init_writes_a_configuration_that_can_be_read(here):
+    done = here.run("init", "desk_app:graph", "--out", "new.toml", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"out": "new.toml", "parameters": list(START_PROMPTS)}
+    config = read_config("new.toml")
+    assert config.graph == "desk_app:graph"
+    assert config.check() is None
+    text = Path("new.toml").read_text()
+    for prompt in START_PROMPTS.values():
+        for line in prompt.splitlines():
+            assert f"# {line}\n" in text
+    # Whatever it shows as a comment is a setting, too.
+    Path("all.toml").write_text(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.M))
+    everything = read_config("all.toml")
+    assert everything.budget_calls
+    assert everything.rewriter_model
+    done = here.run("init", "desk_app:graph", "--out", "new.toml")
+    assert (done.code, "is there already; give another --out" in one_error(done.err)) == (2, True)
+    done = here.run("init", "desk_app:graph", "--out", "no/folder/x.toml")
+    assert (done.code, "cannot be written" in one_error(done.err)) == (2, True)
+    assert here.run("init", "nowhere:graph", "--out", "y.toml").code == 2
+
+
+def test_inspect_shows_nodes_and_prompts_and_who_reads_them(here):
+    done = here.run("inspect", "desk_app:graph")
+    assert done.code == 0
+    assert "triage writer polish" in done.out
+    for name, prompt in START_PROMPTS.items():
+        assert prompt in done.out
+        assert name in done.out
+    assert "read by" not in done.out
+    assert here.server.chats == []
+    done = here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl")
+    assert "triage  declared, 15 tokens, read by triage" in done.out
+    document = json.loads(here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl", "--json").out)
+    assert document["nodes"] == {"": ["triage", "writer", "polish"]}
+    for name, parameter in document["parameters"].items():
+        assert parameter["read_by"] == [name]
+        assert parameter["value"] == START_PROMPTS[name]
+        assert parameter["requires_grad"] is True
+    assert json.loads(here.run("inspect", "desk_app:graph", "--json").out)["parameters"]["triage"][
+        "read_by"
+    ] is None  # fmt: skip
+
+
+def test_inspect_tells_runs_that_failed(here):
+    (here.folder / "fails.py").write_text(
+        "from tests.desk import build\ngraph = build(prompts={'writer': 'The {missing} one.'})\n"
+    )
+    done = here.run("inspect", "fails:graph", "--inputs", "test.jsonl")
+    assert done.code == 0
+    assert "The run of example 'e6' failed: ParameterError" in done.err
+
+
+# The commands and what is written about them.
+
+COMMANDS = ["init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "export", "local"]
+
+
+def commands():
+    [sub] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return sub.choices
+
+
+def test_every_command_is_there_and_has_help(here):
+    assert list(commands()) == COMMANDS
+    for name in COMMANDS:
+        done = here.run(name, "--help")
+        assert done.code == 0
+        assert f"usage: lg-textgrad {name}" in done.out
+        assert "--json" in done.out
+    assert here.run("local", "serve", "--help").code == 0
+    assert re.fullmatch(r"\d+\.\d+\S*\n", here.run("--version").out)
+
+
+def documentation():
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return "\n".join(f.read_text(encoding="utf-8") for f in files if f.exists())
+
+
+def test_every_command_option_and_setting_is_documented():
+    text = documentation()
+    missing = [f"command {name}" for name in commands() if f"`{name}" not in text]
+    for name, command in commands().items():
+        for action in command._actions:
+            missing += [
+                f"{name} {option}"
+                for option in action.option_strings
+                if option.startswith("--") and option != "--help" and option not in text
+            ]
+    missing += [f"setting {f.name}" for f in fields(Config) if f"`{f.name}`" not in text]
+    missing += [
+        f"status {code}"
+        for code in (cli.DONE, cli.FAILED, cli.BAD_INPUT, cli.SMALL_BUDGET, cli.RESUMABLE)
+        if f"| {code} |" not in text
+    ]
+    assert missing == []
+
+
+def test_documented_settings_and_commands_exist():
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    settings = re.search(r"## Settings\n(.*?)\n## ", text, re.S)[1]
+    listed = set(re.findall(r"^\| `(\w+)`", settings, re.M))
+    assert listed == {f.name for f in fields(Config)}
+    written = set(re.findall(r"^\| `(\w+)[^|]*\|", text.split("## Settings")[0], re.M))
+    assert written == set(COMMANDS)
+    options = {o for c in commands().values() for a in c._actions for o in a.option_strings}
+    assert set(re.findall(r"--[a-z][a-z-]+", text)) - options == set()

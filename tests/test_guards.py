@@ -1,0 +1,79 @@
+"""Single examples stay out of prompts: quotations are found, rules pass."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lg_textgrad.guards import NGRAM, Quotations, names_of, ngrams, strings, words
+
+MESSAGE = "Hi, my order F-1234 didn't arrive on Tuesday; can you please check?"
+
+
+def test_words_are_compared_without_case_and_punctuation():
+    assert words("Can you — PLEASE — check?!") == ["can", "you", "please", "check"]
+    assert words("F-1234 didn't cost 3.50") == ["f-1234", "didn't", "cost", "3.50"]
+    assert words("snake_case Straße") == ["snake", "case", "straße"]
+
+
+def test_strings_are_found_in_nested_data():
+    data = {"a": ["x", {"b": ("y", 3, None)}], "c": b"bytes", "d": True}
+    assert sorted(strings(data)) == ["x", "y"]
+
+
+def test_quotation_is_found_in_whatever_disguise():
+    known = Quotations([{"messages": [{"role": "user", "content": MESSAGE}]}])
+    assert known.find("If they ask 'F-1234 DIDN'T arrive, on Tuesday: can', say no.") == (
+        "f-1234 didn't arrive on tuesday can"
+    )
+    assert known.find(f"Answer {MESSAGE} with sorry.") is not None
+
+
+def test_rules_and_short_phrases_pass():
+    known = Quotations([MESSAGE])
+    assert known.find("When an order didn't arrive, the team is delivery.") is None
+    assert known.find("arrive on Tuesday can you") is None  # five words in a row
+    assert known.find("") is None
+    assert Quotations([]).find(MESSAGE) is None
+
+
+def test_words_of_two_examples_do_not_join_into_a_quotation():
+    known = Quotations(["one two three four", "five six seven eight"])
+    assert known.find("one two three four five six seven eight") is None
+
+
+def test_length_of_a_quotation_can_be_set():
+    assert Quotations([MESSAGE], n=3).find("it did not arrive on Tuesday") == "arrive on tuesday"
+
+
+def test_ngrams_of_short_texts_are_none():
+    assert ngrams("one two three four five") == set()
+    assert len(ngrams("one two three four five six seven")) == 2
+
+
+def test_names_are_words_with_digits():
+    data = {"q": MESSAGE, "when": ["on 2024-05-01", "at 10.30"], "n": 7}
+    assert names_of([data, None]) == {"f-1234", "2024-05-01", "10.30"}
+
+
+pieces = st.lists(st.sampled_from("alpha beta gamma delta epsilon zeta eta theta".split()), max_size=14)
+
+
+@given(pieces, pieces, pieces)
+def test_every_long_enough_quotation_is_found_and_nothing_else(example, before, after):
+    known = Quotations([" ".join(example)])
+    line = [*before, *after]
+    expected = any(
+        line[i : i + NGRAM] == example[j : j + NGRAM]
+        for i in range(len(line) - NGRAM + 1)
+        for j in range(len(example) - NGRAM + 1)
+    )
+    assert (known.find(" ".join(line)) is not None) == expected
+    if len(example) >= NGRAM:
+        assert known.find(" ".join([*before, *example, *after])) is not None
+
+
+@given(st.text(max_size=200), st.text(max_size=50))
+def test_any_text_can_be_searched(text, line):
+    found = Quotations([{"t": text}]).find(line)
+    assert found is None or len(found.split()) >= NGRAM
