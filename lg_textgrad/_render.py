@@ -216,7 +216,8 @@ def explain(store: Store) -> dict[str, Any]:
                 for candidate, decision in accepted.items()
                 for edit in candidates[candidate]["edits"]
                 if edit.parameter == name
-                and line[2:] == (edit.text if line[0] == "+" else _gone(edit, candidate, candidates))
+                and line[2:]
+                == (edit.text if line[0] == "+" else _gone(edit, candidate, candidates))
             ]
             lines.append({"op": line[0], "text": line[2:], "because": reasons})
         changes[name] = {"before": before, "after": after.get(name, before), "lines": lines}

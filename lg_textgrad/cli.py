@@ -34,6 +34,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.loading import (
+    CONFIG_TEMPLATE,
     Config,
     as_comment,
     load_evaluators,
@@ -439,34 +440,6 @@ def _described(graph: TrainableGraph, readers: dict[str, set[str]] | None) -> di
     }
 
 
-_INIT = """\
-# What `lg-textgrad optimize {file}` needs. Paths count from this file's folder.
-
-graph = {graph}            # the parameters that it has: {names}
-train = "train.jsonl"      # one {{"inputs": ..., "outputs": ...}} a line
-val = "val.jsonl"          # decides what is kept
-# test = "test.jsonl"      # scored before and after, decides nothing
-evaluator = ["my_app.evaluators:correct"]   # functions as LangSmith's evaluate takes them
-
-model = "gpt-4o-mini"      # critic and rewriter; "local" is the embedded model
-# base_url = "https://..." # any server that speaks OpenAI's API
-# api_key_env = "OPENAI_API_KEY"
-# rewriter_model = "..."   # a stronger model for the rewriter alone
-
-steps = 4
-batch_size = 6
-seed = 0
-max_concurrency = 8
-# budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
-# budget_tokens = 1000000
-# budget_seconds = 3600
-# min_gain = 0.0           # how much better a candidate must be on val
-
-# The prompts that were found, as they are now:
-{prompts}
-"""
-
-
 def _init(options: argparse.Namespace, people: Console) -> int:
     graph = load_graph(options.graph)
     target = Path(options.out)
@@ -474,7 +447,7 @@ def _init(options: argparse.Namespace, people: Console) -> int:
         raise ConfigurationError(f"'{target}' is there already; give another --out.")
     names = ", ".join(graph.parameters) or "none yet"
     found = "\n\n".join(f"{name}\n{p.value}" for name, p in graph.parameters.items()) or "none yet"
-    text = _INIT.format(
+    text = CONFIG_TEMPLATE.format(
         file=target.name,
         graph=json.dumps(options.graph),
         names=" ".join(names.split()),

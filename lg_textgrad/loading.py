@@ -49,7 +49,7 @@ def load_object(spec: str, what: str) -> tuple[Any, Any]:
     except Exception as error:  # whatever a user's module raises is about that module
         raise kind(
             f"The {what} '{spec}' cannot be loaded: importing {module_name} raised "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}. Mend the module and run again."
         ) from error
     try:
         return getattr(module, name), module
@@ -120,6 +120,35 @@ def write_text(path: str | Path, text: str) -> None:
         Path(path).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise ConfigurationError(f"The file '{path}' cannot be written: {error}.") from None
+
+
+CONFIG_TEMPLATE = """\
+# What `lg-textgrad optimize {file}` needs. Paths count from this file's folder.
+
+graph = {graph}            # the parameters that it has: {names}
+train = "train.jsonl"      # one {{"inputs": ..., "outputs": ...}} a line
+val = "val.jsonl"          # decides what is kept
+# test = "test.jsonl"      # scored before and after, decides nothing
+evaluator = ["my_app.evaluators:correct"]   # functions as LangSmith's evaluate takes them
+
+model = "gpt-4o-mini"      # critic and rewriter; "local" is the embedded model
+# base_url = "https://..." # any server that speaks OpenAI's API
+# api_key_env = "OPENAI_API_KEY"
+# rewriter_model = "..."   # a stronger model for the rewriter alone
+
+steps = 4
+batch_size = 6
+seed = 0
+max_concurrency = 8
+# budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
+# budget_tokens = 1000000
+# budget_seconds = 3600
+# min_gain = 0.0           # how much better a candidate must be on val
+
+# The prompts that were found, as they are now:
+{prompts}
+"""
+"""What `init` writes; the settings are those of `Config`."""
 
 
 @dataclass

@@ -149,13 +149,13 @@ def write_jsonl(path, examples):
     Path(path).write_text("".join(json.dumps(e) + "\n" for e in examples))
 
 
-def project(folder, *, train=3, val=3, test=2, module="desk_app", **settings):
+def project(folder, *, module="desk_app", **settings):
     """Write what a user has: a module with a graph, data, and the configuration."""
     (folder / f"{module}.py").write_text(
         "from tests.desk import EVALUATORS, build, team\n\ngraph = build()\n"
     )
     first = 0
-    for name, count in (("train", train), ("val", val), ("test", test)):
+    for name, count in (("train", 3), ("val", 3), ("test", 2)):
         write_jsonl(folder / f"{name}.jsonl", rows(count, first))
         first += count
     given = {
@@ -213,7 +213,7 @@ def who(body):
     else:
         kind = "rewriter" if "edits" in schema_of(body)["properties"] else "critic"
         where = texts[1]
-    found = re.search(r"the desk's (triage|writer|polish)|the (triage|writer|polish) step", where)
+    found = re.search(r"(?i)the desk's (triage|writer|polish)|the (triage|writer|polish) step", where)
     return kind, found[1] or found[2]
 
 
@@ -313,7 +313,7 @@ def start(arguments, folder, log, environment):
     return process
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=300.0):
     """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

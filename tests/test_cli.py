@@ -11,8 +11,8 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,8 +125,8 @@ def test_optimize_by_flags_prints_one_object_for_machines_and_progress_for_peopl
 
 
 def test_console_script_is_this_main():
-    [script] = entry_points(group="console_scripts", name="lg-textgrad")
-    assert script.value == "lg_textgrad.cli:main"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"]["lg-textgrad"] == "lg_textgrad.cli:main"
 
 
 def test_optimize_by_toml_and_flags_over_it(here):
@@ -181,7 +181,7 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
     assert "has not ended; go on with: lg-textgrad resume 'my run'" in shown.err
     assert process.is_alive()
     os.kill(process.pid, signal.SIGINT)
-    process.join(60)
+    process.join(300)
     said = log.read_text()
     assert process.exitcode == 4, said
     assert "Go on with: lg-textgrad resume 'my run'" in said
@@ -236,7 +236,7 @@ BAD = {
     "no name": ({"graph": "desk_app"}, "write MODULE:NAME"),
     "not compiled": ({"graph": "user:builder"}, r"StateGraph is not a compiled.*call \.compile\(\)"),
     "no graph": ({"graph": "user:number"}, "int is not a compiled LangGraph graph"),
-    "raises on import": ({"graph": "raises:graph"}, "importing raises raised ValueError: boom"),
+    "raises on import": ({"graph": "raises:graph"}, "importing raises raised ValueError: boom. Mend"),
     "syntax error": ({"graph": "syntax:graph"}, "importing syntax raised SyntaxError"),
     "imports what is missing": ({"graph": "needs:graph"}, "imports 'not_there_at_all'.*not installed"),
     "unread parameter": ({"graph": "user:unread"}, "No node read the parameter 'unread'.*requires_grad"),
@@ -326,8 +326,10 @@ def test_folder_without_a_run_is_told(here):
             assert f"There is no run in '{folder}'" in one_error(done.err)
         assert here.run("export", folder, "--out", "p.toml").code == 2
     (here.folder / "plain" / "run.sqlite").write_bytes(b"this is not a database at all" * 100)
-    assert "cannot be used" in one_error(here.run("resume", "plain").err) or True
-    assert here.run("show", "plain").code == 2
+    for command in ("resume", "show"):
+        done = here.run(command, "plain")
+        assert done.code == 2
+        assert "failed" in one_error(done.err)
     assert not (here.folder / "nowhere").exists()
     (here.folder / "file").write_text("")
     done = here.run("optimize", "optimize.toml", "--out", "file")
@@ -580,6 +582,8 @@ def test_every_command_option_and_setting_is_documented():
                 f"{name} {option}"
                 for option in action.option_strings
                 if option.startswith("--") and option != "--help" and option not in text
+                # Settings are flags of the same name; docs/cli.md says so above their table.
+                and f"| `{action.dest}` |" not in text
             ]
     missing += [f"setting {f.name}" for f in fields(Config) if f"`{f.name}`" not in text]
     missing += [

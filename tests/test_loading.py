@@ -94,9 +94,8 @@ def test_module_in_a_package_is_found_from_the_working_folder(module, tmp_path, 
 )
 def test_graph_that_is_not_there_is_told(module, spec, error, said):
     module("loading_c", GRAPH)
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=said):
         load_graph(spec)
-    assert spec.partition(":")[0] in str(caught.value) or "Parameter" in str(caught.value) or "compile" in str(caught.value)
 
 
 def test_two_parameters_of_one_name_are_refused(module):
@@ -204,10 +203,9 @@ def test_paths_count_from_the_configuration_s_folder(tmp_path, monkeypatch):
 
 def test_every_setting_has_a_kind_that_is_checked():
     for f in fields(Config):
-        assert str(f.type).removesuffix(" | None") in _KINDS
-        assert _KINDS[str(f.type).removesuffix(" | None")][1](
-            getattr(Config(), f.name) if getattr(Config(), f.name) is not None else 1
-        ) or "str" in str(f.type)
+        _, fits = _KINDS[str(f.type).removesuffix(" | None")]
+        default = getattr(Config(), f.name)
+        assert default is None or fits(default)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +221,7 @@ def test_every_setting_has_a_kind_that_is_checked():
         ("[weights]\na = 'x'", "'weights' must be a table of numbers"),
         ("test = []", "'test' must be a string"),
         ("model_name = 'x'", "unknown setting 'model_name'; there are api_key_env, "),
-        ("steps = ", "is not valid TOML: .*line 1"),
+        ("steps = ", "is not valid TOML: Invalid value"),
     ],
 )
 def test_wrong_setting_is_named(tmp_path, line, said):
