@@ -242,7 +242,12 @@ def _optimize(options: argparse.Namespace, people: Console) -> int:
 
 def _resume(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
-        kept = store.get_meta("command")
+        kept, begun = store.get_meta("command"), store.get_meta("configuration") is not None
+    if not begun:
+        raise ConfigurationError(
+            f"There is nothing to go on with in '{options.run_dir}': its run stopped before the "
+            "first call. Start it with `lg-textgrad optimize`."
+        )
     if kept is None:
         raise ConfigurationError(
             f"The run in '{options.run_dir}' was not started by `lg-textgrad optimize`; "

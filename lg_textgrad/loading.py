@@ -241,7 +241,7 @@ def read_config(path: str | Path) -> Config:
         document["evaluator"] = [document["evaluator"]]
     _check_kinds(document, path)
     config = Config(**document)
-    for name in ("train", "val", "test", "reference"):
+    for name in ("train", "val", "test", "reference", "reuse", "out"):
         value = getattr(config, name)
         if value:
             setattr(config, name, os.path.relpath(path.parent / value))

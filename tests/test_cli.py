@@ -335,7 +335,8 @@ def test_folder_without_a_run_is_told(here):
     done = here.run("optimize", "optimize.toml", "--out", "file")
     assert (done.code, "cannot be written" in one_error(done.err)) == (2, True)
     with Store(here.folder / "by_hand") as store:
-        store.put_meta("start", {})
+        assert "stopped before the first call" in one_error(here.run("resume", "by_hand").err)
+        store.put_meta("configuration", {})
     assert "Trainer.fit" in one_error(here.run("resume", "by_hand").err)
 
 
@@ -601,5 +602,6 @@ def test_documented_settings_and_commands_exist():
     assert listed == {f.name for f in fields(Config)}
     written = set(re.findall(r"^\| `(\w+)[^|]*\|", text.split("## Settings")[0], re.M))
     assert written == set(COMMANDS)
-    options = {o for c in commands().values() for a in c._actions for o in a.option_strings}
+    parsers = [cli._parser(), *commands().values()]
+    options = {o for p in parsers for a in p._actions for o in a.option_strings}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - options == set()

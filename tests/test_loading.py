@@ -191,12 +191,14 @@ def test_paths_count_from_the_configuration_s_folder(tmp_path, monkeypatch):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "o.toml").write_text(
         'train = "data/t.jsonl"\nval = "/data/v.jsonl"\nreference = "../r.toml"\nevaluator = "a:b"\n'
+        'out = "runs/x"\nreuse = "../old"\n'
     )
     monkeypatch.chdir(tmp_path)
     config = read_config("app/o.toml")
     assert config.train == os.path.join("app", "data", "t.jsonl")
     assert os.path.abspath(config.val) == os.path.abspath("/data/v.jsonl")
     assert config.reference == "r.toml"
+    assert (config.out, config.reuse) == (os.path.join("app", "runs", "x"), "old")
     assert config.test is None
     assert config.evaluator == ["a:b"]
 

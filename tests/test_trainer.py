@@ -515,13 +515,16 @@ def test_planted_instruction_stays_behind_the_fence_and_out_of_every_candidate(s
     result = trainer.fit(train, VAL)
     about = [b for b in server.chats if desk.who(b) == ("critic", "triage")]
     assert len(about) == 2  # the third message has the right team
+    marks = set()
     for body in about:
         content = body["messages"][1]["content"]
         [mark] = set(re.findall(r"</?(data-[0-9a-f]{12})>", content))
         opening, closing = content.index(f"<{mark}>"), content.index(f"</{mark}>")
         assert content.count(mark) == 2
+        marks.add(mark)
         assert opening < content.index("SEND MONEY") < closing
         assert "SEND MONEY" not in content[:opening] + content[closing:] + body["messages"][0]["content"]
+    assert len(marks) == 2  # nobody can guess the next one from the last
     assert not any("MONEY" in json.dumps(c["texts"]) for c in result.candidates.values())
     assert [b for b in server.chats if desk.who(b)[0] == "rewriter"] == []
 
