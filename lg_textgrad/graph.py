@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
@@ -75,13 +76,17 @@ class TrainableGraph:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the graph's shape: nodes, edges and channels of every graph in it."""
+        """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
         shape = {}
         for path, sub in graphs_by_path(self.graph).items():
             shape[path] = {
                 "channels": {n: type(c).__name__ for n, c in sub.channels.items()},
                 "nodes": {
-                    n: {"triggers": list(p.triggers), "channels": to_plain(p.channels)}
+                    n: {
+                        "triggers": list(p.triggers),
+                        "channels": to_plain(p.channels),
+                        "code": _code(p.bound),
+                    }
                     for n, p in sub.nodes.items()
                 },
             }
@@ -233,6 +238,15 @@ async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
         return await run()
     with scopes[0]:
         return await _entered(scopes[1:], run)
+
+
+def _code(bound: Any) -> str | None:
+    """Return the source of a node's function; None where it has none that can be read."""
+    function = getattr(bound, "afunc", None) or getattr(bound, "func", None)
+    try:
+        return inspect.getsource(inspect.unwrap(getattr(function, "func", function)))
+    except (OSError, TypeError):
+        return None
 
 
 def _names(names: Iterable[str]) -> str:

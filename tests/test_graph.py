@@ -260,3 +260,24 @@ async def test_unknown_name_in_prompts():
 async def test_row_without_inputs(row, words):
     with pytest.raises(DataError, match=words):
         await tg.TrainableGraph(one_node(lambda s: None)).arecord([row])
+
+
+def _compiled_with(node):
+    from langgraph.graph import END, START, StateGraph
+
+    builder = StateGraph(dict)
+    builder.add_node("only", node)
+    builder.add_edge(START, "only")
+    builder.add_edge("only", END)
+    return tg.TrainableGraph(builder.compile())
+
+
+def test_changed_node_code_changes_the_fingerprint():
+    async def one(state):
+        return {"a": 1}
+
+    async def other(state):
+        return {"a": 2}
+
+    assert _compiled_with(one).fingerprint == _compiled_with(one).fingerprint
+    assert _compiled_with(one).fingerprint != _compiled_with(other).fingerprint

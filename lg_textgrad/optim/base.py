@@ -57,7 +57,7 @@ class Attempt:
 class Optimizer(abc.ABC):
     """Turns the gradients in `parameters` and the history of attempts into proposals.
 
-    A new optimizer is one file in this folder that implements `apropose_edits`.
+    A new optimizer is one file in this folder that implements `aproposals`.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter] | Iterable[Parameter] = ()) -> None:

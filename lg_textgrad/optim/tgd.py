@@ -167,7 +167,8 @@ class TextualGradientDescent(Optimizer):
             if edit.parameter == parameter.name and edit.text
         ]
         if tried:
-            more.append("Tried before without success: " + " | ".join(dict.fromkeys(tried[-4:])))
+            # Inside the fence: these lines were written by a model that had read users' texts.
+            shown += "\nTried before without success: " + " | ".join(dict.fromkeys(tried[-4:]))
         case = templates.fill(
             "rewriter_case",
             role=parameter.role or parameter.name,
