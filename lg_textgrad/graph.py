@@ -242,7 +242,7 @@ async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
 
 def _code(bound: Any) -> str | None:
     """Return the source of a node's function; None where it has none that can be read."""
-    function = getattr(bound, "afunc", None) or getattr(bound, "func", None)
+    function: Any = getattr(bound, "afunc", None) or getattr(bound, "func", None)
     try:
         return inspect.getsource(inspect.unwrap(getattr(function, "func", function)))
     except (OSError, TypeError):
