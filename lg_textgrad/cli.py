@@ -48,7 +48,7 @@ from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
 from lg_textgrad.optim import TextualGradientDescent
 from lg_textgrad.parameter import count_tokens
-from lg_textgrad.recording.live import graphs_by_path
+from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Example
 from lg_textgrad.store import FILE_NAME, Store
 from lg_textgrad.trainer import Schedule, Trainer
@@ -429,7 +429,7 @@ def _described(graph: TrainableGraph, readers: dict[str, set[str]] | None) -> di
     return {
         "nodes": {
             path: [n for n in sub.nodes if not n.startswith("__")]
-            for path, sub in graphs_by_path(graph.graph).items()
+            for path, sub in (graphs_by_path(graph.graph) if graph.graph else {}).items()
         },
         "parameters": {
             name: {

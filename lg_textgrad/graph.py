@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import copy_context
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 
-from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.base import Binding, Declared
-from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
+from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_in_scope
@@ -25,49 +21,51 @@ from lg_textgrad.parameter import (
     Parameter,
     candidate_hash,
     candidate_of,
-    observe_reads,
     values_in_scope,
 )
-from lg_textgrad.recording.isolation import isolated
-from lg_textgrad.recording.live import Recorder, accumulating_channels, graphs_by_path, observing
-from lg_textgrad.run import Candidate, Example, Run, Usage
+from lg_textgrad.recording.base import Source
+from lg_textgrad.recording.live import LiveSource
+from lg_textgrad.run import Candidate, Example, Run
 
 
 class TrainableGraph:
     """A compiled graph and the parameters that its nodes read.
 
-    The graph itself is never changed: runs use a copy without node caches, and with a checkpointer
-    of its own in memory when the graph has one. Raises `GraphError` for what is not a compiled
-    graph, `ParameterError` for names used twice.
+    `parameters` are those that the nodes read themselves; `bindings` hold others. The graph is
+    never changed. Raises `GraphError` for what is not a compiled graph, `ParameterError` for names
+    used twice.
     """
 
     def __init__(
-        self, graph: Pregel[Any, Any, Any, Any], parameters: Iterable[Parameter] = ()
+        self,
+        graph: Pregel[Any, Any, Any, Any] | Source,
+        parameters: Iterable[Parameter] = (),
+        *,
+        bindings: Iterable[Binding] = (),
     ) -> None:
-        if not isinstance(graph, Pregel):
+        if isinstance(graph, Pregel):
+            self.source: Source = LiveSource(graph)
+        elif hasattr(graph, "arun") and hasattr(graph, "fingerprint"):
+            self.source = graph
+        else:
             hint = (
                 "call .compile() on it first"
                 if hasattr(graph, "compile")
                 else "give what StateGraph(...).compile() returns"
             )
             raise GraphError(f"A {type(graph).__name__} is not a compiled LangGraph graph; {hint}.")
-        named: dict[str, Parameter] = {}
-        for parameter in parameters:
-            if not isinstance(parameter, Parameter):
-                raise ParameterError(
-                    f"Parameters must be lg_textgrad.Parameter objects, not "
-                    f"{type(parameter).__name__}; write Parameter('name', 'text')."
-                )
-            if parameter.name in named:
-                raise ParameterError(
-                    f"Two parameters are named '{parameter.name}'; give each a name of its own.",
-                    parameter=parameter.name,
-                )
-            named[parameter.name] = parameter
-        self.graph = graph
-        self.bindings: tuple[Binding, ...] = (Declared(named),)
-        self._observing = observing(graph)
-        self._accumulating = accumulating_channels(graph)
+        self.bindings: tuple[Binding, ...] = (Declared(_named(parameters)), *bindings)
+        names: set[str] = set()
+        for binding in self.bindings:
+            for name in binding.parameters:
+                if name in names:
+                    raise _taken(name)
+                names.add(name)
+
+    @property
+    def graph(self) -> Pregel[Any, Any, Any, Any] | None:
+        """The compiled graph; None where it doesn't run in this process."""
+        return getattr(self.source, "graph", None)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -76,21 +74,8 @@ class TrainableGraph:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
-        shape = {}
-        for path, sub in graphs_by_path(self.graph).items():
-            shape[path] = {
-                "channels": {n: type(c).__name__ for n, c in sub.channels.items()},
-                "nodes": {
-                    n: {
-                        "triggers": list(p.triggers),
-                        "channels": to_plain(p.channels),
-                        "code": _code(p.bound),
-                    }
-                    for n, p in sub.nodes.items()
-                },
-            }
-        return digest("graph", shape)[:16]
+        """A hash of everything about the graph that decides what a run does."""
+        return self.source.fingerprint
 
     def candidate(self, prompts: Mapping[str, str] | None = None) -> Candidate:
         """Return the texts of all parameters, with those of `prompts` put over them.
@@ -165,88 +150,49 @@ class TrainableGraph:
         if store is not None and (known := store.get_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger or Ledger(max_concurrency=64), sample=sample)
-        run = await self._invoke(run_id, example, candidate, sample, scope)
+        started = time.monotonic()
+        recorded = await self.source.arun(example, candidate, self.bindings, scope)
         if scope.failure is not None:
             raise scope.failure
+        failed = (e.id for e in reversed(recorded.executions) if e.error)
+        run = Run(
+            id=run_id,
+            example=example,
+            candidate=candidate_hash(candidate),
+            outputs=recorded.outputs,
+            executions=recorded.executions,
+            error=recorded.error,
+            failed_in=next(failed, None) if recorded.error else None,
+            usage=scope.usage,
+            seconds=time.monotonic() - started,
+            sample=sample,
+            warnings=recorded.warnings,
+            accumulating=recorded.accumulating,
+            parameters=self.parameters,
+        )
         if store is not None:
             store.put_run(run)
         return run
 
-    async def _invoke(
-        self,
-        run_id: str,
-        example: Example,
-        candidate: Candidate,
-        sample: int,
-        scope: BoundaryScope,
-    ) -> Run:
-        recorder = Recorder()
-        graph = self._observing
-        if graph.checkpointer:
-            graph = graph.copy({"checkpointer": InMemorySaver()})
-        config: Any = {
-            "callbacks": [recorder],
-            "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
-        }
-        more: dict[str, Any] = {}
-        for binding in self.bindings:
-            more.update(binding.invocation(candidate))
 
-        async def invoke() -> Any:
-            with isolated(), observe_reads(recorder.note_read), pay_through(scope):
-                return await _entered(
-                    [binding.scope(candidate) for binding in self.bindings],
-                    lambda: graph.ainvoke(dict(example.inputs), config, **more),
-                )
-
-        outputs: Any = None
-        error: str | None = None
-        started = time.monotonic()
-        # A context of its own, so that nothing that the graph sets reaches the caller.
-        task = asyncio.get_running_loop().create_task(invoke(), context=copy_context())
-        try:
-            outputs = await task
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        except Exception as raised:  # one failed example is data, evidence for the critic
-            error = f"{type(raised).__name__}: {raised}"
-        executions = recorder.executions(self.graph)
-        if outputs is not None and not isinstance(outputs, Mapping):
-            outputs = to_plain(outputs) if not isinstance(outputs, str | list) else outputs
-            outputs = outputs if isinstance(outputs, Mapping) else {"output": outputs}
-        return Run(
-            id=run_id,
-            example=example,
-            candidate=candidate_hash(candidate),
-            outputs=outputs,
-            executions=executions,
-            error=error,
-            failed_in=(
-                next((e.id for e in reversed(executions) if e.error), None) if error else None
-            ),
-            usage=scope.usage if scope.usage.calls + scope.usage.cached_calls else Usage(),
-            seconds=time.monotonic() - started,
-            sample=sample,
-            accumulating=self._accumulating,
-            parameters=self.parameters,
-        )
+def _named(parameters: Iterable[Parameter]) -> dict[str, Parameter]:
+    named: dict[str, Parameter] = {}
+    for parameter in parameters:
+        if not isinstance(parameter, Parameter):
+            raise ParameterError(
+                f"Parameters must be lg_textgrad.Parameter objects, not "
+                f"{type(parameter).__name__}; write Parameter('name', 'text')."
+            )
+        if parameter.name in named:
+            raise _taken(parameter.name)
+        named[parameter.name] = parameter
+    return named
 
 
-async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
-    if not scopes:
-        return await run()
-    with scopes[0]:
-        return await _entered(scopes[1:], run)
-
-
-def _code(bound: Any) -> str | None:
-    """Return the source of a node's function; None where it has none that can be read."""
-    function: Any = getattr(bound, "afunc", None) or getattr(bound, "func", None)
-    try:
-        return inspect.getsource(inspect.unwrap(getattr(function, "func", function)))
-    except (OSError, TypeError):
-        return None
+def _taken(name: str) -> ParameterError:
+    return ParameterError(
+        f"Two parameters are named '{name}'; give each a name of its own.", parameter=name
+    )
 
 
 def _names(names: Iterable[str]) -> str:

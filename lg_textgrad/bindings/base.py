@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lg_textgrad.parameter import Parameter, prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How a graph holds one of its prompts."""
+
+    how: str
+    """For people: `declared in the node`, `context field`, …"""
+    nodes: tuple[str, ...] = ()
+    """Paths of the nodes that read it; empty where only a run can tell."""
 
 
 class Binding(Protocol):
@@ -15,6 +26,16 @@ class Binding(Protocol):
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         """The parameters that this binding holds, by name."""
+        ...
+
+    def held(self, name: str) -> Held:
+        """Return how, and as far as that is known where, the graph holds the parameter `name`."""
+        ...
+
+    def inputs(
+        self, candidate: Mapping[str, str], inputs: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Return the inputs that a run under `candidate` gets in place of the example's."""
         ...
 
     def scope(self, candidate: Mapping[str, str]) -> AbstractContextManager[None]:
@@ -35,6 +56,14 @@ class Declared:
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         return self._parameters
+
+    def held(self, name: str) -> Held:  # noqa: ARG002
+        return Held("declared in the node")
+
+    def inputs(
+        self, candidate: Mapping[str, str], inputs: Mapping[str, Any]  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        return inputs
 
     def scope(self, candidate: Mapping[str, str]) -> AbstractContextManager[None]:
         return prompts(candidate)
