@@ -57,5 +57,6 @@ class Better:
         lost = sum(candidate[e] < incumbent[e] for e in incumbent)
         accepted = gain > self.min_gain + 1e-9
         counted = f"{won} of {len(incumbent)} examples better, {lost} worse"
-        reason = f"{'better' if accepted else 'not better'} by {gain:+.3f}: {counted}"
+        change = f"better by {gain:+.3f}" if accepted else f"not better ({gain:+.3f})"
+        reason = f"{change}: {counted}"
         return Verdict(accepted, reason, gain, won, lost)
