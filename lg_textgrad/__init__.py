@@ -13,10 +13,11 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Demo, Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
-from lg_textgrad.trainer import Result, Schedule, Trainer
+from lg_textgrad.trainer import Schedule, Trainer
 
 __all__ = [
     "Acceptance",

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from lg_textgrad.result import Result
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
-from lg_textgrad.trainer import Result
 
 
 class Watch:
@@ -95,6 +95,10 @@ class Watch:
     def _on_baseline(self, val: float, **_: Any) -> None:
         self._best = val
         self._say(f"baseline: val [bold]{val:.3f}[/bold]")
+
+    def _on_unread(self, parameters: list[str], never_ran: list[str]) -> None:
+        where = f"; never reached: {', '.join(never_ran)}" if never_ran else ""
+        self._say(f"no validation run read {', '.join(parameters)}{where}")
 
     def _on_step(self, step: int, steps: int) -> None:
         self._say(f"[bold]step {step} of {steps}[/bold]")

@@ -25,6 +25,7 @@ from lg_textgrad.parameter import (
 )
 from lg_textgrad.recording.base import Source
 from lg_textgrad.recording.live import LiveSource
+from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Candidate, Example, Run
 
 
@@ -76,6 +77,22 @@ class TrainableGraph:
     def fingerprint(self) -> str:
         """A hash of everything about the graph that decides what a run does."""
         return self.source.fingerprint
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Paths of all nodes that LangGraph can tell without a run; empty for a remote graph."""
+        found = graphs_by_path(self.graph) if self.graph is not None else {}
+        return tuple(
+            f"{path}/{node}" if path else node
+            for path, sub in found.items()
+            for node in sub.nodes
+            if not node.startswith("__")
+        )
+
+    def unread(self, runs: Iterable[Run]) -> list[str]:
+        """Return the trainable parameters that no execution of `runs` read."""
+        read = {name for run in runs for e in run.executions for name in e.prompts}
+        return [n for n, p in self.parameters.items() if p.requires_grad and n not in read]
 
     def candidate(self, prompts: Mapping[str, str] | None = None) -> Candidate:
         """Return the texts of all parameters, with those of `prompts` put over them.

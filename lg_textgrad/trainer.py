@@ -29,85 +29,13 @@ from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, merged
 from lg_textgrad.parameter import candidate_hash, candidate_of
+from lg_textgrad.result import Result, Scores, Spent
 from lg_textgrad.run import Candidate, Example, Usage
 from lg_textgrad.store import Store
 
 logger = logging.getLogger(__name__)
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """A candidate's mean scores in [0, 1]; None where it was not scored."""
-
-    val: float | None = None
-    test: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What the whole run cost, earlier sessions of a resumed run included."""
-
-    usage: Usage
-    by_kind: Mapping[str, Usage]
-    seconds: float
-    """Wall-clock time, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a run."""
-
-    run_dir: str | None
-    stopped_by: str
-    """`steps`, `full_marks`, `patience`, or the cap that was reached: `budget_calls`, …"""
-    baseline: Scores
-    best: Scores
-    reference: Scores | None
-    """Scores of the prompts given as reference; None when none were given."""
-    before: Candidate
-    after: Candidate
-    candidates: Mapping[str, Mapping[str, Any]]
-    """Hash -> `texts`, `parent`, `step`, `edits`."""
-    lineage: Sequence[str]
-    """Hashes from the baseline to the best, each accepted over the one before."""
-    steps: int
-    accepted: int
-    rejected: int
-    spent: Spent
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that `lg-textgrad optimize --json` ends with."""
-        usage = self.spent.usage
-        document: dict[str, Any] = {
-            "run_dir": self.run_dir,
-            "stopped_by": self.stopped_by,
-            "baseline": {"val": self.baseline.val, "test": self.baseline.test},
-            "best": {"val": self.best.val, "test": self.best.test},
-            "parameters": {
-                name: {
-                    "before": before,
-                    "after": self.after[name],
-                    "changed": before != self.after[name],
-                }
-                for name, before in self.before.items()
-            },
-            "steps": self.steps,
-            "accepted": self.accepted,
-            "rejected": self.rejected,
-            "spent": {
-                "calls": usage.calls,
-                "cached_calls": usage.cached_calls,
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "usd": None,
-                "seconds": round(self.spent.seconds, 1),
-            },
-        }
-        if self.reference is not None:
-            document["reference"] = {"val": self.reference.val, "test": self.reference.test}
-        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,18 +323,33 @@ class Trainer:
         self._event("baseline", val=progress.baseline_val, scored=scored)
 
     def _check_reads(self, scored: Sequence[Scored]) -> None:
-        read = {name for s in scored for e in s.run.executions for name in e.prompts}
-        for name, parameter in self.graph.parameters.items():
-            if parameter.requires_grad and name not in read:
-                nodes = sorted({e.path for s in scored for e in s.run.executions})
-                failed = [s.run.error for s in scored if s.run.error]
-                also = f" {len(failed)} runs failed, the first with {failed[0]}." if failed else ""
-                raise ParameterError(
-                    f"No node read the parameter '{name}' in any of {len(scored)} runs "
-                    f"(nodes that ran: {', '.join(nodes) or 'none'}).{also} Read it inside the "
-                    f"node with {name}.message() or str(...), or give it requires_grad=False.",
-                    parameter=name,
-                )
+        """Raise `ParameterError` for a parameter that no node reads; tell of one that may be read.
+
+        A node that the validation examples never reached may still read it on others.
+        """
+        runs = [s.run for s in scored]
+        unread = self.graph.unread(runs)
+        if not unread:
+            return
+        ran = {e.path for r in runs for e in r.executions if not e.path.startswith("__")}
+        skipped = [n for n in self.graph.nodes if n not in ran]
+        trainable = [n for n, p in self.graph.parameters.items() if p.requires_grad]
+        failed = [r.error for r in runs if r.error]
+        hopeless = len(unread) == len(trainable) or len(failed) == len(runs)
+        if self.graph.nodes and (not skipped or hopeless):
+            name = unread[0]
+            also = f" {len(failed)} runs failed, the first with {failed[0]}." if failed else ""
+            raise ParameterError(
+                f"No node read the parameter '{name}' in any of {len(runs)} runs "
+                f"(nodes that ran: {', '.join(sorted(ran)) or 'none'}).{also} Read it inside the "
+                f"node with {name}.message() or str(...), or give it requires_grad=False.",
+                parameter=name,
+            )
+        logger.warning(
+            "No validation run read %s; the nodes that never ran are %s.",
+            ", ".join(unread), ", ".join(skipped) or "not known",
+        )  # fmt: skip
+        self._event("unread", parameters=unread, never_ran=skipped)
 
     async def _steps(
         self, store: Store, splits: Mapping[str, list[Example]], progress: _Progress

@@ -38,6 +38,7 @@ LAYERS = (
     "backward",
     "optim",
     "acceptance",
+    "result",
     "trainer",
     "langsmith",
     "__init__",
@@ -67,7 +68,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"models/openai": 600, "trainer": 600}
+LONGER = {"models/openai": 600, "trainer": 540}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
+from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.acceptance import Better
@@ -326,6 +327,28 @@ def test_parameter_that_no_node_reads_is_named(serve):
         make(serve(), desk.build(extra=[extra])).fit(TRAIN[:1], VAL[:1])
     frozen = tg.Parameter("forgotten", "Nobody reads this.", requires_grad=False)
     make(serve(), desk.build(extra=[frozen]), schedule=Schedule(1, 1)).fit(TRAIN[:1], VAL[:1])
+
+
+def test_parameter_of_a_node_that_validation_never_reached_is_told_not_refused(serve):
+    triage, polish = (tg.Parameter(n, START_PROMPTS[n]) for n in ("triage", "polish"))
+
+    async def route(state):
+        return {"team": await desk.ask(triage, state["message"])}
+
+    async def escalate(state):
+        return {"answer": await desk.ask(polish, state["message"])}
+
+    builder = StateGraph(desk.Desk).add_node(route).add_node(escalate)
+    builder.add_conditional_edges(
+        START,
+        lambda state: "escalate" if "lawyer" in state["message"] else "route",
+        ["route", "escalate"],
+    )
+    graph = tg.TrainableGraph(builder.compile(), [triage, polish])
+    trainer = make(serve(), graph, [desk.team], schedule=Schedule(1, 1))
+    trainer.fit(TRAIN[:1], VAL[:1])
+    [told] = [data for kind, _, data in trainer.seen if kind == "unread"]
+    assert told == {"parameters": ["polish"], "never_ran": ["escalate"]}
 
 
 def test_error_of_the_graph_is_told_when_no_node_came_to_read(serve):

@@ -1,0 +1,82 @@
+"""What came of a run: scores before and after, prompts, lineage, cost. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lg_textgrad.run import Candidate, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A candidate's mean scores in [0, 1]; None where it was not scored."""
+
+    val: float | None = None
+    test: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the whole run cost, earlier sessions of a resumed run included."""
+
+    usage: Usage
+    by_kind: Mapping[str, Usage]
+    seconds: float
+    """Wall-clock time, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    run_dir: str | None
+    stopped_by: str
+    """`steps`, `full_marks`, `patience`, or the cap that was reached: `budget_calls`, …"""
+    baseline: Scores
+    best: Scores
+    reference: Scores | None
+    """Scores of the prompts given as reference; None when none were given."""
+    before: Candidate
+    after: Candidate
+    candidates: Mapping[str, Mapping[str, Any]]
+    """Hash -> `texts`, `parent`, `step`, `edits`."""
+    lineage: Sequence[str]
+    """Hashes from the baseline to the best, each accepted over the one before."""
+    steps: int
+    accepted: int
+    rejected: int
+    spent: Spent
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `lg-textgrad optimize --json` ends with."""
+        usage = self.spent.usage
+        document: dict[str, Any] = {
+            "run_dir": self.run_dir,
+            "stopped_by": self.stopped_by,
+            "baseline": {"val": self.baseline.val, "test": self.baseline.test},
+            "best": {"val": self.best.val, "test": self.best.test},
+            "parameters": {
+                name: {
+                    "before": before,
+                    "after": self.after[name],
+                    "changed": before != self.after[name],
+                }
+                for name, before in self.before.items()
+            },
+            "steps": self.steps,
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "spent": {
+                "calls": usage.calls,
+                "cached_calls": usage.cached_calls,
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "usd": None,
+                "seconds": round(self.spent.seconds, 1),
+            },
+        }
+        if self.reference is not None:
+            document["reference"] = {"val": self.reference.val, "test": self.reference.test}
+        return document
