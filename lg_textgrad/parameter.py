@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.messages import SystemMessage
 
 from lg_textgrad._hashing import digest
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.run import Candidate
+
+if TYPE_CHECKING:
+    from langchain.agents.middleware.types import AgentMiddleware
 
 _PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_.]*)\}(?!\})")
 
@@ -148,6 +151,16 @@ class Parameter:
         """
         instruction = fill(self._read(), variables, self.placeholders, self.name)
         return SystemMessage(render_demos(instruction, self.demos))
+
+    def middleware(self) -> AgentMiddleware[Any, Any, Any]:
+        """Return a `create_agent` middleware that makes the text in scope the system prompt.
+
+        Placeholders are filled from the agent's state by key. What else stands in the system
+        message stays. Raises `MissingExtraError` without langchain.
+        """
+        from lg_textgrad.bindings.middleware import middleware_for
+
+        return middleware_for(self)
 
     def check(self, text: str) -> None:
         """Raise `ParameterError` when `text` may not become this parameter's value."""

@@ -52,6 +52,7 @@ LAYERS = (
 AGAINST_THE_ORDER = {
     ("objective", "backward", "lazy"): "loss.backward(critic) is PyTorch's spelling",
     ("objective", "critics", "typing"): "the annotation of that critic",
+    ("parameter", "bindings", "lazy"): "parameter.middleware() is where people look for it",
 }
 
 # An SDK is imported in a file or folder of its name, and here.
