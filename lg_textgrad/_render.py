@@ -135,6 +135,9 @@ class Watch:
         if stage == "val" and accepted:
             self._best = more["val_after"]
 
+    def _on_finishing(self, calls: int) -> None:
+        self._say(f"waiting for {calls} calls under way, to keep what they cost (Ctrl-C: don't)")
+
     def _on_test(self, scores: Mapping[str, float]) -> None:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
 

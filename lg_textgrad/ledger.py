@@ -13,7 +13,7 @@ from typing import Any
 
 from lg_textgrad._hashing import digest
 from lg_textgrad.budget import Account, Budget
-from lg_textgrad.errors import ModelReplyError
+from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
@@ -86,6 +86,9 @@ class Ledger:
     budget is reserved, the call is made, and its reply is on disk before anyone sees it. Several
     that ask the same at once share one call. What another run has paid for (`reuse`) is taken from
     its store.
+
+    A call that was sent is finished and stored even when the one who asked is cancelled: the server
+    will charge for it anyway. `aclose` waits for such calls.
     """
 
     def __init__(
@@ -101,6 +104,42 @@ class Ledger:
         self.limiter = Limiter(max_concurrency)
         self._guard = threading.Lock()
         self._in_flight: dict[str, Future[Paid]] = {}
+        self._sent: dict[Future[None], asyncio.Task[Paid] | None] = {}
+        self._closed = False
+
+    @property
+    def sent(self) -> int:
+        """How many calls are under way at this moment."""
+        return len(self._sent)
+
+    async def aclose(self, seconds: float = 60.0) -> None:
+        """Make no further call, and wait at most `seconds` for those that were sent."""
+        self._closed = True
+        with self._guard:
+            sent = dict(self._sent)
+        if not sent:
+            return
+        waiting = {asyncio.wrap_future(future): task for future, task in sent.items()}
+        _, late = await asyncio.wait(waiting, timeout=seconds)
+        for future in late:
+            if (task := waiting[future]) is not None:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+
+    @contextmanager
+    def _sending(self, task: asyncio.Task[Paid] | None = None) -> Iterator[None]:
+        """Reserve one call and count it as under way."""
+        if self._closed:
+            raise StoreError("The run has ended, so no further model call is made in it.")
+        self.account.reserve()
+        done: Future[None] = Future()
+        with self._guard:
+            self._sent[done] = task
+        try:
+            yield
+        finally:
+            with self._guard:
+                del self._sent[done]
+            done.set_result(None)
 
     def _enter(self, key: str) -> tuple[Future[Paid], bool]:
         """Return the future of the call under way, and whether it is the caller's to make."""
@@ -155,24 +194,54 @@ class Ledger:
                     if future.cancelled() and (task is None or task.cancelling() == cancelled):
                         continue
                     raise
-            paid: Paid | None = None
+            found: Paid | None = None
             try:
-                if (found := self._stored(key, kind)) is not None:
-                    paid = found
-                    return found
-                async with self.limiter.ahold():
-                    self.account.reserve()
+                found = self._stored(key, kind)
+            except BaseException:
+                self._leave(key, future, None)
+                raise
+            if found is not None:
+                self._leave(key, future, found)
+                return found
+            return await self._send(key, kind, request, call, future)
+
+    async def _send(
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Awaitable[Paid]],
+        future: Future[Paid],
+    ) -> Paid:
+        """Make the call in a task of its own, which a cancelled caller leaves to finish."""
+        sent = False
+
+        async def send() -> Paid:
+            nonlocal sent
+            async with self.limiter.ahold():
+                with self._sending(asyncio.current_task()):
+                    sent = True
                     try:
                         made = await call()
                     except BaseException:
                         self.account.release()
                         raise
                     self.account.settle(made[1], kind)
-                self.store.put_result(key, kind, request, made[0], made[1])
-                paid = made
-                return made
-            finally:
-                self._leave(key, future, paid)
+                    self.store.put_result(key, kind, request, made[0], made[1])
+            return made
+
+        def left(task: asyncio.Task[Paid]) -> None:
+            failed = task.cancelled() or task.exception() is not None
+            self._leave(key, future, None if failed else task.result())
+
+        task = asyncio.create_task(send())
+        task.add_done_callback(left)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not sent:
+                task.cancel()
+            raise
 
     def pay(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
         """Return what `apay` returns, for callers in a plain thread."""
@@ -197,15 +266,14 @@ class Ledger:
     def _made(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
         if (found := self._stored(key, kind)) is not None:
             return found
-        with self.limiter.hold():
-            self.account.reserve()
+        with self.limiter.hold(), self._sending():
             try:
                 made = call()
             except BaseException:
                 self.account.release()
                 raise
             self.account.settle(made[1], kind)
-        self.store.put_result(key, kind, request, made[0], made[1])
+            self.store.put_result(key, kind, request, made[0], made[1])
         return made
 
 

@@ -204,6 +204,9 @@ class Trainer:
                     ) from None
                 stopped_by = f"budget_{reached.limit}"
             finally:
+                if ledger.sent:
+                    self._event("finishing", calls=ledger.sent)
+                await ledger.aclose()
                 self._moved = start, candidate_of(self.graph.parameters)
                 store.put_meta("elapsed", account.elapsed)
         baseline, best, compared = finished

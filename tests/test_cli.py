@@ -190,6 +190,7 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
     assert done.code == 0, done.err
     assert json.loads(done.out)["parameters"] == finished.document["parameters"]
     assert json.loads(done.out)["spent"]["calls"] == finished.document["spent"]["calls"]
+    assert len(here.server.chats) == finished.document["spent"]["calls"]  # none was sent twice
 
 
 def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):

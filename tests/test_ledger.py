@@ -12,7 +12,7 @@ import pytest
 
 import lg_textgrad as tg
 from lg_textgrad.budget import Account
-from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError
+from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError, StoreError
 from lg_textgrad.ledger import Limiter, aask, ledger_in_scope
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
@@ -192,22 +192,67 @@ async def test_failing_owner_lets_those_who_waited_try(threads):
     assert ledger.account._reserved == 0
 
 
-async def test_cancelled_owner_lets_those_who_waited_try_and_gives_back_what_it_held():
+async def test_call_that_was_sent_is_finished_and_stored_when_its_caller_is_cancelled():
+    ledger = tg.Ledger(max_concurrency=1)
+    answer = asyncio.Event()
+
+    async def call():
+        await answer.wait()
+        return "r", Usage(1)
+
+    owner = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
+    await asyncio.sleep(0.01)
+    waiter = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
+    await asyncio.sleep(0.01)
+    owner.cancel()
+    await asyncio.gather(owner, return_exceptions=True)
+    assert (owner.cancelled(), ledger.sent) == (True, 1)
+    answer.set()
+    assert (await waiter)[0] == "r"
+    await ledger.aclose()
+    assert ledger.store.get_result("k")[0] == "r"
+    assert (ledger.account.spent.calls, free(ledger.limiter), ledger.account._reserved, ledger.sent) == (1, 1, 0, 0)
+
+
+async def test_call_that_was_not_sent_is_dropped_with_its_caller_and_those_who_waited_try():
     ledger = tg.Ledger(max_concurrency=1)
     made = []
 
     async def call():
         made.append(1)
-        await asyncio.sleep(30 if len(made) == 1 else 0)
         return "r", Usage(1)
 
-    owner = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
-    await asyncio.sleep(0)
-    waiter = asyncio.create_task(ledger.apay("k", "rollout", {}, call))
-    await asyncio.sleep(0)
-    owner.cancel()
-    assert (await waiter)[0] == "r"
-    assert (owner.cancelled(), len(made), free(ledger.limiter), ledger.account._reserved) == (True, 2, 1, 0)
+    for turns in range(3):  # cancelled before its first step, and while it waits for a place
+        async with ledger.limiter.ahold():
+            owner = asyncio.create_task(ledger.apay(f"k{turns}", "rollout", {}, call))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waiter = asyncio.create_task(ledger.apay(f"k{turns}", "rollout", {}, call))
+            await asyncio.sleep(0)
+            owner.cancel()
+            await asyncio.gather(owner, return_exceptions=True)
+        assert (await waiter)[0] == "r"
+        assert (owner.cancelled(), len(made)) == (True, turns + 1)
+    assert (free(ledger.limiter), ledger.account._reserved, ledger._in_flight) == (1, 0, {})
+
+
+async def test_closed_ledger_waits_no_longer_than_asked_and_makes_no_further_call():
+    ledger = tg.Ledger()
+
+    async def hangs():
+        await asyncio.sleep(3600)
+
+    caller = asyncio.create_task(ledger.apay("k", "rollout", {}, hangs))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    await ledger.aclose(seconds=0.01)
+    await asyncio.gather(caller, return_exceptions=True)
+    await asyncio.sleep(0.01)
+    assert (ledger.sent, ledger.account._reserved) == (0, 0)
+    with pytest.raises(StoreError, match="The run has ended"):
+        await ledger.apay("other", "rollout", {}, hangs)
+    with pytest.raises(StoreError, match="The run has ended"):
+        ledger.pay("another", "rollout", {}, lambda: ("r", Usage(1)))
 
 
 async def test_waiter_that_is_cancelled_does_not_disturb_the_owner():
