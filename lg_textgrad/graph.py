@@ -14,6 +14,7 @@ from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.base import Binding, Declared
 from lg_textgrad.bindings.boundary import BoundaryScope
+from lg_textgrad.bindings.context import ContextBinding, schema_of
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_in_scope
@@ -33,8 +34,11 @@ class TrainableGraph:
     """A compiled graph and the parameters that its nodes read.
 
     `parameters` are those that the nodes read themselves; `bindings` hold others. The graph is
-    never changed. Raises `GraphError` for what is not a compiled graph, `ParameterError` for names
-    used twice.
+    never changed. Fields of its `context_schema` that are marked as prompts are parameters as they
+    are; `context_prompts` names further ones, and none at all are when it is empty. `context` has
+    values for the other fields, an example's `metadata["context"]` those that differ. Raises
+    `GraphError` for what is not a compiled graph, `ParameterError` for names used twice and for a
+    context field that has no text to begin with.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class TrainableGraph:
         parameters: Iterable[Parameter] = (),
         *,
         bindings: Iterable[Binding] = (),
+        context: Any = None,
+        context_prompts: Iterable[str | Parameter] | None = None,
     ) -> None:
         if isinstance(graph, Pregel):
             self.source: Source = LiveSource(graph)
@@ -55,7 +61,9 @@ class TrainableGraph:
                 else "give what StateGraph(...).compile() returns"
             )
             raise GraphError(f"A {type(graph).__name__} is not a compiled LangGraph graph; {hint}.")
-        self.bindings: tuple[Binding, ...] = (Declared(_named(parameters)), *bindings)
+        self._context = ContextBinding(schema_of(self.source), context, context_prompts)
+        declared = Declared(_named(parameters))
+        self.bindings: tuple[Binding, ...] = (declared, self._context, *bindings)
         names: set[str] = set()
         for binding in self.bindings:
             for name in binding.parameters:
@@ -111,8 +119,10 @@ class TrainableGraph:
 
     def run_id(self, example: Example, candidate: Mapping[str, str], sample: int = 0) -> str:
         """Return the id of the run of `example` under `candidate`: the same run, the same id."""
+        context = self._context.at(example).identity
+        given = () if context is None else (context,)
         return digest(
-            "run", self.fingerprint, dict(candidate), example.id, example.inputs, sample
+            "run", self.fingerprint, dict(candidate), example.id, example.inputs, sample, *given
         )[:32]
 
     async def arecord(
@@ -168,7 +178,9 @@ class TrainableGraph:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger or Ledger(max_concurrency=64), sample=sample)
         started = time.monotonic()
-        recorded = await self.source.arun(example, candidate, self.bindings, scope)
+        context = self._context
+        bindings = [context.at(example) if b is context else b for b in self.bindings]
+        recorded = await self.source.arun(example, candidate, bindings, scope)
         if scope.failure is not None:
             raise scope.failure
         failed = (e.id for e in reversed(recorded.executions) if e.error)
