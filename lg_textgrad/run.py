@@ -160,3 +160,8 @@ class Run:
     @property
     def inputs(self) -> Mapping[str, Any]:
         return self.example.inputs
+
+
+def node_path(namespace: str) -> str:
+    """Return `sub/writer` for LangGraph's `sub:ID|writer:ID`; counter segments don't count."""
+    return "/".join(part.split(":")[0] for part in namespace.split("|") if not part.isdigit())

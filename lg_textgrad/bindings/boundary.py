@@ -1,15 +1,14 @@
 """The chat-model boundary: the graph's own model calls are paid for once, through the ledger.
 
-While at least one run is in scope, four methods of `BaseChatModel` are replaced; they look at a
-context variable first, so calls outside a scope go straight through, and when the last scope is
-left the class is as it was.
+While a run is in scope, what its chat models are asked is looked up before it is sent; `patching`
+puts that in place and takes it away again.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
 from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad.bindings.patching import register, replaced
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
@@ -250,87 +250,16 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     return agenerate
 
 
-def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Within a scope a streamed call is answered whole, as one chunk: nobody watches it type."""
-
-    @functools.wraps(original)
-    def stream(
-        self: BaseChatModel, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any  # noqa: A002
-    ) -> Iterator[AIMessageChunk]:
-        if _scope.get() is None:
-            yield from original(self, input, config, stop=stop, **kwargs)
-        else:
-            yield _as_chunk(self.invoke(input, config, stop=stop, **kwargs))
-
-    return stream
-
-
-def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    async def astream(
-        self: BaseChatModel, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any  # noqa: A002
-    ) -> AsyncIterator[AIMessageChunk]:
-        if _scope.get() is None:
-            async for chunk in original(self, input, config, stop=stop, **kwargs):
-                yield chunk
-        else:
-            yield _as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
-
-    return astream
-
-
-def _as_chunk(message: Any) -> AIMessageChunk:
-    return AIMessageChunk(
-        content=message.content,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        id=message.id,
-        name=message.name,
-        usage_metadata=message.usage_metadata,
-        tool_calls=message.tool_calls,
-        invalid_tool_calls=message.invalid_tool_calls,
-        chunk_position="last",
-    )
-
-
-_REPLACED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    "_generate_with_cache": _generate,
-    "_agenerate_with_cache": _agenerate,
-    "stream": _stream,
-    "astream": _astream,
-}
-_install_guard = threading.Lock()
-_scopes = 0
-_originals: dict[str, Any] = {}
-
-
-def _enter() -> None:
-    global _scopes  # noqa: PLW0603 - counts the scopes that hold the one patch of the one class
-    with _install_guard:
-        _scopes += 1
-        if _scopes == 1:
-            for name, wrap in _REPLACED.items():
-                _originals[name] = BaseChatModel.__dict__[name]
-                setattr(BaseChatModel, name, wrap(_originals[name]))
-
-
-def _leave() -> None:
-    global _scopes  # noqa: PLW0603
-    with _install_guard:
-        _scopes -= 1
-        if _scopes == 0:
-            for name, original in _originals.items():
-                setattr(BaseChatModel, name, original)
-            _originals.clear()
+register("_generate_with_cache", _generate)
+register("_agenerate_with_cache", _agenerate)
 
 
 @contextmanager
 def pay_through(scope: BoundaryScope) -> Iterator[None]:
     """Send the chat-model calls of the current context through the scope's ledger."""
-    _enter()
-    token = _scope.set(scope)
-    try:
-        yield
-    finally:
-        _scope.reset(token)
-        _leave()
+    with replaced():
+        token = _scope.set(scope)
+        try:
+            yield
+        finally:
+            _scope.reset(token)

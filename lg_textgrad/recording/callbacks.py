@@ -18,9 +18,9 @@ from langgraph.types import Command, Overwrite, Send
 from pydantic import BaseModel
 
 from lg_textgrad._hashing import digest, message_to_plain, to_plain
-from lg_textgrad.recording.structure import AnyGraph, host_of, node_path
+from lg_textgrad.recording.structure import AnyGraph, host_of
 from lg_textgrad.recording.structure import routers as routers_of
-from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage
+from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage, node_path
 from lg_textgrad.tracking import ReadTrackingDict
 
 

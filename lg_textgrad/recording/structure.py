@@ -10,13 +10,9 @@ from langgraph.channels.topic import Topic
 from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad.run import node_path as node_path  # noqa: PLC0414 - recording knows it from here
 
 AnyGraph = Pregel[Any, Any, Any, Any]
-
-
-def node_path(namespace: str) -> str:
-    """Return `sub/writer` for LangGraph's `sub:ID|writer:ID`; counter segments don't count."""
-    return "/".join(part.split(":")[0] for part in namespace.split("|") if not part.isdigit())
 
 
 def host_of(namespace: str) -> str | None:

@@ -27,7 +27,14 @@ from lg_textgrad.errors import (
 from tests.parts import Chat, echo
 from tests.servers.openai_server import Fault, OpenAIServer, Reply
 
-METHODS = ("_generate_with_cache", "_agenerate_with_cache", "stream", "astream")
+METHODS = (
+    "generate",
+    "agenerate",
+    "_generate_with_cache",
+    "_agenerate_with_cache",
+    "stream",
+    "astream",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,131 @@
+"""The one place that changes langchain-core, and only while a scope is open.
+
+What a scope needs replaced is registered here by name. The replacements look at context variables
+first, so calls outside a scope go straight through, and when the last scope is left every class is
+as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_inside: ContextVar[bool] = ContextVar("lg_textgrad_inside_scope", default=False)
+
+_wraps: dict[str, Wrap] = {}
+_everywhere: set[str] = set()
+_guard = threading.Lock()
+_scopes = 0
+_originals: dict[tuple[type, str], Any] = {}
+
+
+def register(name: str, wrap: Wrap, *, subclasses: bool = False) -> None:
+    """Have `BaseChatModel.<name>` replaced by `wrap(original)` while a scope is open.
+
+    With `subclasses`, so are the methods of that name that chat models define themselves.
+    """
+    _wraps[name] = wrap
+    if subclasses:
+        _everywhere.add(name)
+
+
+@contextmanager
+def replaced() -> Iterator[None]:
+    """Hold the replacements in place; they apply to the current context only."""
+    _enter()
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+        _leave()
+
+
+def _enter() -> None:
+    global _scopes  # noqa: PLW0603 - counts the scopes that hold the replacements
+    with _guard:
+        _scopes += 1
+        for cls in _chat_models():
+            for name, wrap in _wraps.items():
+                own = cls is BaseChatModel or (name in _everywhere and name in cls.__dict__)
+                if own and (cls, name) not in _originals:
+                    original = _originals[cls, name] = cls.__dict__[name]
+                    setattr(cls, name, wrap(original))
+
+
+def _leave() -> None:
+    global _scopes  # noqa: PLW0603
+    with _guard:
+        _scopes -= 1
+        if _scopes == 0:
+            for (cls, name), original in _originals.items():
+                setattr(cls, name, original)
+            _originals.clear()
+
+
+def _chat_models() -> Iterator[type]:
+    """Yield the classes of chat models that exist by now, each once."""
+    found: dict[type, None] = {}
+    waiting: list[type] = [BaseChatModel]
+    while waiting:
+        cls = waiting.pop()
+        if cls not in found:
+            found[cls] = None
+            waiting.extend(type.__subclasses__(cls))
+    return iter(found)
+
+
+def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Within a scope a streamed call is answered whole, as one chunk: nobody watches it type."""
+
+    @functools.wraps(original)
+    def stream(
+        self: BaseChatModel, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any  # noqa: A002
+    ) -> Iterator[AIMessageChunk]:
+        if not _inside.get():
+            yield from original(self, input, config, stop=stop, **kwargs)
+        else:
+            yield _as_chunk(self.invoke(input, config, stop=stop, **kwargs))
+
+    return stream
+
+
+def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def astream(
+        self: BaseChatModel, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any  # noqa: A002
+    ) -> AsyncIterator[AIMessageChunk]:
+        if not _inside.get():
+            async for chunk in original(self, input, config, stop=stop, **kwargs):
+                yield chunk
+        else:
+            yield _as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
+
+    return astream
+
+
+def _as_chunk(message: Any) -> AIMessageChunk:
+    return AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        id=message.id,
+        name=message.name,
+        usage_metadata=message.usage_metadata,
+        tool_calls=message.tool_calls,
+        invalid_tool_calls=message.invalid_tool_calls,
+        chunk_position="last",
+    )
+
+
+register("stream", _stream, subclasses=True)
+register("astream", _astream, subclasses=True)
