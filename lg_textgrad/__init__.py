@@ -13,6 +13,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Demo, Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
 from lg_textgrad.store import Store
@@ -39,6 +40,7 @@ __all__ = [
     "ModelCall",
     "Objective",
     "Parameter",
+    "RemoteSource",
     "Result",
     "Run",
     "Schedule",

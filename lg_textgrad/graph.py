@@ -26,6 +26,7 @@ from lg_textgrad.parameter import (
 )
 from lg_textgrad.recording.base import Source
 from lg_textgrad.recording.live import LiveSource
+from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Candidate, Example, Run
 
@@ -54,6 +55,8 @@ class TrainableGraph:
             self.source: Source = LiveSource(graph)
         elif hasattr(graph, "arun") and hasattr(graph, "fingerprint"):
             self.source = graph
+        elif type(graph).__name__ == "RemoteGraph" and hasattr(graph, "assistant_id"):
+            self.source = RemoteSource.of(graph)
         else:
             hint = (
                 "call .compile() on it first"

@@ -1,0 +1,319 @@
+"""Run a graph on a LangGraph server and record it from the server's event stream.
+
+Candidates travel as `context=`. The stream's events are given to the recorder that live runs use,
+so executions, model calls and edges come out the same, but for what the stream doesn't carry:
+
+- which state keys a node read: every key counts, so edges are wider;
+- reducers: a channel counts as accumulating once a step's value isn't what was written in it;
+- `Overwrite`: its cut is not seen, so edges are wider;
+- the update of a `Command(graph=Command.PARENT)`: it shows in the host's writes only;
+- tools offered to a model, and why a model call failed (the node's error stands for it);
+- messages of exceptions that are not Python's or LangGraph's own: the server keeps them back;
+- reads of a prompt: what its metadata name counts, else whose model got the text in a message;
+- the nodes' code: a changed one has the same fingerprint, unless you give another `revision`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad._sync import run_sync
+from lg_textgrad.bindings.base import Binding, Declared
+from lg_textgrad.bindings.boundary import BoundaryScope
+from lg_textgrad.bindings.context import ContextSchema
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    ConfigurationError,
+    GraphError,
+    LGTextGradError,
+    ModelAuthenticationError,
+    ModelBusyError,
+    ModelUnreachableError,
+    ParameterError,
+    UnknownModelError,
+)
+from lg_textgrad.ledger import Paid
+from lg_textgrad.recording.base import Recorded
+from lg_textgrad.recording.replay import executions_of, outputs_of, slim, usage_of
+from lg_textgrad.run import Candidate, Example
+
+# Headers that every client sends by itself.
+_USUAL = frozenset({"accept", "accept-encoding", "connection", "user-agent", "x-api-key"})
+
+
+class RemoteSource:
+    """A graph on a LangGraph server: `TrainableGraph(RemoteSource(url, "agent"))`.
+
+    `assistant` is an assistant's id or a graph's name. Its prompts are the fields of its context
+    schema that are marked as prompts, or named in `context_prompts`. `api_key` and `headers` go to
+    the server; without a key langgraph_sdk takes the one that the environment has for LangGraph or
+    LangSmith. `revision` tells deployments apart whose graph looks the same.
+
+    Raises `ModelUnreachableError`, `ModelAuthenticationError` and `GraphError` (no such assistant)
+    when it is first used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        assistant: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        revision: str = "",
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.assistant = assistant
+        self.revision = revision
+        self._options: dict[str, Any] = {"headers": dict(headers or {})}
+        if api_key is not None:
+            self._options["api_key"] = api_key
+        self._description: _Description | None = None
+
+    @classmethod
+    def of(cls, graph: Any) -> RemoteSource:
+        """Return the source for a `langgraph.pregel.remote.RemoteGraph`."""
+        client = graph.client or graph.sync_client
+        http = client.http.client
+        headers = {n: v for n, v in http.headers.items() if n not in _USUAL}
+        source = cls(str(http.base_url), graph.assistant_id, headers=headers)
+        source._options["api_key"] = http.headers.get("x-api-key")
+        return source
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the assistant's version, settings and graph as the server draws it."""
+        return self._described().fingerprint
+
+    @property
+    def context_schema(self) -> ContextSchema | None:
+        """What the server says about the graph's context; None where it has none."""
+        return self._described().context
+
+    async def arun(
+        self,
+        example: Example,
+        candidate: Candidate,
+        bindings: Sequence[Binding],
+        scope: BoundaryScope,
+    ) -> Recorded:
+        """Run the graph once on the server; a run that is in the store is not run again.
+
+        One call of the budget is reserved before, and the run's model calls are settled after, so
+        runs in flight may take the account over its cap.
+        """
+        if self._description is None:
+            self._description = await self._adescribe()
+        described = self._description
+        inputs: Mapping[str, Any] = example.inputs
+        context: Any = None
+        for binding in bindings:
+            if isinstance(binding, Declared) and binding.parameters:
+                name = next(iter(binding.parameters))
+                raise ParameterError(
+                    f"The declared parameter '{name}' cannot reach a graph on a server; make it a "
+                    "field of the graph's context_schema, and name it in context_prompts.",
+                    parameter=name,
+                )
+            inputs = binding.inputs(candidate, inputs)
+            context = binding.invocation(candidate).get("context", context)
+        asked = {
+            "assistant": described.assistant_id,
+            "input": to_plain(inputs),
+            "context": to_plain(context),
+        }
+
+        async def call() -> Paid:
+            parts = await self._stream(described.assistant_id, inputs, asked["context"])
+            return parts, usage_of(parts)
+
+        key = f"{digest('remote', described.fingerprint, asked)}.{scope.sample}"
+        try:
+            parts, usage = await scope.ledger.apay(key, scope.kind, asked, call)
+        except ModelBusyError as error:  # another run may get through
+            return Recorded(None, error=f"{type(error).__name__}: {error}")
+        except SYSTEMIC as error:
+            scope.failure = scope.failure or error
+            raise
+        scope.add(usage)
+        texts = {n: candidate[n] for b in bindings for n in b.parameters if n in candidate}
+        readers = {n: b.held(n).nodes for b in bindings for n in b.parameters}
+        executions, accumulating, warnings = executions_of(
+            parts, described.routers, texts, readers
+        )
+        failure = next((p["data"] for p in parts if p["event"] == "error"), None)
+        return Recorded(
+            outputs=None if failure else outputs_of(parts),
+            executions=executions,
+            error=None if failure is None else said(failure),
+            warnings=warnings,
+            accumulating=accumulating,
+        )
+
+    async def _stream(self, assistant_id: str, inputs: Any, context: Any) -> list[Any]:
+        parts: list[Any] = []
+        started = time.monotonic()
+        async with self._connected() as client, self._explained():
+            stream = client.runs.stream(
+                None,
+                assistant_id,
+                input=inputs,
+                context=context,
+                stream_mode=["events", "debug", "values"],
+                stream_subgraphs=True,
+                on_disconnect="cancel",
+            )
+            async for part in stream:
+                kept = slim(part.event, part.data, time.monotonic() - started)
+                if kept is not None:
+                    parts.append(kept)
+        for part in parts:
+            if part["event"] == "error" and (failure := self._permanent(part["data"])):
+                raise failure
+        return parts
+
+    def _permanent(self, error: Any) -> LGTextGradError | None:
+        """Return the error to stop with where every further run would fail the same way.
+
+        The server tells the type of the exception that its graph raised, as the SDKs name it.
+        """
+        kind = error.get("error") if isinstance(error, Mapping) else None
+        if kind in ("AuthenticationError", "PermissionDeniedError"):
+            return ModelAuthenticationError(
+                f"A model's server refused the API key of the graph '{self.assistant}'; set the "
+                f"key in the environment of the LangGraph server at {self.url} and run again."
+            )
+        if kind == "NotFoundError":
+            return UnknownModelError(
+                f"The graph '{self.assistant}' asks for a model that its server does not have; "
+                "correct the model's name in the graph and deploy it again."
+            )
+        if kind in ("APIConnectionError", "ConnectError"):
+            return ModelUnreachableError(
+                f"The graph '{self.assistant}' at {self.url} cannot reach a model's server; start "
+                "that server, or correct the address in the graph, and run again."
+            )
+        return None
+
+    def _described(self) -> _Description:
+        if self._description is None:
+            self._description = run_sync(self._adescribe())
+        return self._description
+
+    async def _adescribe(self) -> _Description:
+        async with self._connected() as client, self._explained():
+            assistant = await self._find(client)
+            schemas, graph = await asyncio.gather(
+                client.assistants.get_schemas(assistant["assistant_id"]),
+                client.assistants.get_graph(assistant["assistant_id"], xray=True),
+            )
+            return _Description(assistant, schemas.get("context_schema"), graph, self.revision)
+
+    async def _find(self, client: Any) -> Mapping[str, Any]:
+        try:
+            UUID(self.assistant)
+        except ValueError:
+            found = await client.assistants.search(graph_id=self.assistant, limit=100)
+            own = [a for a in found if (a.get("metadata") or {}).get("created_by") == "system"]
+            if found:
+                chosen: Mapping[str, Any] = (own or found)[0]
+                return chosen
+            known = sorted({a["graph_id"] for a in await client.assistants.search(limit=100)})
+            raise GraphError(
+                f"The LangGraph server at {self.url} has no assistant '{self.assistant}'; it has "
+                f"{', '.join(repr(n) for n in known) or 'none'}."
+            ) from None
+        named: Mapping[str, Any] = await client.assistants.get(self.assistant)
+        return named
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        """A client for this event loop; connections are not shared between loops."""
+        from langgraph_sdk import get_client
+
+        async with get_client(url=self.url, **self._options) as client:
+            yield client
+
+    @asynccontextmanager
+    async def _explained(self) -> AsyncIterator[None]:
+        """Say in this library's errors what langgraph_sdk and httpx raise."""
+        import httpx
+
+        try:
+            yield
+        except LGTextGradError:
+            raise
+        except httpx.TimeoutException as error:
+            raise ModelBusyError(
+                f"The LangGraph server at {self.url} did not answer in time; wait and resume."
+            ) from error
+        except httpx.TransportError as error:
+            raise ModelUnreachableError(
+                f"Nobody answers at {self.url} ({type(error).__name__}); start the LangGraph "
+                "server there, or correct the address, and run again."
+            ) from error
+        except Exception as error:  # langgraph_sdk's errors have a status and differ by version
+            status = getattr(error, "status_code", None)
+            if status is None:
+                raise
+            if status in (401, 403):
+                raise ModelAuthenticationError(
+                    f"The LangGraph server at {self.url} refused the API key; give "
+                    "RemoteSource(..., api_key=...) a valid one."
+                ) from error
+            if status == 404:
+                raise GraphError(
+                    f"The LangGraph server at {self.url} has no assistant '{self.assistant}' "
+                    f"({error})."
+                ) from error
+            if status == 429 or status >= 500:
+                raise ModelBusyError(
+                    f"The LangGraph server at {self.url} is too busy or broken (status {status}: "
+                    f"{error}); wait and resume."
+                ) from error
+            raise ConfigurationError(
+                f"The LangGraph server at {self.url} refused the request (status {status}: "
+                f"{error}); check the inputs and the context."
+            ) from error
+
+
+class _Description:
+    """What a server says about an assistant, once."""
+
+    def __init__(
+        self, assistant: Mapping[str, Any], context: Any, graph: Any, revision: str
+    ) -> None:
+        self.assistant_id = str(assistant["assistant_id"])
+        own = {n: assistant.get(n) for n in ("graph_id", "version", "config", "context")}
+        self.fingerprint = digest("remote graph", own, context, graph, revision)[:16]
+        self.context: ContextSchema | None = None
+        if context:
+            schema = ContextSchema.from_json(context)
+            # An assistant may have values of its own; the server puts a run's over them.
+            values = assistant.get("context") or {}
+            fields = {
+                n: replace(f, default=values[n]) if n in values else f
+                for n, f in schema.fields.items()
+            }
+            self.context = replace(schema, fields=fields)
+        self.routers: dict[str, set[str]] = {}
+        for edge in graph.get("edges", ()):
+            if edge.get("conditional"):
+                source = str(edge["source"]).replace(":", "/")
+                target = str(edge["target"]).split(":")[-1]
+                self.routers.setdefault(source, set()).add(target)
+
+
+def said(error: Any) -> str:
+    """Return `Type: message` for the error of a stream."""
+    if isinstance(error, Mapping):
+        return f"{error.get('error', 'Error')}: {error.get('message', '')}"
+    return str(error)
+
