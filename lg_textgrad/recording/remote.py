@@ -6,7 +6,7 @@ so executions, model calls and edges come out the same, but for what the stream 
 - which state keys a node read: every key counts, so edges are wider;
 - reducers: a channel counts as accumulating once a step's value isn't what was written in it;
 - `Overwrite`: its cut is not seen, so edges are wider;
-- the update of a `Command(graph=Command.PARENT)`: it shows in the host's writes only;
+- which node raised a `Command(graph=Command.PARENT)`, when several of one subgraph were running;
 - tools offered to a model, and why a model call failed (the node's error stands for it);
 - messages of exceptions that are not Python's or LangGraph's own: the server keeps them back;
 - reads of a prompt: what its metadata name counts, else whose model got the text in a message;

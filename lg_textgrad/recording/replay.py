@@ -19,6 +19,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langgraph.errors import ParentCommand
 from langgraph.types import Command, Send
 
 from lg_textgrad._hashing import to_plain
@@ -176,13 +177,17 @@ class _Replay:
         self._open: dict[UUID, tuple[str, float]] = {}
         self._call_seconds: dict[str, dict[UUID, float]] = {}
         self._sends: list[Send] = []
+        self._ended: set[str] = set()
+        self._results: dict[str, Mapping[str, Any]] = {}
+        self._handed: dict[str, str] = {}
         self.warnings: list[str] = []
         for part in parts:
             mode, _, host = part["event"].partition("|")
             if mode == "events":
                 self._hear(part["data"], part["seconds"])
-            elif mode == "debug" and (error := part["data"].get("error")):
-                self._failed(host, part["data"], error)
+            elif mode == "debug":
+                self._result(host, part["data"])
+        self._hand_over()
         self._close()
 
     def _hear(self, data: Mapping[str, Any], at: float) -> None:
@@ -213,6 +218,7 @@ class _Replay:
             recorder.on_chain_end(output, run_id=run_id)
             if self._node_runs.get(namespace) == run_id:
                 self._spans[namespace][1] = at
+                self._ended.add(namespace)
         elif event == "on_chat_model_start":
             messages = revived((said.get("input") or {}).get("messages") or [[]])
             self._open[run_id] = (namespace, at)
@@ -252,12 +258,35 @@ class _Replay:
                 return self._sends.pop(number).arg
         return inputs
 
-    def _failed(self, host: str, task: Mapping[str, Any], error: Any) -> None:
+    def _result(self, host: str, task: Mapping[str, Any]) -> None:
         namespace = "|".join(part for part in (host, f"{task['name']}:{task['id']}") if part)
         run_id = self._node_runs.get(namespace)
-        if run_id is not None:
-            self._errors[namespace] = _exception(error)
+        if run_id is None:
+            return
+        if task.get("error"):
+            self._ended.add(namespace)
+            self._errors[namespace] = _exception(task["error"])
             self._recorder.on_chain_error(self._errors[namespace], run_id=run_id)
+        elif task.get("result"):
+            self._results[namespace] = task["result"]
+
+    def _hand_over(self) -> None:
+        """Find each `Command(graph=Command.PARENT)`.
+
+        It leaves its node as an exception that the stream doesn't tell; the host has a result all
+        the same, though it never came to its end.
+        """
+        for host, result in self._results.items():
+            if host in self._ended:
+                continue
+            update = revived(result)
+            for namespace, run_id in self._node_runs.items():
+                inside = namespace.startswith(f"{host}|") and namespace not in self._ended
+                if namespace == host or inside:
+                    self._handed[namespace] = host
+                    self._recorder.on_chain_error(
+                        ParentCommand(Command(graph=Command.PARENT, update=update)), run_id=run_id
+                    )
 
     def _close(self) -> None:
         """Model calls without an end have failed; the stream says why only for the node."""
@@ -285,16 +314,20 @@ class _Replay:
             yield replace(execution, seconds=ended - started, model_calls=tuple(calls))
 
     def chosen(self, execution: Execution, routers: Mapping[str, set[str]]) -> list[str]:
-        """Return the nodes of the next superstep that the execution's conditional edges led to."""
-        ends = routers.get(execution.path, set())
-        step = execution.superstep + 1
-        host = host_of(execution.namespace)
+        """Return the nodes of the next superstep that the execution led to.
+
+        Through its conditional edges, or through a Command for the parent.
+        """
+        tasks = self._recorder._tasks  # noqa: SLF001 - the recorder is ours
+        host = self._handed.get(execution.namespace)
+        led = tasks[host or execution.namespace]
+        ends = None if host else routers.get(execution.path, set())
         return [
             t.node
-            for t in self._recorder._tasks.values()  # noqa: SLF001 - the recorder is ours
-            if t.superstep == step
-            and host_of(t.namespace) == host
-            and t.node in ends
+            for t in tasks.values()
+            if t.superstep == led.superstep + 1
+            and host_of(t.namespace) == host_of(led.namespace)
+            and (ends is None or t.node in ends)
             and any(str(name).startswith("branch:") for name in t.triggers)
         ]
 

@@ -11,7 +11,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
-from langgraph.types import Command, Send
+from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel, Field
 
 
@@ -107,6 +107,21 @@ def prompt(request):
 
 
 agent = create_agent(Echo(agent=True), [look], middleware=[prompt], context_schema=Context)
+
+
+async def hand(s: S):
+    return Command(graph=Command.PARENT, goto="two", update={"a": s["q"] + "!", "items": ["hand"]})
+
+
+hands = graph({"hand": hand}, [(START, "hand")])
+handoff = graph({"sub": hands, "two": two}, [(START, "sub")])
+
+
+async def ask(s: S):
+    return {"a": interrupt("who?")}
+
+
+stops = graph({"ask": ask, "two": two}, [(START, "ask"), ("ask", "two")])
 
 
 async def plan(s: S):

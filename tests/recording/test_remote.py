@@ -32,7 +32,7 @@ from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.trace import Trace
 from tests.recording import remote_graphs
 
-GRAPHS = ("chain", "nested", "agent", "fan", "choice")
+GRAPHS = ("chain", "nested", "agent", "fan", "choice", "handoff", "stops")
 
 
 def free_port():
@@ -122,6 +122,7 @@ INPUTS = [
     ("agent", MESSAGES),
     ("fan", {"q": "aba"}),
     ("choice", {"q": "long"}),
+    ("handoff", {"q": "hi"}),
 ]
 
 
@@ -150,6 +151,14 @@ async def test_edges_of_accumulating_channels_lead_to_every_writer(server):
     found = edges(run)
     assert {("work#0", "join#0", "items"), ("work#1", "join#0", "items")} <= found
     assert run.accumulating == {"": ("items",)}
+
+
+async def test_interrupted_run_ends_where_a_live_one_does(server):
+    batch = [{"inputs": {"q": "hi"}}]
+    [there], [here] = [await g("stops").arecord(batch) for g in (lambda n: remote(server, n), live)]
+    assert there.error is here.error is None
+    assert [comparable(e) for e in there.executions] == [comparable(e) for e in here.executions]
+    assert there.outputs["__interrupt__"][0]["value"] == "who?"
 
 
 async def test_a_nodes_exception_is_data(server):
