@@ -44,6 +44,9 @@ from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.replay import executions_of, outputs_of, slim, usage_of
 from lg_textgrad.run import Candidate, Example
 
+# Seconds to wait before asking a busy server again.
+_PAUSES = (1.0, 4.0, 15.0)
+
 # Headers that every client sends by itself.
 _USUAL = frozenset({"accept", "accept-encoding", "connection", "user-agent", "x-api-key"})
 
@@ -107,7 +110,8 @@ class RemoteSource:
         """Run the graph once on the server; a run that is in the store is not run again.
 
         One call of the budget is reserved before, and the run's model calls are settled after, so
-        runs in flight may take the account over its cap.
+        runs in flight may take the account over its cap. Raises `ModelBusyError` when the server
+        stays busy: nothing is stored then, so that a resumed run asks again.
         """
         if self._description is None:
             self._description = await self._adescribe()
@@ -131,14 +135,12 @@ class RemoteSource:
         }
 
         async def call() -> Paid:
-            parts = await self._stream(described.assistant_id, inputs, asked["context"])
+            parts = await self._patiently(described.assistant_id, inputs, asked["context"])
             return parts, usage_of(parts)
 
         key = f"{digest('remote', described.fingerprint, asked)}.{scope.sample}"
         try:
             parts, usage = await scope.ledger.apay(key, scope.kind, asked, call)
-        except ModelBusyError as error:  # another run may get through
-            return Recorded(None, error=f"{type(error).__name__}: {error}")
         except SYSTEMIC as error:
             scope.failure = scope.failure or error
             raise
@@ -156,6 +158,20 @@ class RemoteSource:
             warnings=warnings,
             accumulating=accumulating,
         )
+
+    async def _patiently(self, assistant_id: str, inputs: Any, context: Any) -> list[Any]:
+        """Stream a run; ask again while the server says that it is busy.
+
+        What ran out of time is not sent again: it may have run, and would be paid twice.
+        """
+        for seconds in _PAUSES:
+            try:
+                return await self._stream(assistant_id, inputs, context)
+            except ModelBusyError as error:
+                if not hasattr(error.__cause__, "status_code"):
+                    raise
+                await asyncio.sleep(seconds)
+        return await self._stream(assistant_id, inputs, context)
 
     async def _stream(self, assistant_id: str, inputs: Any, context: Any) -> list[Any]:
         parts: list[Any] = []

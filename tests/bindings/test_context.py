@@ -198,6 +198,19 @@ def test_metadata_named_context_mean_nothing_to_a_graph_without_a_context():
     assert run.outputs["one"] == "q"
 
 
+async def test_field_of_a_graph_that_declares_no_schema_is_named_with_its_text():
+    async def node(s: S, runtime: Runtime):
+        return {"one": runtime.context["hint"] + runtime.context["user"]}
+
+    compiled = StateGraph(S).add_node("n", node).add_edge(START, "n").compile()
+    graph = tg.TrainableGraph(
+        compiled, context={"hint": "Old.", "user": "ann"}, context_prompts=["hint"]
+    )
+    [run] = await graph.arecord(BATCH, prompts={"hint": "New."})
+    assert run.outputs["one"] == "New.ann"
+    assert reads(run) == {("n", "hint", "New.")}
+
+
 async def test_reads_inside_subgraphs_are_noted_under_the_inner_node():
     builder = StateGraph(S, context_schema=Marked).add_node("sub", two_nodes(Marked))
     graph = tg.TrainableGraph(builder.add_edge(START, "sub").compile())

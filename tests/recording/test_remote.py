@@ -9,9 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,12 +25,15 @@ import lg_textgrad as tg
 from lg_textgrad.bindings.base import Held
 from lg_textgrad.errors import (
     BudgetExceededError,
+    ConfigurationError,
     DataError,
     GraphError,
     ModelAuthenticationError,
+    ModelBusyError,
     ModelUnreachableError,
     ParameterError,
 )
+from lg_textgrad.graph import as_examples
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.trace import Trace
 from tests.recording import remote_graphs
@@ -115,6 +121,7 @@ def edges(run):
     return {(e.producer, e.consumer, e.channel) for e in Trace.of(run).edges}
 
 
+ROW = [{"inputs": {"q": "q"}}]
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
 INPUTS = [
     ("chain", {"q": "hi"}),
@@ -250,8 +257,9 @@ async def test_assistant_with_values_of_its_own(server):
         made = await client.assistants.create("chain", context={"answer": "Own.", "user": "kim"})
     graph = remote(server, made["assistant_id"])
     assert graph.candidate() == {"answer": "Own.", "triage": "Triage."}
-    [own] = await graph.arecord([{"inputs": {"q": "q"}}])
-    [new] = await graph.arecord([{"inputs": {"q": "q"}}], prompts={"answer": "New."})
+    [own], [new] = await asyncio.gather(
+        graph.arecord(ROW), graph.arecord(ROW, prompts={"answer": "New."})
+    )
     assert own.outputs["b"] == "Own. / Triage. / qkim"
     assert new.outputs["b"] == "New. / Triage. / qkim"
     assert graph.fingerprint != remote(server, "chain").fingerprint
@@ -273,6 +281,88 @@ def test_nobody_answers(monkeypatch):
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ModelUnreachableError, match=f"Nobody answers at {url} .*start the LangGraph"):
         tg.TrainableGraph(RemoteSource(url, "chain"))
+
+
+@contextmanager
+def answering(statuses):
+    """A server that knows one assistant, and answers its runs with these statuses, the last for good."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, kind, body = 200, "application/json", {}
+            if self.path == "/assistants/search":
+                body = [{"assistant_id": "a1", "graph_id": "g", "metadata": {"created_by": "system"}}]
+            elif self.path == "/runs/stream":
+                asked.append(self.headers.get("x-api-key"))
+                status = statuses[min(len(asked), len(statuses)) - 1]
+                if status == 200:
+                    kind, body = "text/event-stream", None
+            said = b'event: values\ndata: {"a": 1}\n\n' if body is None else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        do_GET = do_POST = reply
+
+        def log_message(self, *args):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}", asked
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+async def test_busy_server_is_asked_again(monkeypatch):
+    monkeypatch.setattr("lg_textgrad.recording.remote._PAUSES", (0, 0))
+    with answering([503, 429, 200]) as (url, asked):
+        [run] = await tg.TrainableGraph(RemoteSource(url, "g", api_key="k")).arecord(ROW)
+    assert run.outputs == {"a": 1}
+    assert asked == ["k"] * 3
+
+
+async def test_server_that_stays_busy_stops_the_run_and_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr("lg_textgrad.recording.remote._PAUSES", (0, 0))
+    ledger = tg.Ledger()
+    with answering([503]) as (url, asked):
+        graph = tg.TrainableGraph(RemoteSource(url, "g", api_key="k"))
+        with tg.use_ledger(ledger), pytest.raises(ModelBusyError, match="status 503.*wait and resume"):
+            await graph.arecord(ROW)
+    assert len(asked) == 3
+    assert ledger.account.spent == tg.Usage()
+    assert ledger.store.get_run(graph.run_id(as_examples(ROW)[0], {}), None) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (401, ModelAuthenticationError, r"refused the API key; give RemoteSource"),
+        (422, ConfigurationError, r"refused the request \(status 422.*check the inputs and the context"),
+    ],
+)
+async def test_refusal_is_not_asked_again(status, error, words):
+    with answering([status]) as (url, asked):
+        with pytest.raises(error, match=words):
+            await tg.TrainableGraph(RemoteSource(url, "g", api_key="k")).arecord(ROW)
+    assert len(asked) == 1
+
+
+def test_key_and_headers_of_a_remote_graph_go_along():
+    with answering([200]) as (url, asked):
+        client = RemoteGraph("g", url=url, api_key="of-the-user", headers={"x-team": "7"})
+        graph = tg.TrainableGraph(client)
+        assert graph.source._options["headers"]["x-team"] == "7"
+        graph.record(ROW)
+    assert asked == ["of-the-user"]
 
 
 async def test_declared_parameter_cannot_reach_a_server(server):
