@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection, Mapping
 
@@ -12,7 +11,7 @@ from lg_textgrad.errors import CriticError
 from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.parameter import Gradient, Parameter
 from lg_textgrad.run import Feedback
-from lg_textgrad.trace import Trace
+from lg_textgrad.trace import Trace, Vertex
 
 logger = logging.getLogger(__name__)
 
@@ -48,35 +47,55 @@ async def backward_run(
         return []
     trace = Trace.of(scored.run)
     worth = trace.worth_visiting(trainable)
-    producers = trace.producers_of_all()
-    consumers: dict[str, list[str]] = {e: [] for e in trace.executions}
-    for consumer, fed in producers.items():
-        for producer in fed:
-            consumers[producer].append(consumer)
     blamed = _terminal_blame(trace, roots)
-    visits: dict[str, asyncio.Task[Critique]] = {}
+    waiting = trace.dependents()
+    order = {e: number for number, e in enumerate(trace.executions)}
+    heard: dict[str, dict[str, Blame]] = {}
+    found: dict[str, tuple[Gradient, ...]] = {}
 
-    async def visit(execution: str) -> Critique:
-        blames = list(blamed.get(execution, ()))
-        for consumer in consumers[execution]:
-            verdict = await visits[consumer]
-            if execution in verdict.upstream:
-                blames.append(verdict.upstream[execution])
-        blames = [b for b in blames if b.weight >= threshold]
-        if not blames or execution not in worth:
-            return Critique()
+    async def visit(execution: str) -> None:
+        blames = [b for b in blamed.get(execution, ()) if b.weight >= threshold]
         before = [
             Producer(p, trace.executions[p].path, channels)
-            for p, channels in producers[execution].items()
+            for p, channels in trace.producers(execution).items()
             if p in worth
         ]
-        return await _handle(scored, trace, execution, before, blames, critic, trainable)
+        critique = await _handle(scored, trace, execution, before, blames, critic, trainable)
+        found[execution] = tuple(critique.gradients)
+        for producer in before:
+            if producer.execution in critique.upstream:
+                heard.setdefault(producer.execution, {})[execution] = critique.upstream[
+                    producer.execution
+                ]
+        release([execution])
+
+    def release(done: list[Vertex]) -> None:
+        """Start what now has heard from all of its consumers."""
+        while done:
+            vertex = done.pop()
+            for other in trace.before(vertex):
+                waiting[other] -= 1
+                if waiting[other] == 0:
+                    begin(other, done)
+
+    def begin(vertex: Vertex, done: list[Vertex]) -> None:
+        if isinstance(vertex, str):
+            said = heard.get(vertex, {})
+            # In the order of the run, not of the replies.
+            consumers = sorted(said, key=order.__getitem__)
+            blamed.setdefault(vertex, []).extend(said[c] for c in consumers)
+            if vertex in worth and any(b.weight >= threshold for b in blamed[vertex]):
+                group.create_task(visit(vertex))
+                return
+        done.append(vertex)
 
     async with task_group() as group:
-        # Consumers come first in this order, so their tasks exist when a visit waits for them.
-        for execution in trace.reverse_order():
-            visits[execution] = group.create_task(visit(execution))
-    return [g for e in trace.executions for g in visits[e].result().gradients]
+        first: list[Vertex] = []
+        for execution in reversed(list(trace.executions)):
+            if not waiting.get(execution):
+                begin(execution, first)
+        release(first)
+    return [g for e in trace.executions for g in found.get(e, ())]
 
 
 async def _handle(

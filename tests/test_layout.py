@@ -69,7 +69,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"models/openai": 600, "trainer": 540}
+LONGER = {"models/openai": 600, "trainer": 550}
 
 
 @dataclass(frozen=True)

@@ -269,6 +269,19 @@ def test_empty_run_has_an_empty_trace():
     assert (list(t.edges), t.reverse_order(), t.worth_visiting({"p"})) == ([], [], set())
 
 
+def test_loop_over_a_growing_list_is_held_in_linear_space():
+    rounds = 3_000
+    t = trace(
+        *(execution(f"n#{k}", k, ["messages"], ["messages"]) for k in range(rounds)),
+        accumulating=["messages"],
+    )
+    vertices = t.vertices_in_reverse()
+    assert len(vertices) == 2 * rounds - 1  # the last version is read by nobody
+    assert sum(len(list(t.before(v))) for v in vertices) < 3 * rounds
+    assert t.reverse_order() == [f"n#{k}" for k in reversed(range(rounds))]
+    assert t.producers(f"n#{rounds - 1}") == {f"n#{k}": ["messages"] for k in range(rounds - 1)}
+
+
 def test_edge_is_data():
     assert Edge("a", "b", "x") == Edge("a", "b", "x")
     with pytest.raises(AttributeError):
