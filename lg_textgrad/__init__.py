@@ -8,6 +8,7 @@ from lg_textgrad.acceptance import Acceptance, Better, Verdict
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
+from lg_textgrad.discovery import adiscover, discover
 from lg_textgrad.errors import LGTextGradError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
@@ -53,7 +54,9 @@ __all__ = [
     "Usage",
     "Verdict",
     "__version__",
+    "adiscover",
     "candidate_hash",
+    "discover",
     "models",
     "optim",
     "prompts",

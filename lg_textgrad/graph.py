@@ -17,7 +17,7 @@ from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import GraphError, ParameterError
-from lg_textgrad.ledger import Ledger, ledger_in_scope
+from lg_textgrad.ledger import Ledger, ledger_at_hand, ledger_in_scope
 from lg_textgrad.parameter import (
     Parameter,
     candidate_hash,
@@ -85,6 +85,11 @@ class TrainableGraph:
         return {n: p for binding in self.bindings for n, p in binding.parameters.items()}
 
     @property
+    def found(self) -> tuple[Any, ...]:
+        """What discovery has to say, a `Finding` for each prompt; empty without discovery."""
+        return tuple(f for binding in self.bindings for f in getattr(binding, "findings", ()))
+
+    @property
     def fingerprint(self) -> str:
         """A hash of everything about the graph that decides what a run does."""
         return self.source.fingerprint
@@ -146,17 +151,17 @@ class TrainableGraph:
         examples = as_examples(batch)
         candidate = self.candidate(prompts)
         room = asyncio.Semaphore(max_runs)
-        ledger = ledger_in_scope()
+        kept = ledger_in_scope() is not None
 
-        async def one(example: Example) -> Run:
+        async def one(example: Example, ledger: Ledger) -> Run:
             async with room:
-                run = await self._run(example, candidate, sample, ledger)
+                run = await self._run(example, candidate, sample, ledger, kept=kept)
                 if on_run is not None:
                     on_run(run)
                 return run
 
-        async with task_group() as group:
-            tasks = [group.create_task(one(example)) for example in examples]
+        async with ledger_at_hand() as ledger, task_group() as group:
+            tasks = [group.create_task(one(example, ledger)) for example in examples]
         return [task.result() for task in tasks]
 
     def record(
@@ -173,13 +178,13 @@ class TrainableGraph:
         )
 
     async def _run(
-        self, example: Example, candidate: Candidate, sample: int, ledger: Ledger | None
+        self, example: Example, candidate: Candidate, sample: int, ledger: Ledger, *, kept: bool
     ) -> Run:
         run_id = self.run_id(example, candidate, sample)
-        store = ledger.store if ledger is not None else None
+        store = ledger.store if kept else None
         if store is not None and (known := store.get_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
-        scope = BoundaryScope(ledger or Ledger(max_concurrency=64), sample=sample)
+        scope = BoundaryScope(ledger, sample=sample)
         started = time.monotonic()
         context = self._context
         bindings = [context.at(example) if b is context else b for b in self.bindings]

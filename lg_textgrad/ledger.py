@@ -121,9 +121,12 @@ class Ledger:
             return
         waiting = {asyncio.wrap_future(future): task for future, task in sent.items()}
         _, late = await asyncio.wait(waiting, timeout=seconds)
-        for future in late:
+        cancelled = [future for future in late if waiting[future] is not None]
+        for future in cancelled:
             if (task := waiting[future]) is not None:
                 task.get_loop().call_soon_threadsafe(task.cancel)
+        if cancelled:  # so that connections are closed before their loop is
+            await asyncio.wait(cancelled, timeout=5)
 
     @contextmanager
     def _sending(self, task: asyncio.Task[Paid] | None = None) -> Iterator[None]:
@@ -300,6 +303,24 @@ def use_ledger(ledger: Ledger) -> Iterator[None]:
 
 def ledger_in_scope() -> Ledger | None:
     return _ledger.get()
+
+
+@asynccontextmanager
+async def ledger_at_hand(max_concurrency: int = 64) -> AsyncIterator[Ledger]:
+    """Yield the ledger in scope, or one for the moment.
+
+    What that one has sent is given up when the block is left: nobody could find it again.
+    """
+    known = _ledger.get()
+    if known is not None:
+        yield known
+        return
+    own = Ledger(max_concurrency=max_concurrency)
+    try:
+        yield own
+    finally:
+        await own.aclose(seconds=0)
+        own.store.close()
 
 
 async def aask(

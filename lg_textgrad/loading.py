@@ -2,73 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lg_textgrad.errors import ConfigurationError, GraphError
+from langgraph.pregel import Pregel
+
+from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.locating import load_graph_object, load_object
 from lg_textgrad.parameter import Parameter
-
-
-def load_object(spec: str, what: str) -> tuple[Any, Any]:
-    """Return the object that `MODULE:NAME` names, and its module.
-
-    Raises `GraphError` for a graph, `ConfigurationError` for anything else, that is not there.
-    """
-    kind = GraphError if what == "graph" else ConfigurationError
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise kind(
-            f"'{spec}' does not name a {what}; write MODULE:NAME, as in my_app.agent:{what}."
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name
-        if missing and not (module_name == missing or module_name.startswith(f"{missing}.")):
-            raise kind(
-                f"The {what} '{spec}' cannot be loaded: {module_name} imports '{missing}', "
-                f"which is not installed."
-            ) from None
-        raise kind(
-            f"There is no module '{module_name}' for the {what} '{spec}'; "
-            "run from the folder that has it, or install it."
-        ) from None
-    except ConfigurationError:
-        raise
-    except Exception as error:  # whatever a user's module raises is about that module
-        raise kind(
-            f"The {what} '{spec}' cannot be loaded: importing {module_name} raised "
-            f"{type(error).__name__}: {error}. Mend the module and run again."
-        ) from error
-    try:
-        return getattr(module, name), module
-    except AttributeError:
-        raise kind(
-            f"The module '{module_name}' has no '{name}'; check the name after the colon."
-        ) from None
+from lg_textgrad.reachable import reachable_parameters
 
 
 def load_graph(spec: str) -> TrainableGraph:
-    """Return the graph that `MODULE:GRAPH` names.
+    """Return the graph that `MODULE:GRAPH`, or a `langgraph.json`, names.
 
-    For a compiled graph the `Parameter` objects in its module are the parameters. Raises
-    `GraphError` for what is not there or not compiled.
+    The `Parameter` objects in the graph's module, and those that its nodes can reach, are its
+    parameters. Raises `GraphError` for what is not there or not compiled.
     """
-    found, module = load_object(spec, "graph")
+    found, module = load_graph_object(spec)
     if isinstance(found, TrainableGraph):
         return found
     parameters = {id(v): v for v in vars(module).values() if isinstance(v, Parameter)}
+    if isinstance(found, Pregel):
+        parameters |= {id(p): p for p in reachable_parameters(found)}
     return TrainableGraph(found, parameters.values())
 
 

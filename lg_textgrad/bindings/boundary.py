@@ -59,6 +59,8 @@ class BoundaryScope:
     usage: Usage = Usage()
     failure: LGTextGradError | None = None
     """The first error that makes every further call pointless, even if a node swallowed it."""
+    warnings: set[str] = field(default_factory=set)
+    """Where a candidate's text could not be put in place, by node."""
     _seen: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,6 +82,13 @@ class BoundaryScope:
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+
+
+def warn(text: str) -> None:
+    """Add a warning to the run in scope, once."""
+    scope = _scope.get()
+    if scope is not None:
+        scope.warnings.add(text)
 
 
 def model_identity(model: BaseChatModel) -> dict[str, Any]:

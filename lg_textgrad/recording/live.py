@@ -8,6 +8,7 @@ from contextvars import copy_context
 from typing import Any
 from uuid import uuid4
 
+from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 
 from lg_textgrad._hashing import to_plain
@@ -31,8 +32,9 @@ class LiveSource:
     of its own in memory when the graph has one.
     """
 
-    def __init__(self, graph: AnyGraph) -> None:
+    def __init__(self, graph: AnyGraph, *, callbacks: Sequence[BaseCallbackHandler] = ()) -> None:
         self.graph = graph
+        self._callbacks = tuple(callbacks)
         self._observing = observing(graph)
         self._accumulating = accumulating_channels(graph)
 
@@ -54,7 +56,7 @@ class LiveSource:
         if graph.checkpointer:
             graph = graph.copy({"checkpointer": InMemorySaver()})
         config: Any = {
-            "callbacks": [recorder],
+            "callbacks": [recorder, *self._callbacks],
             "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
         }
         inputs = dict(example.inputs)
@@ -88,6 +90,7 @@ class LiveSource:
             outputs=outputs,
             executions=recorder.executions(self.graph),
             error=error,
+            warnings=tuple(sorted(scope.warnings)),
             accumulating=self._accumulating,
         )
 

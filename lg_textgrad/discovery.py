@@ -1,0 +1,155 @@
+"""Find the prompts of a graph as it is, by running it: `discover(graph, inputs)`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langgraph.pregel import Pregel
+
+from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad.bindings.base import Binding
+from lg_textgrad.bindings.boundary import BoundaryScope
+from lg_textgrad.bindings.context import ContextBinding
+from lg_textgrad.bindings.discovered import Discovered, Finding
+from lg_textgrad.bindings.finding import Template, find_prompts, templates_in
+from lg_textgrad.errors import DataError, GraphError
+from lg_textgrad.graph import TrainableGraph, as_examples
+from lg_textgrad.ledger import Ledger, ledger_at_hand
+from lg_textgrad.parameter import Parameter
+from lg_textgrad.recording.base import Recorded
+from lg_textgrad.recording.live import LiveSource
+from lg_textgrad.recording.structure import AnyGraph
+from lg_textgrad.run import Example, node_path
+
+logger = logging.getLogger("lg_textgrad")
+
+
+async def adiscover(
+    graph: AnyGraph,
+    inputs: Iterable[Example | Mapping[str, Any]],
+    *,
+    parameters: Iterable[Parameter] = (),
+    bindings: Iterable[Binding] = (),
+    context: Any = None,
+    context_prompts: Iterable[str | Parameter] | None = None,
+) -> TrainableGraph:
+    """Run `graph` on each of `inputs` and return it with the prompts that it sent as parameters.
+
+    Inputs are Examples, dicts with `inputs`, or plain inputs of the graph; two that differ are
+    needed to tell a template from a constant text. The other arguments are `TrainableGraph`'s, and
+    prompts that they hold already are not found again. `graph.found` says what was found, what was
+    not, and why. The graph itself stays as it is.
+
+    Cost: the graph's own model calls on these inputs, those in the ledger's store for nothing.
+    Raises `GraphError` when no run gets through, `DataError` without inputs.
+    """
+    given = list(parameters), list(bindings)
+    fields = None if context_prompts is None else list(context_prompts)
+    plain = TrainableGraph(
+        graph, given[0], bindings=given[1], context=context, context_prompts=fields
+    )
+    if not isinstance(graph, Pregel):
+        raise GraphError(
+            "Discovery runs the graph in this process; give what StateGraph(...).compile() "
+            "returns, or declare the parameters of a graph that runs elsewhere."
+        )
+    examples = as_examples(_row(row) for row in inputs)
+    if not examples:
+        raise DataError("Discovery needs at least one input to run the graph on, better two.")
+    async with ledger_at_hand() as ledger, task_group() as group:
+        tasks = [group.create_task(_run(graph, plain, example, ledger)) for example in examples]
+    recorded = [task.result() for task in tasks]
+    failures = [_failure(run) for run, _ in recorded if run.error]
+    for failure in failures:
+        logger.warning("A run of discovery failed in '%s': %s", failure.node, failure.why)
+    if len(failures) == len(recorded):
+        raise GraphError(
+            f"The graph failed on every input that it was given to discover its prompts: "
+            f"{failures[0].why}. Correct the graph or the inputs."
+        )
+    found, findings = find_prompts(
+        [run.executions for run, _ in recorded],
+        [template for _, templates in recorded for template in templates],
+        plain.parameters,
+        None if graph.name == "LangGraph" else graph.name,
+    )
+    return TrainableGraph(
+        graph,
+        given[0],
+        bindings=[*given[1], Discovered(found, [*findings, *failures])],
+        context=context,
+        context_prompts=fields,
+    )
+
+
+def discover(
+    graph: AnyGraph,
+    inputs: Iterable[Example | Mapping[str, Any]],
+    *,
+    parameters: Iterable[Parameter] = (),
+    bindings: Iterable[Binding] = (),
+    context: Any = None,
+    context_prompts: Iterable[str | Parameter] | None = None,
+) -> TrainableGraph:
+    """`adiscover` for sync code."""
+    return run_sync(
+        adiscover(
+            graph,
+            inputs,
+            parameters=parameters,
+            bindings=bindings,
+            context=context,
+            context_prompts=context_prompts,
+        )
+    )
+
+
+class _Templates(BaseCallbackHandler):
+    """Notes the prompt templates that run, and where."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.found: list[Template] = []
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any] | None,
+        inputs: Any,  # noqa: ARG002
+        *,
+        run_id: UUID,  # noqa: ARG002
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("run_type") == "prompt":
+            node = node_path((metadata or {}).get("langgraph_checkpoint_ns", ""))
+            self.found.extend(templates_in(serialized, node))
+
+
+async def _run(
+    graph: AnyGraph, plain: TrainableGraph, example: Example, ledger: Ledger
+) -> tuple[Recorded, list[Template]]:
+    # Not through `arecord`: a run that the store has already would show no templates.
+    templates = _Templates()
+    scope = BoundaryScope(ledger)
+    source = LiveSource(graph, callbacks=[templates])
+    bindings = [b.at(example) if isinstance(b, ContextBinding) else b for b in plain.bindings]
+    recorded = await source.arun(example, plain.candidate(), bindings, scope)
+    if scope.failure is not None:
+        raise scope.failure
+    return recorded, templates.found
+
+
+def _failure(run: Recorded) -> Finding:
+    failed = [e.path for e in run.executions if e.error]
+    return Finding(failed[-1] if failed else "", None, f"a run failed: {run.error}")
+
+
+def _row(row: Example | Mapping[str, Any]) -> Example | Mapping[str, Any]:
+    if isinstance(row, Mapping) and not isinstance(row.get("inputs"), Mapping):
+        return {"inputs": row}
+    return row
