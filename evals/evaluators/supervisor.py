@@ -23,21 +23,23 @@ def facts(outputs: dict[str, Any], reference_outputs: dict[str, Any]) -> dict[st
     answer = str(outputs.get("answer") or "").lower()
     expected = reference_outputs["facts"]
     missing = [f[0] for f in expected if not any(spelling.lower() in answer for spelling in f)]
-    comment = f"The answer does not state: {'; '.join(missing)}." if missing else "All facts are there."
+    comment = "All facts are there."
+    if missing:
+        comment = f"The answer does not state: {'; '.join(missing)}."
     return {"key": "facts", "score": 1 - len(missing) / len(expected), "comment": comment}
 
 
 def form(outputs: dict[str, Any], reference_outputs: dict[str, Any]) -> dict[str, Any]:
     """The share of Skerry Line's three rules of form that the answer keeps."""
     answer, rules = str(outputs.get("answer") or "").strip(), reference_outputs["form"]
-    words = len(answer.split())
+    words, most = len(answer.split()), rules["most_words"]
     wrong = []
     if not answer.startswith(rules["begins"]):
         wrong.append(f"an answer must begin with the words '{rules['begins']}'")
     if not answer.endswith(rules["ends"]):
         wrong.append(f"an answer must end with the words '{rules['ends']}'")
-    if not 0 < words <= rules["most_words"]:
-        wrong.append(f"an answer must have at most {rules['most_words']} words, this one has {words}")
+    if not 0 < words <= most:
+        wrong.append(f"an answer must have at most {most} words, this one has {words}")
     comment = f"Form: {'; '.join(wrong)}." if wrong else "The form is right."
     return {"key": "form", "score": 1 - len(wrong) / 3, "comment": comment}
 

@@ -2,8 +2,8 @@
 
     planner -> one reader for each box that it names, side by side -> writer -> end
 
-The planner names the boxes to read, in JSON; each reader searches its box with a tool and notes what
-bears on the question; the writer answers from the notes. A question costs three or four model
+The planner names the boxes to read, in JSON; each reader searches its box with a tool and notes
+what bears on the question; the writer answers from the notes. A question costs three or four model
 calls. The archive is in `archive/`, one entry a line.
 
 The model is any that speaks OpenAI's API: `RESEARCH_MODEL`, `RESEARCH_BASE_URL` and
@@ -28,22 +28,19 @@ from pydantic import BaseModel, Field, SecretStr
 
 ARCHIVE = Path(__file__).parent / "archive"
 BOXES = ("attic", "chapel", "harbour", "school")
-ENTRIES = {
-    box: (ARCHIVE / f"{box}.txt").read_text(encoding="utf-8").splitlines() for box in BOXES
-}
-COMMON = frozenset(
-    "a about all an and any anyone are as at be been before but by can come could did do does ever "
-    "exactly far first for from get give given go had has have he her him his how i if in into is "
-    "island it its long many may me much my name new of off old on one or our out over own people "
-    "she so some tell than that the their them then there they this to up us was we were what when "
-    "where which who whom whose why with would year years you holm".split()
-)
+ENTRIES = {box: (ARCHIVE / f"{box}.txt").read_text(encoding="utf-8").splitlines() for box in BOXES}
+COMMON = """
+a about all an and any anyone are as at be been before but by can come could did do does ever
+exactly far first for from get give given go had has have he her him his holm how i if in into is
+island it its long many may me much my name new of off old on one or our out over own people she so
+some tell than that the their them then there they this to up us was we were what when where which
+who whom whose why with would year years you
+"""
+"""Words that say nothing of what a text is about."""
 
 
 class Plan(BaseModel):
-    boxes: list[Literal["attic", "chapel", "harbour", "school"]] = Field(
-        min_length=1, max_length=2
-    )
+    boxes: list[Literal["attic", "chapel", "harbour", "school"]] = Field(min_length=1, max_length=2)
 
 
 class Note(TypedDict):
@@ -91,8 +88,8 @@ def search(box: str, question: str) -> str:
 
 def stems(text: str) -> set[str]:
     """Return the beginnings of the words of a text that say what it is about."""
-    words = re.findall(r"[a-z]+", text.lower())
-    return {word[:5] for word in words if word not in COMMON}
+    words = set(re.findall(r"[a-z]+", text.lower())) - set(COMMON.split())
+    return {word[:5] for word in words}
 
 
 async def planner(state: Question) -> dict[str, list[str]]:
@@ -107,9 +104,7 @@ async def planner(state: Question) -> dict[str, list[str]]:
 
 
 def fan_out(state: Research) -> list[Send]:
-    return [
-        Send("reader", {"question": state["question"], "box": box}) for box in state["boxes"]
-    ]
+    return [Send("reader", {"question": state["question"], "box": box}) for box in state["boxes"]]
 
 
 async def reader(state: Reading) -> dict[str, list[Note]]:

@@ -2,8 +2,8 @@
 
     supervisor -> pier, cashier or steward -> supervisor -> end
 
-All four are agents of `langchain.agents.create_agent`. The supervisor hands a message to one desk by
-calling a tool, the desk looks it up in its own books, and the supervisor writes the answer. A
+All four are agents of `langchain.agents.create_agent`. The supervisor hands a message to one desk
+by calling a tool, the desk looks it up in its own books, and the supervisor writes the answer. A
 message costs three model calls.
 
 The model is any that speaks OpenAI's API: `SUPERVISOR_MODEL`, `SUPERVISOR_BASE_URL` and
@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from langchain.agents import AgentState, create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse, after_agent
@@ -27,14 +27,14 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph, add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command
-from pydantic import Field, SecretStr, create_model
+from pydantic import BaseModel, Field, SecretStr
 
 DATA = Path(__file__).parent / "data"
 DESKS = ("pier", "cashier", "steward")
 BOOKS: dict[str, dict[str, str]] = json.loads((DATA / "books.json").read_text(encoding="utf-8"))
 """Booking number -> desk -> what the desk's book says about it."""
-RULES: dict[str, dict[str, str]] = json.loads((DATA / "rules.json").read_text(encoding="utf-8"))
-"""Desk -> subject -> the rule."""
+RULES: dict[str, list[str]] = json.loads((DATA / "rules.json").read_text(encoding="utf-8"))
+"""Desk -> what holds for everybody."""
 
 
 class Incoming(TypedDict):
@@ -54,6 +54,10 @@ class Counter(Incoming, Outgoing):
 class SupervisorState(AgentState[Any]):
     desk: NotRequired[str]
     answer: NotRequired[str]
+
+
+class Booking(BaseModel):
+    booking: str = Field(pattern="^B-[0-9]{3}$")
 
 
 class CallsAsJSON(AgentMiddleware[Any, Any, Any]):
@@ -118,10 +122,10 @@ def _called(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelRe
 
 
 def _schema(tools: Sequence[BaseTool]) -> dict[str, Any]:
-    """Return the response format that is one call, as in `booking B-417` or `ask_pier`."""
+    """Return the response format that is one call, as in `look_up B-104` or `ask_pier`."""
     calls = []
     for t in tools:
-        values = [_values(argument) for argument in t.args.values()]
+        values = [str(argument["pattern"]).strip("^$") for argument in t.args.values()]
         calls.append(" ".join([t.name, *values]))
     call = {"type": "string", "pattern": f"^({'|'.join(calls)})$"}
     schema = {
@@ -131,13 +135,6 @@ def _schema(tools: Sequence[BaseTool]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {"type": "json_schema", "json_schema": {"name": "tool_call", "schema": schema}}
-
-
-def _values(argument: dict[str, Any]) -> str:
-    """Return the pattern of a tool's argument that has one, or that is one of a few words."""
-    if "enum" in argument:
-        return f"({'|'.join(argument['enum'])})"
-    return str(argument["pattern"]).strip("^$")
 
 
 @functools.lru_cache
@@ -163,32 +160,18 @@ def ask(desk: str) -> BaseTool:
     )
 
 
-def books(desk: str) -> list[BaseTool]:
-    """Return the tools of `desk`: its book of bookings, and its rules. What they say is final."""
-    rules = RULES[desk]
+def books(desk: str) -> BaseTool:
+    """Return the tool of `desk`, which is its book. What it says goes back to the supervisor."""
 
-    def booking(number: str) -> str:
-        return BOOKS.get(number, {}).get(desk, f"There is no booking {number}.")
+    def look_up(booking: str) -> str:
+        return BOOKS.get(booking, {}).get(desk) or " ".join(RULES[desk])
 
-    def rule(subject: str) -> str:
-        return rules[subject]
-
-    number = Annotated[str, Field(pattern="^B-[0-9]{3}$")]
-    subject = Literal[tuple(rules)]
-    return [
-        StructuredTool.from_function(
-            booking,
-            description="Look up a booking by its number.",
-            args_schema=create_model("Booking", number=(number, ...)),
-            return_direct=True,
-        ),
-        StructuredTool.from_function(
-            rule,
-            description=f"Look up a rule about {', '.join(rules)}.",
-            args_schema=create_model("Rule", subject=(subject, ...)),
-            return_direct=True,
-        ),
-    ]
+    return StructuredTool.from_function(
+        look_up,
+        description="Look up a booking. B-000 gives the rules for everybody.",
+        args_schema=Booking,
+        return_direct=True,
+    )
 
 
 @after_agent(state_schema=SupervisorState)
@@ -216,9 +199,9 @@ builder.add_edge(START, "supervisor")
 for name in DESKS:
     agent = create_agent(
         LATER,
-        books(name),
+        [books(name)],
         system_prompt=f"You work at the {name} desk of Skerry Line.\n"
-        "If the message has a booking number, look up that booking. Otherwise look up a rule.",
+        "You look up the booking that a message names.",
         middleware=[CallsAsJSON()],
         name=name,
     )
