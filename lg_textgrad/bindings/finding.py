@@ -230,7 +230,7 @@ def _alike(one: _Sent, other: _Sent, times: Mapping[str, int]) -> bool:
 def _from_state(skeleton: Skeleton, sent: _Sent) -> bool:
     """Return whether all that varies in the text is what the node was given."""
     variables = skeleton.match(sent.text)
-    return bool(variables) and variables == {n: sent.state.get(n) for n in variables}
+    return bool(variables) and all(sent.state.get(n) == v for n, v in (variables or {}).items())
 
 
 def _merged(groups: Sequence[list[_Sent]]) -> list[list[_Sent]]:
