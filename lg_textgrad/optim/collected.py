@@ -24,6 +24,8 @@ class Turn:
     example: Example
     asked: str
     replied: str
+    keys: tuple[str, ...] = ()
+    """The graph's outputs that the reply became."""
 
 
 class Collected:
@@ -54,7 +56,7 @@ class Collected:
             keys = wrote.get(execution.id, [])
             good = scored.score >= threshold or _full_marks(scored, keys)
             for name in execution.prompts:
-                known = Turn(run.example, *turn)
+                known = Turn(run.example, *turn, tuple(keys))
                 if good:
                     self.good.setdefault(name, {})[run.example.id] = known
                 if replies_through(execution, known.replied, keys):
@@ -63,7 +65,9 @@ class Collected:
     def form(self, name: str) -> ReplyForm | None:
         """Return how a parameter's node should reply, as far as the runs so far tell."""
         seen = self.final.get(name, {}).values()
-        return learn_form((turn.replied, turn.example.outputs or {}) for turn in seen)
+        written = dict.fromkeys(key for turn in seen for key in turn.keys)
+        pairs = ((turn.replied, turn.example.outputs or {}) for turn in seen)
+        return learn_form(pairs, list(written), alone=len(self.final) == 1)
 
     def expected(self, name: str) -> list[Turn]:
         """Return turns whose replies are what the reference outputs ask for.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from lg_textgrad._hashing import to_plain
 from lg_textgrad.run import Execution
 
 _LONGEST = 200
-"""Characters that a value may have to be taken for an answer when no reply ever matched it."""
+"""Characters that a value may have to be taken for an answer though no reply matched it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,19 @@ class ReplyForm:
         return _text(value)
 
 
-def learn_form(pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> ReplyForm | None:
+def learn_form(
+    pairs: Iterable[tuple[str, Mapping[str, Any]]],
+    written: Collection[str] = (),
+    *,
+    alone: bool = True,
+) -> ReplyForm | None:
     """Return the form that the replies have in terms of their examples' reference outputs.
 
-    Each pair is a reply and a reference. JSON, when most replies are objects with keys of the
-    reference; else the key whose value some replies equal; else the only key there is, when its
-    values are short. None when the references don't say what the reply should be.
+    Each pair is a reply and a reference; `written` are the graph's outputs that the replies become,
+    `alone` says that no other node's replies become any. JSON, when most replies are objects with
+    keys of the reference; else the key that has the name of an output, or whose value some replies
+    equal; else, for a node that is alone, the only key there is, when its values are short. None
+    when the references don't say what the reply should be.
     """
     known = [(reply, reference) for reply, reference in pairs if reference]
     if not known:
@@ -55,6 +62,9 @@ def learn_form(pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> ReplyForm | No
     if sum(bool(found) for found, _ in objects) * 2 > len(known) and shared:
         order = [k for _, reference in known for k in reference if k in shared]
         return ReplyForm(tuple(dict.fromkeys(order)), as_json=True)
+    named = [key for key in written if any(key in reference for _, reference in known)]
+    if len(named) == 1 and all(_short(r[named[0]]) for _, r in known if named[0] in r):
+        return ReplyForm((named[0],), as_json=False)
     equal = Counter(
         key
         for reply, reference in known
@@ -65,11 +75,13 @@ def learn_form(pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> ReplyForm | No
         best = max(equal.values())
         return ReplyForm((next(k for k, n in equal.items() if n == best),), as_json=False)
     keys = {key for _, reference in known for key in reference}
-    values = [v for _, reference in known for v in reference.values()]
-    short = all(isinstance(v, str | int | float) and len(_text(v)) <= _LONGEST for v in values)
-    if len(keys) == 1 and short:
+    if alone and len(keys) == 1 and all(_short(v) for _, r in known for v in r.values()):
         return ReplyForm((keys.pop(),), as_json=False)
     return None
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and len(_text(value)) <= _LONGEST
 
 
 def json_in(text: str) -> dict[str, Any] | None:

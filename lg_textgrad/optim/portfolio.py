@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
+from lg_textgrad._hashing import canonical
 from lg_textgrad._sync import task_group
 from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError
@@ -119,8 +120,7 @@ class Portfolio(Search):
 
     async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         stream = batches(bench.train, self.batch_size, self.seed)
-        val = sorted(bench.val, key=lambda e: e.id)
-        random.Random(f"{self.seed}/val").shuffle(val)
+        val = varied(bench.val, f"{self.seed}/val")
         for batch in islice(stream, self.rounds):
             scored = await bench.ascore(batch, bench.incumbent, "batch")
             proposals = await self._proposed(bench, scored)
@@ -203,6 +203,20 @@ class Portfolio(Search):
             for p, task in zip(running, tasks, strict=True)
         ]
         return sorted(runners, key=lambda r: -r.gain)
+
+
+def varied(examples: Sequence[Example], seed: str) -> list[Example]:
+    """Return the examples in an order whose every beginning has as many expected outputs as can be.
+
+    So that a short heat is no lottery over which of them it sees.
+    """
+    shuffled = sorted(examples, key=lambda e: e.id)
+    random.Random(seed).shuffle(shuffled)
+    groups: dict[str, list[Example]] = {}
+    for example in shuffled:
+        first = next(iter((example.outputs or {}).values()), None)
+        groups.setdefault(canonical(first), []).append(example)
+    return [e for turn in zip_longest(*groups.values()) for e in turn if e is not None]
 
 
 def _with_joined(
