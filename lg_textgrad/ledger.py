@@ -4,88 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from lg_textgrad._hashing import digest
+from lg_textgrad._hashing import canonical, digest
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
+from lg_textgrad.traffic import Limiter, Patience, Traffic, in_loop
 
 Paid = tuple[Any, Usage]
 """A reply as JSON data, and what it cost."""
 
 
-class Limiter:
-    """At most `limit` holders at once, shared by coroutines of any loop and by plain threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = limit
-        self._guard = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-
-    def _take(self) -> Future[None] | None:
-        with self._guard:
-            if self._free > 0:
-                self._free -= 1
-                return None
-            turn: Future[None] = Future()
-            self._waiting.append(turn)
-            return turn
-
-    def _give(self) -> None:
-        with self._guard:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._free += 1
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        turn = self._take()
-        if turn is not None:
-            if _in_loop() and turn.cancel():
-                # A blocking call in a coroutine: waiting would stop the loop in which the holders
-                # finish. Slow anywhere; here one over the limit instead of waiting for ever.
-                yield
-                return
-            turn.result()
-        try:
-            yield
-        finally:
-            self._give()
-
-    @asynccontextmanager
-    async def ahold(self) -> AsyncIterator[None]:
-        turn = self._take()
-        if turn is not None:
-            try:
-                await asyncio.wrap_future(turn)
-            except asyncio.CancelledError:
-                if not turn.cancelled() and turn.done():
-                    self._give()  # the turn came in the same moment as the cancellation
-                raise
-        try:
-            yield
-        finally:
-            self._give()
-
-
 class Ledger:
     """The store, the account and the limit on concurrent calls of one run.
 
-    A call is looked up under its key; when it is not there, a place under the limit is taken, the
-    budget is reserved, the call is made, and its reply is on disk before anyone sees it. Several
-    that ask the same at once share one call. What another run has paid for (`reuse`) is taken from
-    its store.
+    A call is looked up under its key; when it is not there, a place on its lane and one under the
+    limit are taken, the budget is reserved, the call is made, and its reply is on disk before
+    anyone sees it. What failed on the way is asked again, as `patience` says. Several that ask the
+    same at once share one call. What another run has paid for (`reuse`) is taken from its store.
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
     will charge for it anyway. `aclose` waits for such calls.
@@ -97,11 +40,13 @@ class Ledger:
         account: Account | None = None,
         max_concurrency: int = 8,
         reuse: Store | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.store = store or Store()
         self.reuse = reuse
         self.account = account or Account(Budget())
         self.limiter = Limiter(max_concurrency)
+        self.traffic = Traffic(max_concurrency, patience)
         self._guard = threading.Lock()
         self._in_flight: dict[str, Future[Paid]] = {}
         self._sent: dict[Future[None], asyncio.Task[Paid] | None] = {}
@@ -179,11 +124,18 @@ class Ledger:
         return paid[0], cached
 
     async def apay(
-        self, key: str, kind: str, request: Any, call: Callable[[], Awaitable[Paid]]
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Awaitable[Paid]],
+        lane: str | None = None,
     ) -> Paid:
         """Return the reply under `key` and what it cost now: one call, or one cached call.
 
-        Raises what `call` raises, and `BudgetExceededError` when the budget has no room for it.
+        `lane` names the model and its server, for people too; without it nothing is asked again.
+        Raises what `call` raises at last, `BudgetExceededError` when the budget has no room for it
+        and `ModelDownError` when every call fails.
         """
         while True:
             future, mine = self._enter(key)
@@ -206,7 +158,7 @@ class Ledger:
             if found is not None:
                 self._leave(key, future, found)
                 return found
-            return await self._send(key, kind, request, call, future)
+            return await self._send(key, kind, request, call, future, lane)
 
     async def _send(
         self,
@@ -215,23 +167,35 @@ class Ledger:
         request: Any,
         call: Callable[[], Awaitable[Paid]],
         future: Future[Paid],
+        lane: str | None,
     ) -> Paid:
         """Make the call in a task of its own, which a cancelled caller leaves to finish."""
-        sent = False
+        sent = deserted = False
+        way = self.traffic.lane(lane)
+        course = way.course()
 
-        async def send() -> Paid:
+        async def attempt() -> Paid:
             nonlocal sent
-            async with self.limiter.ahold():
+            async with way.aturn(), self.limiter.ahold():
                 with self._sending(asyncio.current_task()):
                     sent = True
                     try:
-                        made = await call()
+                        made = await course.acall(call)
                     except BaseException:
+                        sent = False
                         self.account.release()
                         raise
                     self.account.settle(made[1], kind)
                     self.store.put_result(key, kind, request, made[0], made[1])
             return made
+
+        async def send() -> Paid:
+            async for tried in course.aattempts():
+                with tried:
+                    return await attempt()
+                if deserted:  # nobody waits for another attempt
+                    raise asyncio.CancelledError
+            raise AssertionError("the last attempt returns or raises")
 
         def left(task: asyncio.Task[Paid]) -> None:
             failed = task.cancelled() or task.exception() is not None
@@ -242,16 +206,24 @@ class Ledger:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            deserted = True
             if not sent:
                 task.cancel()
             raise
 
-    def pay(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
+    def pay(
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Paid],
+        lane: str | None = None,
+    ) -> Paid:
         """Return what `apay` returns, for callers in a plain thread."""
         while True:
             future, mine = self._enter(key)
-            if not mine and _in_loop():
-                return self._made(key, kind, request, call)
+            if not mine and in_loop():
+                return self._made(key, kind, request, call, lane)
             if not mine:
                 waited: Future[None] = Future()
                 future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
@@ -261,31 +233,34 @@ class Ledger:
                 return self._shared(future.result(), kind)
             paid: Paid | None = None
             try:
-                paid = self._made(key, kind, request, call)
+                paid = self._made(key, kind, request, call, lane)
                 return paid
             finally:
                 self._leave(key, future, paid)
 
-    def _made(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
+    def _made(
+        self, key: str, kind: str, request: Any, call: Callable[[], Paid], lane: str | None
+    ) -> Paid:
         if (found := self._stored(key, kind)) is not None:
             return found
-        with self.limiter.hold(), self._sending():
-            try:
-                made = call()
-            except BaseException:
-                self.account.release()
-                raise
-            self.account.settle(made[1], kind)
-            self.store.put_result(key, kind, request, made[0], made[1])
-        return made
+        way = self.traffic.lane(lane)
+        course = way.course()
 
+        def attempt() -> Paid:
+            with way.turn(), self.limiter.hold(), self._sending():
+                try:
+                    made = course.call(call)
+                except BaseException:
+                    self.account.release()
+                    raise
+                self.account.settle(made[1], kind)
+                self.store.put_result(key, kind, request, made[0], made[1])
+            return made
 
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+        for tried in course.attempts():
+            with tried:
+                return attempt()
+        raise AssertionError("the last attempt returns or raises")
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("lg_textgrad_ledger", default=None)
@@ -329,6 +304,8 @@ async def aask(
     """Ask `model`, through the ledger in scope where there is one. One call, or none when stored.
 
     `attempt` is part of the key: asking again after a bad reply must not get that reply again.
+    Where the server had promised JSON and sent none, that is a fault of the server: the same is
+    asked once more, and both are paid for.
     """
     ledger = _ledger.get()
     if ledger is None:
@@ -348,13 +325,31 @@ async def aask(
             reply = await model.acall(request)
         except ModelReplyError as error:
             # It was paid for, so it is kept: a resumed run must not buy the same bad reply again.
-            return {"refused": str(error), "reply": error.reply}, error.usage
+            ledger.traffic.count(error.kind)
+            refused = {
+                "refused": str(error),
+                "reply": error.reply,
+                "kind": error.kind,
+                "promised": error.promised,
+            }
+            return refused, error.usage
         return (
             {"text": reply.text, "data": reply.data, "finish_reason": reply.finish_reason},
             reply.usage,
         )
 
-    stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call)
+    lane = getattr(model, "lane", None) or canonical(asked["model"])
+    stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call, lane)
+    if stored.get("promised") and stored["kind"] in ("garbled", "empty"):
+        once_more = {**asked, "again": 1}
+        stored, more = await ledger.apay(digest("ask", once_more), kind, once_more, call, lane)
+        usage += more
     if "refused" in stored:
-        raise ModelReplyError(stored["refused"], reply=stored["reply"], usage=usage)
+        raise ModelReplyError(
+            stored["refused"],
+            reply=stored["reply"],
+            usage=usage,
+            kind=stored.get("kind", "violation"),
+            promised=stored.get("promised", False),
+        )
     return ModelReply(stored["text"], stored["data"], usage, stored["finish_reason"])

@@ -18,6 +18,8 @@ LAYERS = (
     "_version",
     "run",
     "errors",  # an error carries what was spent, so it knows run.Usage
+    "faults",
+    "traffic",
     "_hashing",
     "_sync",
     "demos",
@@ -69,7 +71,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
     "gepa": (),
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
-    "openai": (),
+    "openai": ("models/openai_errors",),
     "optuna": (),
     "ray": (),
     "xllamacpp": ("models/local_child",),
@@ -78,7 +80,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"models/openai": 600, "trainer": 550}
+LONGER = {"trainer": 550}
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,8 @@ def test_what_the_rules_allow_is_not_reported(tmp_path: Path) -> None:
             "critics/base.py": "from lg_textgrad.objective import o\n",
             "backward.py": "from lg_textgrad.critics.base import C\n",
             "models/__init__.py": "",
-            "models/openai.py": "import openai\n" + "\n" * LONGEST,
+            "models/openai.py": "import openai\n",
+            "trainer.py": "\n" * (LONGEST + 1),
             "recording/__init__.py": "",
             "recording/isolation.py": "from langsmith.run_helpers import tracing_context\n",
             "cli.py": "print('hello')\n",

@@ -13,7 +13,8 @@ import pytest
 import lg_textgrad as tg
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError, StoreError
-from lg_textgrad.ledger import Limiter, aask, ledger_in_scope
+from lg_textgrad.ledger import aask, ledger_in_scope
+from lg_textgrad.traffic import Limiter
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
 from tests.parts import Scripted
@@ -21,7 +22,7 @@ from tests.servers.openai_server import OpenAIServer, Reply
 
 
 def free(limiter):
-    return limiter._free
+    return limiter.limit - limiter.held
 
 
 def request(text="hi", **options):

@@ -33,10 +33,13 @@ from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
     ModelAuthenticationError,
+    ModelQuotaError,
     ModelUnreachableError,
     UnknownModelError,
 )
+from lg_textgrad.faults import fault_of, out_of_credit, status_of
 from lg_textgrad.ledger import Ledger, Paid
+from lg_textgrad.models.langchain import lane_of
 from lg_textgrad.run import Usage
 
 # Fields of a chat model that don't change what it answers.
@@ -59,6 +62,8 @@ class BoundaryScope:
     usage: Usage = Usage()
     failure: LGTextGradError | None = None
     """The first error that makes every further call pointless, even if a node swallowed it."""
+    lost: bool = False
+    """Whether a call failed on its way for good: chance had a hand in what the run did."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
     _seen: dict[str, int] = field(default_factory=dict)
@@ -174,8 +179,7 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     """Return the error to stop the run with when the next call would fail the same way."""
     if isinstance(error, SYSTEMIC):
         return error
-    # SDK errors are known by their names, so that no SDK has to be imported here.
-    status, names = getattr(error, "status_code", None), {t.__name__ for t in type(error).__mro__}
+    status, fault = status_of(error), fault_of(error)
     if status in (401, 403):
         return ModelAuthenticationError(
             "The server of a model that the graph uses refused its API key; "
@@ -186,13 +190,36 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
             "The server does not have a model that the graph asks for; "
             "correct the model's name in the graph and run again."
         )
-    lost = "APIConnectionError" in names and "APITimeoutError" not in names
-    if lost or isinstance(error, ConnectionError):
+    if out_of_credit(error):
+        return ModelQuotaError(
+            "The account of a model that the graph uses cannot pay for the call; "
+            "add credit, or set another key, and resume."
+        )
+    if fault is not None and fault.kind == "unreachable":
         return ModelUnreachableError(
             "Nobody answers at the address of a model that the graph uses; "
             "start its server or correct the graph's base_url, and run again."
         )
     return None
+
+
+def _note(scope: BoundaryScope, error: Exception) -> None:
+    """Note a call that failed for good."""
+    scope.failure = scope.failure or _systemic(error)
+    scope.lost = scope.lost or fault_of(error) is not None
+
+
+def _examined(scope: BoundaryScope, paid: Paid) -> Paid:
+    """Count what is wrong with a reply; the graph gets it as it is."""
+    message = paid[0]["message"]["data"]
+    info = {**(message.get("response_metadata") or {}), **(paid[0]["info"] or {})}
+    if info.get("finish_reason") in ("length", "max_tokens"):
+        scope.ledger.traffic.count("truncated")
+    elif (message.get("additional_kwargs") or {}).get("refusal"):
+        scope.ledger.traffic.count("refused")
+    elif not (message.get("content") or message.get("tool_calls")):
+        scope.ledger.traffic.count("empty")
+    return paid
 
 
 def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
@@ -213,12 +240,16 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
                 scope.key(asked),
                 scope.kind,
                 asked,
-                lambda: _encode(
-                    original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                lambda: _examined(
+                    scope,
+                    _encode(
+                        original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                    ),
                 ),
+                lane_of(self),
             )
         except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
+            _note(scope, error)
             raise
         scope.add(usage)
         return _decode(stored)
@@ -244,14 +275,19 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = _asked(self, messages, stop, kwargs)
 
         async def call() -> Paid:
-            return _encode(
-                await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+            return _examined(
+                scope,
+                _encode(
+                    await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                ),
             )
 
         try:
-            stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, call)
+            stored, usage = await scope.ledger.apay(
+                scope.key(asked), scope.kind, asked, call, lane_of(self)
+            )
         except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
+            _note(scope, error)
             raise
         scope.add(usage)
         return _decode(stored)

@@ -103,6 +103,11 @@ class Local:
         return {"provider": "local", **self._file.identity()}
 
     @property
+    def lane(self) -> str:
+        """What shares the server's slots."""
+        return f"the embedded {self.model}"
+
+    @property
     def model(self) -> str:
         """The name that the server knows the model by."""
         given = self._file.given

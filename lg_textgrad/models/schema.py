@@ -15,7 +15,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from lg_textgrad.errors import ConfigurationError, ModelReplyError
-from lg_textgrad.models._redact import brief
+from lg_textgrad.models._redact import brief, scrub
 from lg_textgrad.models.base import Message
 
 _FENCED = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
@@ -49,6 +49,7 @@ def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
         raise ModelReplyError(
             "The model's reply is empty where JSON was asked for; ask again, or use another model.",
             reply=text,
+            kind="empty",
         )
     stripped = text.strip()
     fenced = _FENCED.match(stripped)
@@ -63,6 +64,7 @@ def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
             f"The model's reply is malformed JSON ({brief(str(error))}); ask again, or use a model"
             " that supports JSON-schema output.",
             reply=text,
+            kind="garbled",
         ) from None
     violation = _violation(data, schema)
     if violation:
@@ -92,6 +94,7 @@ def checked_reply(
             f"The model refused to answer: {brief(refusal)} Rephrase the request, or use another"
             " model.",
             reply=refusal,
+            kind="refused",
         )
     empty = not text.strip()
     if finish_reason == "length" and (empty or schema is not None):
@@ -101,13 +104,27 @@ def checked_reply(
             + ("said anything" if empty else "was complete")
             + "; raise max_tokens or ask for less.",
             reply=text,
+            kind="truncated",
         )
     if empty:
         why = " (withheld by a content filter)" if finish_reason == "content_filter" else ""
         raise ModelReplyError(
-            f"The model's reply is empty{why}; ask again, or use another model.", reply=text
+            f"The model's reply is empty{why}; ask again, or use another model.",
+            reply=text,
+            kind="empty",
         )
     return None if schema is None else parse_reply(text, schema)
+
+
+def scrubbed(error: ModelReplyError, secrets: Sequence[str]) -> ModelReplyError:
+    """Return the same error without secrets, and without where it was raised."""
+    return ModelReplyError(
+        scrub(str(error), secrets),
+        reply=scrub(error.reply, secrets),
+        usage=error.usage,
+        kind=error.kind,
+        promised=error.promised,
+    )
 
 
 def whole_text(text: str) -> str:
