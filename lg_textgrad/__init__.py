@@ -23,6 +23,7 @@ from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
+from lg_textgrad.traffic import Patience
 from lg_textgrad.trainer import Trainer
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Patience",
     "RemoteSource",
     "Result",
     "Run",

@@ -24,6 +24,7 @@ class Watch:
         self.console = console
         self._status: Status | None = None
         self._account: Any = None
+        self._faults: Mapping[str, int] = {}
         self._started = time.monotonic()
         self._best: float | None = None
         self._where = "starting"
@@ -64,6 +65,8 @@ class Watch:
             spent = self._account.spent
             parts.append(f"{spent.calls} calls, {spent.cached_calls} cached")
             parts[-1] += f", {spent.tokens:,} tokens"
+            if self._faults:
+                parts.append(f"{sum(self._faults.values())} faults")
             if (left := self._left()) is not None:
                 parts.append(f"at most {int(left // 60)} min {int(left % 60):02d} s left")
         self._status.update(escape(" · ".join(parts)))
@@ -77,9 +80,14 @@ class Watch:
         return float(elapsed / done * (total - done))
 
     def _on_start(
-        self, resumed: bool, estimate: Mapping[str, int], parameters: list[str], account: Any
+        self,
+        resumed: bool,
+        estimate: Mapping[str, int],
+        parameters: list[str],
+        account: Any,
+        faults: Mapping[str, int],
     ) -> None:
-        self._account = account
+        self._account, self._faults = account, faults
         self._work = (0.0, float(estimate["calls"]))
         word = "going on" if resumed else "starting"
         self._say(
@@ -165,7 +173,8 @@ def show_result(console: Console, result: Result) -> None:
             console.print(f"\n[bold]{escape(name)}[/bold]")
             _print_diff(console, before, result.after[name])
     console.print()
-    show_spent(console, result.spent.usage, result.spent.by_kind, result.spent.seconds)
+    spent = result.spent
+    show_spent(console, spent.usage, spent.by_kind, spent.seconds, spent.faults)
     console.print(
         f"{result.steps} steps, {result.accepted} accepted, {result.rejected} rejected; "
         f"stopped by {result.stopped_by}"
@@ -175,7 +184,11 @@ def show_result(console: Console, result: Result) -> None:
 
 
 def show_spent(
-    console: Console, usage: Usage, by_kind: Mapping[str, Usage], seconds: float
+    console: Console,
+    usage: Usage,
+    by_kind: Mapping[str, Usage],
+    seconds: float,
+    faults: Mapping[str, int],
 ) -> None:
     console.print(
         f"spent: {usage.calls} calls ({usage.cached_calls} more answered from the store), "
@@ -186,6 +199,9 @@ def show_spent(
         console.print(
             f"  [dim]{kind}: {part.calls} calls, {part.tokens:,} tokens[/dim]", highlight=False
         )
+    if faults:
+        counted = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in sorted(faults.items()))
+        console.print(f"faults on the way to the models: {counted}", highlight=False)
 
 
 def _print_diff(console: Console, before: str, after: str) -> None:
@@ -281,6 +297,7 @@ def outcome(store: Store) -> dict[str, Any]:
             "usd": None,
             "seconds": round(float(store.get_meta("elapsed") or 0.0), 1),
         },
+        "faults": {},
     }  # fmt: skip
 
 

@@ -187,9 +187,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
     """Add what may change between the sessions of one run."""
-    for name in ("budget-calls", "budget-tokens", "max-concurrency"):
+    for name in ("budget-calls", "budget-tokens", "max-concurrency", "retries"):
         command.add_argument(f"--{name}", type=int, metavar="N")
-    command.add_argument("--budget-seconds", type=float, metavar="S")
+    for name in ("budget-seconds", "call-timeout"):
+        command.add_argument(f"--{name}", type=float, metavar="S")
 
 
 def _given(config: Config, options: argparse.Namespace) -> Config:
@@ -216,7 +217,8 @@ def _model(config: Config, name: str, people: Console, held: ExitStack) -> ChatM
     if name != "local":
         key = os.environ.get(config.api_key_env)
         return models.OpenAI(
-            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env, timeout=600
+            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env,
+            timeout=config.call_timeout,
         )
     from lg_textgrad.models.model_file import rich_progress
 
@@ -294,6 +296,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             schedule=schedule,
             store=store,
             max_concurrency=config.max_concurrency,
+            patience=config.patience,
             reuse=held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None,
             on_event=on_event,
         )
@@ -316,7 +319,7 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
-        ledger = Ledger(max_concurrency=config.max_concurrency)
+        ledger = Ledger(max_concurrency=config.max_concurrency, patience=config.patience)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))
     keys: dict[str, list[float]] = {}
@@ -329,7 +332,9 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     for key, mean in means.items():
         people.print(f"  {key}: {mean:.3f}", highlight=False)
     spent = ledger.account
-    _render.show_spent(people, spent.spent, spent.by_kind, spent.elapsed)
+    _render.show_spent(
+        people, spent.spent, spent.by_kind, spent.elapsed, ledger.traffic.faults
+    )
     if options.json:
         document = {
             "split": options.split, "score": loss.score, "feedback": means, "rows": len(rows)

@@ -17,7 +17,7 @@ LGTextGradError
 │   │   └── ModelDownError        and so did everybody else's: going on is pointless
 │   └── ModelReplyError           the reply is empty, cut off, or not what the schema asks for
 ├── EvaluatorError                an evaluator raised, or returned something that is no score
-├── CriticError                   the critic's replies failed their schema
+├── CriticError                   the critic said nothing usable about one execution
 ├── BudgetExceededError           the next call would go over the budget
 │   └── BudgetTooSmallError       the budget does not even cover the baseline
 ├── StoreError                    the run directory cannot be read or written
@@ -147,7 +147,7 @@ class EvaluatorError(LGTextGradError):
 
 
 class CriticError(LGTextGradError):
-    """The critic's replies failed their schema."""
+    """The critic could not be asked about one execution, or its replies failed their schema."""
 
 
 class BudgetExceededError(LGTextGradError):

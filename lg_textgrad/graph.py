@@ -206,8 +206,9 @@ class TrainableGraph:
             warnings=recorded.warnings,
             accumulating=recorded.accumulating,
             parameters=self.parameters,
+            provisional=scope.lost,
         )
-        if store is not None:
+        if store is not None and not run.provisional:
             store.put_run(run)
         return run
 

@@ -16,7 +16,7 @@ from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
-from lg_textgrad.traffic import Limiter, Patience, Traffic, in_loop
+from lg_textgrad.traffic import Course, Limiter, Patience, Traffic, in_loop
 
 Paid = tuple[Any, Usage]
 """A reply as JSON data, and what it cost."""
@@ -137,6 +137,7 @@ class Ledger:
         Raises what `call` raises at last, `BudgetExceededError` when the budget has no room for it
         and `ModelDownError` when every call fails.
         """
+        course = self.traffic.lane(lane).course()
         while True:
             future, mine = self._enter(key)
             if not mine:
@@ -158,7 +159,7 @@ class Ledger:
             if found is not None:
                 self._leave(key, future, found)
                 return found
-            return await self._send(key, kind, request, call, future, lane)
+            return await self._send(key, kind, request, call, future, course)
 
     async def _send(
         self,
@@ -167,16 +168,14 @@ class Ledger:
         request: Any,
         call: Callable[[], Awaitable[Paid]],
         future: Future[Paid],
-        lane: str | None,
+        course: Course,
     ) -> Paid:
         """Make the call in a task of its own, which a cancelled caller leaves to finish."""
         sent = deserted = False
-        way = self.traffic.lane(lane)
-        course = way.course()
 
         async def attempt() -> Paid:
             nonlocal sent
-            async with way.aturn(), self.limiter.ahold():
+            async with course.aturn(), self.limiter.ahold():
                 with self._sending(asyncio.current_task()):
                     sent = True
                     try:
@@ -220,10 +219,11 @@ class Ledger:
         lane: str | None = None,
     ) -> Paid:
         """Return what `apay` returns, for callers in a plain thread."""
+        course = self.traffic.lane(lane).course()
         while True:
             future, mine = self._enter(key)
             if not mine and in_loop():
-                return self._made(key, kind, request, call, lane)
+                return self._made(key, kind, request, call, course)
             if not mine:
                 waited: Future[None] = Future()
                 future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
@@ -233,21 +233,19 @@ class Ledger:
                 return self._shared(future.result(), kind)
             paid: Paid | None = None
             try:
-                paid = self._made(key, kind, request, call, lane)
+                paid = self._made(key, kind, request, call, course)
                 return paid
             finally:
                 self._leave(key, future, paid)
 
     def _made(
-        self, key: str, kind: str, request: Any, call: Callable[[], Paid], lane: str | None
+        self, key: str, kind: str, request: Any, call: Callable[[], Paid], course: Course
     ) -> Paid:
         if (found := self._stored(key, kind)) is not None:
             return found
-        way = self.traffic.lane(lane)
-        course = way.course()
 
         def attempt() -> Paid:
-            with way.turn(), self.limiter.hold(), self._sending():
+            with course.turn(), self.limiter.hold(), self._sending():
                 try:
                     made = course.call(call)
                 except BaseException:
@@ -304,8 +302,8 @@ async def aask(
     """Ask `model`, through the ledger in scope where there is one. One call, or none when stored.
 
     `attempt` is part of the key: asking again after a bad reply must not get that reply again.
-    Where the server had promised JSON and sent none, that is a fault of the server: the same is
-    asked once more, and both are paid for.
+    Where the server had promised JSON and sent none, that may be a fault of the server: the same
+    is asked once more, and both are paid for.
     """
     ledger = _ledger.get()
     if ledger is None:
@@ -340,7 +338,7 @@ async def aask(
 
     lane = getattr(model, "lane", None) or canonical(asked["model"])
     stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call, lane)
-    if stored.get("promised") and stored["kind"] in ("garbled", "empty"):
+    if attempt == 0 and stored.get("promised") and stored["kind"] in ("garbled", "empty"):
         once_more = {**asked, "again": 1}
         stored, more = await ledger.apay(digest("ask", once_more), kind, once_more, call, lane)
         usage += more

@@ -17,6 +17,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.reachable import reachable_parameters
+from lg_textgrad.traffic import Patience
 
 
 def load_graph(spec: str) -> TrainableGraph:
@@ -102,6 +103,8 @@ steps = 4
 batch_size = 6
 seed = 0
 max_concurrency = 8
+# call_timeout = 600.0     # seconds for one attempt of a model call
+# retries = 9              # further attempts after a server's faults
 # budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
 # budget_tokens = 1000000
 # budget_seconds = 3600
@@ -139,6 +142,10 @@ class Config:
     budget_tokens: int | None = None
     budget_seconds: float | None = None
     max_concurrency: int = 8
+    call_timeout: float = 600.0
+    """Seconds that one attempt of one model call may take, the graph's own calls included."""
+    retries: int = 9
+    """Further attempts of a call that failed on its way."""
     train_rows: int | None = None
     """Use only so many rows of the file, from the top; None takes all."""
     val_rows: int | None = None
@@ -162,6 +169,12 @@ class Config:
             value = getattr(self, f.name)
             if f.name.endswith("_rows") and value is not None and value < 1:
                 raise ConfigurationError(f"'{f.name}' must be at least 1, not {value}.")
+        if self.retries < 0:
+            raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(attempts=self.retries + 1, timeout=self.call_timeout)
 
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {

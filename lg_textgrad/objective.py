@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,8 @@ class Objective:
     async def acall(self, runs: Iterable[Run]) -> Loss:
         """Score the runs, all at once. Cost: the model calls that the evaluators make.
 
-        A run that failed scores 0 without asking anyone, and its error is the comment. Raises
+        A run that failed scores 0 without asking anyone, and its error is the comment; so does one
+        whose judge could not be reached, though others could, for as long as that lasts. Raises
         `EvaluatorError` when an evaluator raises or returns something that is no score.
         """
         async with task_group() as group:
@@ -126,14 +128,19 @@ class Objective:
             known = ledger.store.get_feedback(run.id, self.fingerprint)
             if known is not None:
                 return Scored(run, self._reduce(known, run), known)
+        lost = run.provisional
         if run.error is not None:
             feedback = [Feedback("error", 0.0, f"The run failed: {run.error}")]
         else:
             feedback = []
             for evaluator in self.evaluators:
-                feedback.extend(await _ask(evaluator, run))
+                try:
+                    feedback.extend(await _ask(evaluator, run))
+                except _NotAskedError as error:
+                    lost = True
+                    feedback.append(Feedback(_name(evaluator), 0.0, str(error)))
         score = self._reduce(feedback, run)
-        if ledger is not None:
+        if ledger is not None and not lost:
             ledger.store.put_feedback(run.id, self.fingerprint, score, feedback)
         return Scored(run, score, tuple(feedback))
 
@@ -155,22 +162,26 @@ class Objective:
         return total / weight
 
 
+class _NotAskedError(Exception):
+    """A judge's model call failed on its way for good."""
+
+
 async def _ask(evaluator: Evaluator, run: Run) -> list[Feedback]:
     outputs = ReadTrackingDict(run.outputs or {})
     name = _name(evaluator)
     arguments = _arguments(evaluator, run, outputs)
     ledger = ledger_in_scope()
+    scope = None if ledger is None else BoundaryScope(ledger, kind="judge", sample=run.sample)
     try:
-        with isolated():
-            if ledger is None:
-                result = await _call(evaluator, arguments)
-            else:
-                scope = BoundaryScope(ledger, kind="judge", sample=run.sample)
-                with pay_through(scope):
-                    result = await _call(evaluator, arguments)
-                if scope.failure is not None:
-                    raise scope.failure
+        with isolated(), nullcontext() if scope is None else pay_through(scope):
+            result = await _call(evaluator, arguments)
+        if scope is not None and scope.failure is not None:
+            raise scope.failure
     except Exception as error:
+        if scope is not None and scope.failure is not None:
+            raise scope.failure from None
+        if scope is not None and scope.lost:
+            raise _NotAskedError(f"The judge of '{name}' could not be reached: {error}") from None
         if type(error).__module__.startswith("lg_textgrad"):
             raise
         raise EvaluatorError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lg_textgrad.run import Candidate, Usage
@@ -25,6 +25,8 @@ class Spent:
     by_kind: Mapping[str, Usage]
     seconds: float
     """Wall-clock time, in seconds."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """What went wrong on the way to models in this session, by kind; see `Traffic.faults`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Result:
                 "usd": None,
                 "seconds": round(self.spent.seconds, 1),
             },
+            "faults": dict(self.spent.faults),
         }
         if self.reference is not None:
             document["reference"] = {"val": self.reference.val, "test": self.reference.test}

@@ -156,6 +156,9 @@ class Run:
     """Graph path ("" at the top) -> channels whose reducer keeps what every writer wrote."""
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The graph's parameters, for `loss.backward`; not stored."""
+    provisional: bool = False
+    """Whether a model call failed on its way for good, so that chance had a hand in how the run
+    went. Such a run is not stored, nor is what evaluators say of it: a resumed run tries again."""
 
     @property
     def inputs(self) -> Mapping[str, Any]:

@@ -23,8 +23,16 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, wait_random_exponential
 
-from lg_textgrad.errors import ConfigurationError, ModelBusyError, ModelDownError
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    ConfigurationError,
+    LGTextGradError,
+    ModelBusyError,
+    ModelDownError,
+    ModelError,
+)
 from lg_textgrad.faults import Fault, fault_of
+from lg_textgrad.redaction import brief, scrub
 
 T = TypeVar("T")
 
@@ -183,46 +191,56 @@ class Lane:
         self._refused = 0
         self._failing: set[Course] = set()
         self._narrowed_from = 0
-        self._down: ModelBusyError | None = None
+        self._courses = 0
+        self._down: tuple[int, ModelError] | None = None
 
     @property
     def width(self) -> int:
         """How many calls may be under way at this moment."""
         return self.places.limit
 
-    # Taking turns.
-
-    @asynccontextmanager
-    async def aturn(self) -> AsyncIterator[None]:
-        """Hold a place. Raises `ModelDownError` when the lane is closed."""
-        async with self.places.ahold():
-            while (pause := self._pause()) > 0:  # noqa: ASYNC110 - it may grow meanwhile
-                await asyncio.sleep(pause)
-            yield
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """`aturn` for plain threads."""
-        with self.places.hold():
-            while (pause := self._pause()) > 0:
-                time.sleep(pause)
-            yield
-
     def wait(self, seconds: float) -> None:
-        """Let no call begin for so many seconds: the server said that it has had enough."""
+        """Let no call begin for so many seconds: the server said that it has had enough.
+
+        One that asks for longer than `longest_wait` will say so again when it is asked.
+        """
+        if seconds > self.patience.longest_wait:
+            return
         with self._guard:
             self._not_before = max(self._not_before, time.monotonic() + seconds)
 
-    def _pause(self) -> float:
-        if self._down is not None:
-            raise _again(self._down)
+    def close(self, error: ModelError) -> None:
+        """Give everyone who waits `error`, which the next call would meet too.
+
+        Who comes later finds the lane open: the server, or the key, may have been mended.
+        """
+        with self._guard:
+            self._close(error)
+        self.places.limit = self._widest
+
+    def _close(self, error: ModelError) -> None:
+        self._down = self._courses, error
+        self._failing.clear()
+        self._rounds = min(self._rounds, _SUSPECT)
+        self._slow_rounds = self._refused = 0
+        self._not_before = 0.0
+
+    def _closed_for(self, course: Course) -> ModelError | None:
+        return self._down[1] if self._down is not None and course.number < self._down[0] else None
+
+    def pause(self, course: Course) -> float:
+        """Return the seconds to wait before an attempt. Raises what the lane is closed with."""
+        if (down := self._closed_for(course)) is not None:
+            raise _again(down)
         return self._not_before - time.monotonic() if self._not_before else 0.0
 
     # Attempts.
 
     def course(self) -> Course:
-        """Return what makes the attempts of one call."""
-        return Course(self)
+        """Return what makes the attempts of one call, which begins now."""
+        with self._guard:
+            self._courses += 1
+            return Course(self, self._courses - 1)
 
     @contextmanager
     def _watched(self, course: Course) -> Iterator[None]:
@@ -236,9 +254,10 @@ class Lane:
             yield
         except Exception as error:
             self._failed(number, course, error)
-            if self._down is not None:
+            down = self._closed_for(course)
+            if down is not None and not isinstance(error, LGTextGradError):
                 # Without the SDK's exception, which holds the request's headers.
-                raise _again(self._down) from None
+                raise _again(down) from None
             raise
         except BaseException:
             with self._guard:
@@ -273,11 +292,15 @@ class Lane:
                 self._refused += 1
             else:
                 self._learn(number, fault)
-            if self._hopeless(fault):
-                self._down = ModelDownError(self._epitaph(error, fault))
-            wide = 1 if self._rounds >= _SUSPECT or self._down else int(self._width)
+            wide = 1 if self._rounds >= _SUSPECT else int(self._width)
+            if isinstance(error, ModelError) and isinstance(error, SYSTEMIC):
+                self._close(error)
+                wide = self._widest
+            elif self._hopeless(fault):
+                self._close(ModelDownError(self._epitaph(error, fault)))
+                wide = self._widest
         if wide != self.places.limit:
-            self.places.limit = wide if self._down is None else self._widest
+            self.places.limit = wide
 
     def _learn(self, number: int, fault: Fault) -> None:
         # Calls that were under way together fail together, and count as one failure.
@@ -313,16 +336,15 @@ class Lane:
         return float(pause * random.uniform(0.5, 1))
 
     def _epitaph(self, error: Exception, fault: Fault | None) -> str:
-        last = f"{fault.kind.replace('_', ' ')}, " if fault else ""
         if fault is not None and (fault.wait or 0.0) > self.patience.longest_wait:
             return (
                 f"{self.name} asks to wait {fault.wait:.0f} seconds. Everything that was paid for "
                 "is kept: resume then."
             )
         return (
-            f"All of the last calls to {self.name} failed, the last with "
-            f"{last}{type(error).__name__}; nothing more is asked of it. Everything that was paid "
-            "for is kept: mend the server, or what is sent to it, and resume."
+            f"All of the last calls to {self.name} failed. Everything that was paid for is kept: "
+            "mend the server, or what is sent to it, and resume. The last failure was "
+            f"{type(error).__name__}: {brief(scrub(str(error)))}"
         )
 
     def allowed(self, kind: str) -> int:
@@ -337,7 +359,8 @@ class Lane:
 class Course:
     """The attempts of one call, on its lane: whether there is another, when, and what it does."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, number: int) -> None:
+        self.number = number
         self._lane = lane
         self._seen: Counter[str] = Counter()
 
@@ -350,6 +373,22 @@ class Course:
         return AsyncRetrying(
             retry=self._again, wait=self._pauses(), sleep=asyncio.sleep, reraise=True
         )
+
+    @asynccontextmanager
+    async def aturn(self) -> AsyncIterator[None]:
+        """Hold a place on the lane for an attempt. Raises what the lane was closed with."""
+        async with self._lane.places.ahold():
+            while (pause := self._lane.pause(self)) > 0:  # noqa: ASYNC110 - it may grow meanwhile
+                await asyncio.sleep(pause)
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """`aturn` for plain threads."""
+        with self._lane.places.hold():
+            while (pause := self._lane.pause(self)) > 0:
+                time.sleep(pause)
+            yield
 
     def call(self, call: Callable[[], T]) -> T:
         """`acall` for plain threads."""
@@ -419,7 +458,7 @@ class Traffic:
         self.faults[kind] += 1
 
 
-def _again(down: ModelBusyError) -> ModelBusyError:
+def _again(down: ModelError) -> ModelError:
     # A new one each time: a raised exception gathers the traceback of everyone who raises it.
     return type(down)(str(down))
 

@@ -34,6 +34,7 @@ from lg_textgrad.run import Candidate, Example, Usage
 from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Entry, Incumbent, Selection, merging
 from lg_textgrad.store import Store
+from lg_textgrad.traffic import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Trainer:
         store: Store | str | Path | None = None,
         max_concurrency: int = 8,
         reuse: Store | None = None,
+        patience: Patience | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
         if max_concurrency < 1:
@@ -108,6 +110,7 @@ class Trainer:
         self.store = store
         self.max_concurrency = max_concurrency
         self.reuse = reuse
+        self.patience = patience
         self._on_event = on_event
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
@@ -172,7 +175,7 @@ class Trainer:
         )
         for kind, usage in paid.items():
             account.seed(kind, usage)
-        ledger = Ledger(store, account, self.max_concurrency, self.reuse)
+        ledger = Ledger(store, account, self.max_concurrency, self.reuse, self.patience)
         self.optimizer.bind(self.graph.parameters)
         self.optimizer.reset()
         self.optimizer.see_examples(splits["train"])
@@ -183,6 +186,7 @@ class Trainer:
             estimate=expected,
             parameters=list(start),
             account=account,
+            faults=ledger.traffic.faults,
         )
         progress = _Progress(start)
         bench = Workbench(
@@ -240,7 +244,9 @@ class Trainer:
             steps=progress.steps,
             accepted=progress.accepted,
             rejected=progress.rejected,
-            spent=Spent(account.spent, account.by_kind, account.elapsed),
+            spent=Spent(
+                account.spent, account.by_kind, account.elapsed, dict(ledger.traffic.faults)
+            ),
         )
         store.put_meta("result", result.to_json())
         self._event("end", result=result)

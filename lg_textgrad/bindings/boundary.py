@@ -28,11 +28,12 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
 from lg_textgrad._hashing import digest, message_to_plain, to_plain
-from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.bindings.patching import namespace_of, register, replaced
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
     ModelAuthenticationError,
+    ModelError,
     ModelQuotaError,
     ModelUnreachableError,
     UnknownModelError,
@@ -40,7 +41,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.faults import fault_of, out_of_credit, status_of
 from lg_textgrad.ledger import Ledger, Paid
 from lg_textgrad.models.langchain import lane_of
-from lg_textgrad.run import Usage
+from lg_textgrad.run import Usage, node_path
 
 # Fields of a chat model that don't change what it answers.
 _BOOKKEEPING = frozenset(
@@ -64,18 +65,21 @@ class BoundaryScope:
     """The first error that makes every further call pointless, even if a node swallowed it."""
     lost: bool = False
     """Whether a call failed on its way for good: chance had a hand in what the run did."""
+    place: Callable[[str], str] = node_path
+    """Namespace -> which execution that is, the same in every repetition of the run."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
     _seen: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def key(self, asked: Any) -> str:
-        """Return the key of the next call that asks this.
+    def key(self, asked: Any, namespace: str = "") -> str:
+        """Return the key of the next call that asks this in the node of that namespace.
 
-        A run that asks the same thing twice wants two answers (a vote, a retry), so the count is
-        part of the key, and so is the sample.
+        A run that asks the same thing twice wants two answers (a vote, a retry), so how often this
+        execution asked it before is part of the key, and so is the sample. Executions that ask the
+        same side by side are told apart by their place in the run, never by who comes first.
         """
-        base = digest("chat", asked)
+        base = digest("chat", asked, self.place(namespace))
         with self._guard:
             count = self._seen.get(base, 0)
             self._seen[base] = count + 1
@@ -203,9 +207,12 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     return None
 
 
-def _note(scope: BoundaryScope, error: Exception) -> None:
+def _note(scope: BoundaryScope, model: BaseChatModel, error: Exception) -> None:
     """Note a call that failed for good."""
-    scope.failure = scope.failure or _systemic(error)
+    failure = _systemic(error)
+    if isinstance(failure, ModelError) and failure is not error:
+        scope.ledger.traffic.lane(lane_of(model)).close(failure)
+    scope.failure = scope.failure or failure
     scope.lost = scope.lost or fault_of(error) is not None
 
 
@@ -234,10 +241,12 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
         scope = _scope.get()
         if scope is None:
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        if scope.failure is not None:
+            raise scope.failure  # a node that swallowed it may not spend on
         asked = _asked(self, messages, stop, kwargs)
         try:
             stored, usage = scope.ledger.pay(
-                scope.key(asked),
+                scope.key(asked, namespace_of(getattr(run_manager, "metadata", None))),
                 scope.kind,
                 asked,
                 lambda: _examined(
@@ -249,7 +258,7 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
                 lane_of(self),
             )
         except Exception as error:
-            _note(scope, error)
+            _note(scope, self, error)
             raise
         scope.add(usage)
         return _decode(stored)
@@ -272,6 +281,8 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
             return result
+        if scope.failure is not None:
+            raise scope.failure  # a node that swallowed it may not spend on
         asked = _asked(self, messages, stop, kwargs)
 
         async def call() -> Paid:
@@ -283,11 +294,10 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             )
 
         try:
-            stored, usage = await scope.ledger.apay(
-                scope.key(asked), scope.kind, asked, call, lane_of(self)
-            )
+            key = scope.key(asked, namespace_of(getattr(run_manager, "metadata", None)))
+            stored, usage = await scope.ledger.apay(key, scope.kind, asked, call, lane_of(self))
         except Exception as error:
-            _note(scope, error)
+            _note(scope, self, error)
             raise
         scope.add(usage)
         return _decode(stored)

@@ -16,6 +16,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk
+from langchain_core.runnables.config import var_child_runnable_config
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -82,6 +83,19 @@ def _chat_models() -> Iterator[type]:
             found[cls] = None
             waiting.extend(type.__subclasses__(cls))
     return iter(found)
+
+
+def namespace_of(*known: Any) -> str:
+    """Return LangGraph's checkpoint namespace of the node that makes the current call.
+
+    It is in the call's metadata; not where a node gives metadata of its own, but then its callback
+    manager has it, or the surrounding config. `known` are such metadata, the nearest first.
+    """
+    ambient = var_child_runnable_config.get() or {}
+    for metadata in (*known, ambient.get("metadata")):
+        if metadata and metadata.get("langgraph_checkpoint_ns"):
+            return str(metadata["langgraph_checkpoint_ns"])
+    return str((ambient.get("configurable") or {}).get("checkpoint_ns") or "")
 
 
 def _stream(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,13 @@ from typing import Any
 
 from lg_textgrad import templates
 from lg_textgrad.critics.base import Blame, CriticRequest, Critique
-from lg_textgrad.errors import CriticError, ModelReplyError
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    ContextOverflowError,
+    CriticError,
+    ModelError,
+    ModelReplyError,
+)
 from lg_textgrad.guards import Quotations, names_of, words
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
@@ -78,6 +84,16 @@ class LLMCritic:
             except ModelReplyError as error:
                 reason = str(error)
                 continue
+            except ModelError as error:
+                sick = error.fault is not None or isinstance(error, ContextOverflowError)
+                if isinstance(error, SYSTEMIC) or not sick:
+                    raise
+                raise CriticError(
+                    f"The critic could not be asked about {request.execution.id}, which is "
+                    f"skipped: {error}",
+                    run_id=request.scored.run.id,
+                    node=request.execution.path,
+                ) from None
             return _critique(request, reply.data)
         self.malformed += 1
         raise CriticError(

@@ -25,6 +25,7 @@ from lg_textgrad.errors import (
     ModelError,
     ModelReplyError,
 )
+from lg_textgrad.faults import asked_wait
 from lg_textgrad.models._redact import (
     brief,
     is_loopback,
@@ -231,10 +232,8 @@ class OpenAI:
                 base_url=self._base_url,
                 timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
                 max_retries=self._max_retries,
-                http_client=(
-                    openai.DefaultAsyncHttpxClient(trust_env=False)
-                    if is_loopback(self._base_url)
-                    else None
+                http_client=openai.DefaultAsyncHttpxClient(
+                    trust_env=not is_loopback(self._base_url), event_hooks={"response": [_heed]}
                 ),
             )
             keeper = _keep(client, loop, self._clients, self._guard)
@@ -361,6 +360,16 @@ def _meant(said: Any) -> tuple[int, ...]:
     """Return the status that a gateway means by an error under status 200, if it says."""
     code = said.get("code") if isinstance(said, Mapping) else None
     return (code,) if isinstance(code, int) else ()
+
+
+async def _heed(response: Any) -> None:
+    """Wait, before the next call, when the server says that this was the last one for now."""
+    lane = lane_in_scope()
+    if lane is None or response.status_code != 200:
+        return  # what a refusal says is heeded with the refusal
+    limits = {name: value for name, value in response.headers.items() if "ratelimit" in name}
+    if limits and (wait := asked_wait(limits)) is not None:
+        lane.wait(wait)
 
 
 async def _known_models(client: openai.AsyncOpenAI) -> list[str]:

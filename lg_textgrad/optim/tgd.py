@@ -9,7 +9,7 @@ from typing import Any
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
-from lg_textgrad.errors import ModelReplyError, ParameterError
+from lg_textgrad.errors import SYSTEMIC, ModelError, ModelReplyError, ParameterError
 from lg_textgrad.guards import words
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
@@ -139,6 +139,11 @@ class TextualGradientDescent(Optimizer):
             except ModelReplyError as error:
                 reason = str(error)
                 continue
+            except ModelError as error:
+                if error.fault is None or isinstance(error, SYSTEMIC):
+                    raise
+                reason = f"The rewriter could not be asked: {error}"
+                break  # it was asked often enough
             edits = _read(parameter, reply.data, notes)
             unusable = self._usable(parameter, edits)
             if unusable is None:

@@ -37,6 +37,10 @@ class _Task:
     triggers: Sequence[str]
     tracked: ReadTrackingDict | None
     started: float
+    place: str
+    """Which execution this is, the same in every repetition: see `Recorder.place`."""
+    push: int
+    """Position among the `Send`s of its superstep; -1 for ordinary tasks."""
     ended: float = 0.0
     writes: list[tuple[str, Any]] = field(default_factory=list)
     overwrites: set[str] = field(default_factory=set)
@@ -62,6 +66,7 @@ class Recorder(BaseCallbackHandler):
         self._namespace_of: dict[UUID, str] = {}
         self._task_of: dict[UUID, _Task] = {}
         self._tasks: dict[str, _Task] = {}
+        self._alike: dict[tuple[Any, ...], list[int]] = {}
         self._calls: dict[UUID, tuple[_Task, float, ModelCall]] = {}
         self._tools: dict[UUID, tuple[_Task, ToolCall]] = {}
 
@@ -88,16 +93,20 @@ class Recorder(BaseCallbackHandler):
             if task is None:
                 if isinstance(inputs, ReadTrackingDict):
                     inputs.start()
+                plain, push = to_plain(inputs), _push(found.get("langgraph_path"))
+                step = int(found.get("langgraph_step", 0))
                 task = self._tasks[namespace] = _Task(
                     namespace=namespace,
                     node=namespace.split("|")[-1].split(":")[0],
-                    superstep=int(found.get("langgraph_step", 0)),
+                    superstep=step,
                     order=len(self._tasks),
                     inputs=inputs,
-                    plain_inputs=to_plain(inputs),
+                    plain_inputs=plain,
                     triggers=tuple(found.get("langgraph_triggers") or ()),
                     tracked=inputs if isinstance(inputs, ReadTrackingDict) else None,
                     started=time.monotonic(),
+                    place=self._placed(namespace, step, push, plain),
+                    push=push,
                 )
             else:
                 # Another attempt after an error or an interrupt: what it does replaces what the
@@ -136,6 +145,28 @@ class Recorder(BaseCallbackHandler):
                 _take_output(task, error.args[0])
             elif not isinstance(error, GraphBubbleUp):
                 task.error = f"{type(error).__name__}: {error}"
+
+    def place(self, namespace: str) -> str:
+        """Return which execution runs in `namespace`, in words that each repetition repeats.
+
+        The path of its node; and where several `Send`s of one superstep gave that node the same,
+        which of them: they are sent in an order, and may finish in any.
+        """
+        with self._guard:
+            task = self._tasks.get(namespace)
+            return node_path(namespace) if task is None else task.place
+
+    def _placed(self, namespace: str, step: int, push: int, inputs: Any) -> str:
+        host = self._tasks.get(host_of(namespace) or "")
+        parts = namespace.split("|")[len(host.namespace.split("|")) if host else 0 :]
+        own = "/".join(part.split(":")[0] for part in parts)  # a counter tells calls of one node
+        place = f"{host.place}/{own}" if host else own
+        if push < 0:
+            return place
+        known = self._alike.setdefault((place, step, digest(inputs)), [])
+        rank = sum(other < push for other in known)
+        known.append(push)
+        return f"{place}~{rank}" if rank else place
 
     # Model calls.
 
@@ -253,7 +284,7 @@ class Recorder(BaseCallbackHandler):
             keys: dict[str, tuple[Any, ...]] = {}
             for t in tasks:
                 host = host_of(t.namespace)
-                own = (t.superstep, t.node, digest(t.plain_inputs), t.order)
+                own = (t.superstep, t.node, digest(t.plain_inputs), t.push, t.order)
                 keys[t.namespace] = (*keys.get(host or "", ()), own)
             tasks.sort(key=lambda t: keys[t.namespace])
             ids: dict[str, str] = {}
@@ -287,6 +318,13 @@ class Recorder(BaseCallbackHandler):
                 )
                 for order, t in enumerate(tasks)
             )
+
+
+def _push(path: Any) -> int:
+    """Return which `Send` of its superstep a task's `langgraph_path` says it is; else -1."""
+    if not isinstance(path, list | tuple) or not path or path[0] != "__pregel_push":
+        return -1
+    return next((p for p in path[1:] if isinstance(p, int) and not isinstance(p, bool)), -1)
 
 
 def _take_output(task: _Task, output: Any) -> None:

@@ -52,6 +52,7 @@ class LiveSource:
     ) -> Recorded:
         """Run the graph once. Cost: the graph's own model calls, those in the store for nothing."""
         recorder = Recorder()
+        scope.place = recorder.place
         graph = self._observing
         if graph.checkpointer:
             graph = graph.copy({"checkpointer": InMemorySaver()})
