@@ -18,7 +18,7 @@ def mcnemar(won: int, lost: int) -> float:
     exact.
     """
     total = won + lost
-    return math.fsum(math.comb(total, k) for k in range(won, total + 1)) / 2**total
+    return float(math.fsum(math.comb(total, k) for k in range(won, total + 1)) / 2.0**total)
 
 
 def paired(differences: Sequence[float], *, seed: int = 0, draws: int = 4000) -> float:
