@@ -24,6 +24,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
@@ -59,6 +60,7 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Pareto",
     "Priced",
     "RemoteSource",
     "Result",

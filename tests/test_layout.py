@@ -42,6 +42,7 @@ LAYERS = (
     "significance",
     "acceptance",
     "selection",
+    "pareto",
     "bench",
     "screening",
     "planning",
