@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -13,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lg_textgrad._hashing import digest
+from lg_textgrad._sync import in_thread
 from lg_textgrad.errors import ConfigurationError, EvaluatorError
 from lg_textgrad.run import Example, Execution, Run
 
@@ -189,10 +188,7 @@ async def _acall(function: Callable[..., Any], arguments: Arguments) -> Any:
         getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
     ):
         return await function(*args, **kwargs)
-    context = copy_context()
-    result = await asyncio.get_running_loop().run_in_executor(
-        None, lambda: context.run(function, *args, **kwargs)
-    )
+    result = await in_thread(lambda: function(*args, **kwargs))
     return await result if inspect.isawaitable(result) else result
 
 

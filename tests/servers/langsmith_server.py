@@ -411,8 +411,9 @@ class LangSmithServer:
         if any(d["name"] == body.name for d in self.datasets.values()):
             raise Refusal(409, f"there is a dataset '{body.name}'")
         made = {
-            "id": str(uuid.uuid4()), "name": body.name, "description": body.description,
-            "data_type": body.data_type, "created_at": self._now(), "tenant_id": TENANT,
+            "id": str(uuid.uuid5(uuid.UUID(TENANT), body.name)), "name": body.name,
+            "description": body.description, "data_type": body.data_type,
+            "created_at": self._now(), "tenant_id": TENANT,
         }  # fmt: skip
         self.datasets[made["id"]] = made
         self.versions[made["id"]] = [(self._tick, {})]
