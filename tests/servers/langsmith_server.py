@@ -316,7 +316,7 @@ class LangSmithServer:
         return [r for r in self.requests if str(r).startswith(start)]
 
     def project(self, name: str) -> dict[str, Any]:
-        return next(s for s in self.sessions.values() if s["name"] == name)
+        return [s for s in self.sessions.values() if s["name"] == name][0]
 
     def runs_of(self, name: str) -> list[dict[str, Any]]:
         """The runs of a project, in the order of their start."""
@@ -834,7 +834,7 @@ class LangSmithServer:
 
     def queued(self, name: str) -> list[dict[str, Any]]:
         """What is in the queue of that name."""
-        return next(self._queued[i] for i, q in self.queues.items() if q["name"] == name)
+        return [self._queued[i] for i, q in self.queues.items() if q["name"] == name][0]
 
     def _enqueue(self, request: Request, path: dict[str, str]) -> Any:
         if not self.old:
