@@ -178,9 +178,9 @@ class LangSmith:
                 "LANGSMITH_API_KEY."
             ) from error
         except (ls.LangSmithError, requests.RequestException, ValueError) as error:
-            if _status(error) >= 500:
+            if status_of(error) >= 500:
                 raise LangSmithUnavailableError(
-                    f"LangSmith at {self.url} is out of order (status {_status(error)}); try "
+                    f"LangSmith at {self.url} is out of order (status {status_of(error)}); try "
                     "again later."
                 ) from error
             said = brief(scrub(str(error), self.secrets), 300)
@@ -191,7 +191,7 @@ def _profile(client: Client) -> bool:
     return any(name.lower() == "authorization" for name in client.headers)
 
 
-def _status(error: BaseException | None) -> int:
+def status_of(error: BaseException | None) -> int:
     """Return the HTTP status behind an error; 0 where there is none."""
     while error is not None:
         response = getattr(error, "response", None)

@@ -22,6 +22,7 @@ from lg_textgrad.errors import LangSmithError, LangSmithUnavailableError, LGText
 from lg_textgrad.langsmith import bodies
 from lg_textgrad.langsmith.connection import LangSmith, scrubbed
 from lg_textgrad.langsmith.journal import Experiment, Journal, Noted, Reporting
+from lg_textgrad.langsmith.traces import TRACES, Place
 from lg_textgrad.parameter import Gradient
 from lg_textgrad.store import Store
 
@@ -99,9 +100,10 @@ class Outbox:
         """Return how many runs, model calls, gradients and ends of experiments are still here."""
         self._blamed = self._gradients()
         runs = [n for n in self.journal.runs() if self._unsent(n)]
+        traces = [place for place in self._places() if self._blames(*place)]
         calls = [r for r in self._results() if not self.journal.sent(_called(r))]
         ends = [e for e in self.journal.experiments() if self._to_end(e)]
-        return len(runs) + len(calls) + len(ends)
+        return len(runs) + len(traces) + len(calls) + len(ends)
 
     def _unsent(self, noted: Noted) -> bool:
         names = [f"{_at(noted)}/done", *(f"{_at(noted)}/{g.id}" for g in self._blaming(noted))]
@@ -109,6 +111,26 @@ class Outbox:
 
     def _blaming(self, noted: Noted) -> list[Gradient]:
         return self._blamed.get(noted.run_id, []) if noted.experiment.split == "train" else []
+
+    def _places(self) -> list[tuple[str, Place]]:
+        """Return run id -> where it is, of the production traces that were learned from."""
+        kept = self.store.get_meta(TRACES) or {"traces": ()}
+        return [(row["run"], Place(**row["place"])) for row in kept["traces"]]
+
+    def _blames(self, run_id: str, place: Place) -> list[Item]:
+        """Return the gradients of a production trace that it doesn't have yet."""
+        items = []
+        for gradient in self._blamed.get(run_id, ()):
+            name = f"trace/{run_id}/{gradient.id}"
+            step = place.runs.get(gradient.execution)
+            if step is not None and not self.journal.sent(name):
+                given = {
+                    "run_id": step, "trace_id": place.trace, "session_id": place.session,
+                    "feedback_id": self.journal.id_for("trace", gradient.id),
+                    **bodies.blame_of(gradient),
+                }  # fmt: skip
+                items.append(Item(name, partial(self._judge, given)))
+        return items
 
     def _gradients(self) -> dict[str, list[Gradient]]:
         """Return run id -> the gradients that it gave."""
@@ -180,6 +202,9 @@ class Outbox:
         for noted in self.journal.runs():
             if self.journal.sent(_begun(noted.experiment)) and self._unsent(noted):
                 yield partial(self._run, noted, self._blaming(noted))
+        for place in self._places():
+            if items := self._blames(*place):
+                yield partial(iter, items)
         for result in self._results():
             if not self.journal.sent(_called(result)):
                 yield partial(iter, [Item(_called(result), partial(self._call, result))])

@@ -865,8 +865,11 @@ class LangSmithServer:
         if not self.new:
             raise Refusal(404, "this deployment has no such endpoint")
         self._known(self.queues, path["id"])
-        done = request.one("status") == "archived"
-        found = [i for i in self._queued[path["id"]] if (i["last_reviewed_time"] is not None) is done]
+        section = request.one("status")
+        if section not in ("needs_my_review", "needs_others_review", "archived"):
+            raise Refusal(422, f"no section of a queue: {section}", wrong=True)
+        mine = {False: "needs_my_review", True: "archived"}
+        found = [i for i in self._queued[path["id"]] if mine[i["last_reviewed_time"] is not None] == section]
         start = int(request.one("cursor") or 0)
         more = str(start + self.page) if start + self.page < len(found) else None
         return {"items": found[start : start + self.page], "next_cursor": more}
