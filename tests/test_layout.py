@@ -35,6 +35,7 @@ LAYERS = (
     "graph",
     "discovery",
     "trace",
+    "evaluators",
     "objective",
     "critics",
     "backward",
