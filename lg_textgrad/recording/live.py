@@ -18,7 +18,7 @@ from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
-from lg_textgrad.recording.structure import AnyGraph, accumulating_channels, fingerprint
+from lg_textgrad.recording.structure import AnyGraph, Structure, fingerprint
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -36,7 +36,7 @@ class LiveSource:
         self.graph = graph
         self._callbacks = tuple(callbacks)
         self._observing = observing(graph)
-        self._accumulating = accumulating_channels(graph)
+        self._structure = Structure.of(graph)
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +51,7 @@ class LiveSource:
         scope: BoundaryScope,
     ) -> Recorded:
         """Run the graph once. Cost: the graph's own model calls, those in the store for nothing."""
-        recorder = Recorder()
+        recorder = Recorder(self._structure)
         graph = self._observing
         if graph.checkpointer:
             graph = graph.copy({"checkpointer": InMemorySaver()})
@@ -86,12 +86,13 @@ class LiveSource:
         if outputs is not None and not isinstance(outputs, Mapping):
             outputs = to_plain(outputs) if not isinstance(outputs, str | list) else outputs
             outputs = outputs if isinstance(outputs, Mapping) else {"output": outputs}
+        found = recorder.assembled()
         return Recorded(
             outputs=outputs,
-            executions=recorder.executions(self.graph),
+            executions=found.executions,
             error=error,
-            warnings=tuple(sorted(scope.warnings)),
-            accumulating=self._accumulating,
+            warnings=tuple(sorted({*scope.warnings, *found.warnings, *recorder.doubts.found()})),
+            accumulating=found.accumulating,
         )
 
 

@@ -545,3 +545,59 @@ async def test_graph_recorded_inside_another_graphs_node_inherits_nothing(sync):
     assert watch.inner == 0
     assert {c.config["configurable"]["checkpoint_ns"] for c in saver.list(None)} == {""}
     assert "marker" not in str(list(saver.list(None)))
+
+
+# What runs inside of a node's execution is not another attempt of it.
+
+
+async def test_chain_inside_a_tool_leaves_the_nodes_own_writes_alone():
+    from langchain_core.runnables import RunnableLambda
+
+    shout = RunnableLambda(lambda text: {"q": text.upper()})
+
+    @tool
+    def loud(word: str) -> str:
+        """Say it loudly."""
+        return shout.invoke(word)["q"]
+
+    class M(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+
+    asks = AIMessage("", tool_calls=[{"name": "loud", "args": {"word": "cat"}, "id": "1"}])
+    graph = build(M, nodes={"tools": ToolNode([loud])}, edges=[(START, "tools")])
+    [e] = (await recorded(graph, messages=[asks])).executions
+    assert [channel for channel, _ in e.writes] == ["messages"]
+    assert (e.attempts, e.tool_calls[0].output["content"]) == (1, "CAT")
+
+
+async def test_router_is_the_one_that_chose_when_others_could_have():
+    graph = build(
+        nodes={
+            "l": lambda s: {"a": "1"}, "r": lambda s: {"b": "1"},
+            "x": lambda s: {"c": "x"}, "y": lambda s: {"q": "y"},
+        },
+        edges=[(START, "l"), (START, "r")],
+        conditional=[
+            ("l", lambda s: "go", {"go": "x", "stay": "y"}),
+            ("r", lambda s: "stay", {"go": "x", "stay": "y"}),
+        ],
+    )  # fmt: skip
+    run = await recorded(graph)
+    assert {e for e in edges(run) if e[2] == ROUTE} == {("l#0", "x#0", ROUTE), ("r#0", "y#0", ROUTE)}
+
+
+async def test_reads_of_a_failed_attempt_and_of_an_error_handler_are_kept_apart():
+    tries = []
+
+    def flaky(s):
+        tries.append(s["a" if not tries else "b"])
+        if len(tries) < 2:
+            raise ValueError("not yet")
+        return {"c": "done"}
+
+    retry = RetryPolicy(max_attempts=2, initial_interval=0.001, jitter=False, retry_on=ValueError)
+    builder = StateGraph(S).add_node("first", lambda s: {"a": "x", "b": "y"})
+    builder.add_node("flaky", flaky, retry_policy=retry)
+    builder.add_edge(START, "first").add_edge("first", "flaky")
+    run = await recorded(builder.compile())
+    assert (run.executions[1].reads, run.executions[1].attempts) == ({"a", "b"}, 2)

@@ -1,0 +1,68 @@
+"""Where a recording could miss something: told in warnings that name the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from lg_textgrad.recording.origins import items_of
+from lg_textgrad.recording.plain import Plainer
+from lg_textgrad.recording.tasks import Task
+from lg_textgrad.run import node_path
+
+
+class Doubts:
+    """Gathers the warnings of a run."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, None] = {}
+
+    def note(self, text: str) -> None:
+        """Add a warning, once."""
+        self._found[text] = None
+
+    def found(self) -> tuple[str, ...]:
+        """Return the warnings in alphabetical order, so that they don't hang on who was faster."""
+        return tuple(sorted(self._found))
+
+    def look_for_changes(self, task: Task, plainer: Plainer) -> None:
+        """Note each value of a node's state that was changed in place and not written.
+
+        Others that hold the same object see the change, and no write tells them where it came from.
+        """
+        given = task.inputs if isinstance(task.inputs, Mapping) else _fields(task.inputs)
+        written = {id(value) for _, value in task.values}
+        for channel, value in items_of(given):
+            if plainer.moved(value) and id(value) not in written:
+                plainer.of(value)  # from now on as it is
+                self.note(
+                    f"While the node '{task.path}' ran, the value of '{channel}' that it was given "
+                    "was changed in place; the trace has no write for that. Return the new value "
+                    "from the node."
+                )
+
+
+def _fields(state: Any) -> Mapping[str, Any]:
+    is_state = isinstance(state, BaseModel) or hasattr(state, "__dataclass_fields__")
+    return getattr(state, "__dict__", {}) if is_state else {}
+
+
+def gaps(tasks: Iterable[Task]) -> Iterable[str]:
+    """Yield a warning for each superstep in which nothing was seen to run."""
+    levels: dict[str, set[int]] = {}
+    for task in tasks:
+        if not task.is_call:
+            levels.setdefault(task.namespace.rpartition("|")[0], set()).add(task.superstep)
+    for level, steps in levels.items():
+        path = node_path(level)
+        for step in sorted(set(range(min(steps), max(steps))) - steps):
+            where = f"the graph in the node '{path}'" if path else "the graph"
+            yield (
+                f"Superstep {step} of {where} left nothing in the recording: its nodes were "
+                "answered from a cache, or ran with callbacks of their own."
+            )
+
+
+
