@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage, RemoveMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 
 from lg_textgrad._hashing import digest
-from lg_textgrad.recording.doubts import gaps
+from lg_textgrad.recording.doubts import gaps, waiting
 from lg_textgrad.recording.origins import Origins, items_of
 from lg_textgrad.recording.structure import Structure, host_of
 from lg_textgrad.recording.tasks import Task
@@ -70,7 +70,7 @@ def assemble(found: Iterable[Task], structure: Structure, started: float) -> Ass
         _execution(task, order, ids, levels[_level(task)], senders, erased, started)
         for order, task in enumerate(tasks)
     )
-    return Assembled(executions, accumulating, tuple(gaps(tasks)))
+    return Assembled(executions, accumulating, (*gaps(tasks), *waiting(tasks)))
 
 
 def _execution(
@@ -118,7 +118,7 @@ def _execution(
         seconds=max(0.0, task.ended - task.started),
         started=max(0.0, task.started - started),
         attempts=task.attempts,
-        interrupts=list(task.interrupts),
+        interrupts=list(task.interrupts.values()),
         sources=None if sources is None else _places(sources, ids),
         passed=_places(task.passed, ids),
         erased=erased.get(task, {}),

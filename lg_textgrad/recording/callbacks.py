@@ -49,6 +49,7 @@ class Recorder(BaseCallbackHandler):
         self._plainer = Plainer()
         self._frames: dict[UUID, Frame] = {}
         self._tasks: dict[str, Task] = {}
+        self._asking: dict[str, Task] = {}
         self._calls: dict[UUID, tuple[Task, float, ModelCall]] = {}
         self._tools: dict[UUID, tuple[Task, ToolCall]] = {}
 
@@ -215,9 +216,11 @@ class Recorder(BaseCallbackHandler):
                 # Snapshot at once: the exception's arguments change while it bubbles up.
                 task.take(error.args[0])
             elif isinstance(error, GraphInterrupt):
-                told = error.args[0] if error.args else ()
-                asked = [self._plain(i.value, task) for i in told]
-                task.interrupts.extend(a for a in asked if a not in task.interrupts)
+                for interrupt in error.args[0] if error.args else ():
+                    # A host's run ends with what the node inside of it asked.
+                    if self._asking.setdefault(interrupt.id, task) is task:
+                        task.interrupts[interrupt.id] = self._plain(interrupt.value, task)
+                        task.waits = True
             elif not isinstance(error, GraphBubbleUp):
                 task.error = f"{type(error).__name__}: {error}"
             self._finish(task)
@@ -413,7 +416,8 @@ class Recorder(BaseCallbackHandler):
             chosen = {id(root) for root in wanted}
             tasks = [t for t in self._tasks.values() if id(t.root) in chosen]
             started = min((root.started for root in wanted), default=0.0)
-            return assemble(tasks, self._structure, started)
+            found = assemble(tasks, self._structure, started)
+            return replace(found, warnings=tuple(sorted({*found.warnings, *self.doubts.found()})))
 
     def executions(self) -> tuple[Execution, ...]:
         """Return the executions in an order that doesn't depend on which finished first."""

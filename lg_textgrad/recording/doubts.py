@@ -66,3 +66,13 @@ def gaps(tasks: Iterable[Task]) -> Iterable[str]:
 
 
 
+
+
+def waiting(tasks: Iterable[Task]) -> Iterable[str]:
+    """Yield a note for each node at whose interrupt the run stopped."""
+    for task in tasks:
+        if task.waits:
+            yield (
+                f"The run waits at an interrupt in the node '{task.path}'; give a value for it in "
+                "the example's metadata['resume'] to have it go on."
+            )

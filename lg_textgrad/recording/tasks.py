@@ -66,7 +66,10 @@ class Task:
     routed: list[Any] = field(default_factory=list)
     """What the functions of its conditional edges returned, in order."""
     error: str | None = None
-    interrupts: list[Any] = field(default_factory=list)
+    interrupts: dict[str, Any] = field(default_factory=dict)
+    """What it asked for, by the interrupt's id."""
+    waits: bool = False
+    """Whether its last attempt ended at an interrupt."""
     prompts: dict[str, str] = field(default_factory=dict)
     model_calls: dict[UUID, ModelCall] = field(default_factory=dict)
     tool_calls: dict[UUID, ToolCall] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class Task:
         self.routed.clear()
         self.passed.clear()
         self.error = None
+        self.waits = False
 
     def take(self, output: Any, *, whole: bool = False) -> None:
         """Read a node's return value as LangGraph does: updates, Commands, Sends, or lists.
