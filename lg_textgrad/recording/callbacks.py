@@ -17,7 +17,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 from langgraph.types import Send
 
 from lg_textgrad.recording.assembly import Assembled, assemble
-from lg_textgrad.recording.doubts import Doubts
+from lg_textgrad.recording.doubts import Doubts, hidden, in_a_thread
 from lg_textgrad.recording.origins import Known, Origins, constants_of, items_of
 from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.structure import UNKNOWN, Structure
@@ -397,6 +397,26 @@ class Recorder(BaseCallbackHandler):
     ) -> None:
         with self._guard:
             self._inside(run_id, parent_run_id, metadata or {})
+
+    # What callbacks don't tell.
+
+    def witness(self, run_id: UUID | None) -> None:
+        """Note a model call of the current context if its callbacks did not come here."""
+        with self._guard:
+            if run_id in self._calls:
+                return
+            namespace = namespace_here()
+            if not any(task.namespace == namespace for task, _, _ in self._calls.values()):
+                self.doubts.note(hidden(node_path(namespace)))
+
+    def stranger(self) -> None:
+        """Note a model call in a thread that has no context, while nodes run here."""
+        with self._guard:
+            inside = [t for t in self._tasks.values() if not t.finished]
+            hosts = {id(t.caller) for t in inside}
+            paths = dict.fromkeys(t.path for t in inside if id(t) not in hosts)
+            if paths:
+                self.doubts.note(in_a_thread(list(paths)))
 
     # Parameters.
 

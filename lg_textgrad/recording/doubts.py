@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,6 +47,25 @@ class Doubts:
 def _fields(state: Any) -> Mapping[str, Any]:
     is_state = isinstance(state, BaseModel) or hasattr(state, "__dataclass_fields__")
     return getattr(state, "__dict__", {}) if is_state else {}
+
+
+def hidden(path: str) -> str:
+    """Return the warning for a model call whose callbacks are not those of the run."""
+    return (
+        f"The node '{path}' called a model with callbacks of its own; the call is not in the "
+        'trace. Leave "callbacks" out of the call\'s config, or add to them.'
+    )
+
+
+def in_a_thread(paths: Sequence[str]) -> str:
+    """Return the warning for a model call in a thread without the run's context."""
+    nodes = [f"'{path}'" for path in paths]
+    which = f"the node {nodes[0]}" if len(nodes) == 1 else f"the nodes {', '.join(nodes)}"
+    return (
+        f"While {which} ran, a model was called in a thread that has nothing of the run's context; "
+        "the call is not in the trace and got no candidate's text. Start such threads through "
+        "contextvars.copy_context().run, or use LangChain's ContextThreadPoolExecutor."
+    )
 
 
 def gaps(tasks: Iterable[Task]) -> Iterable[str]:

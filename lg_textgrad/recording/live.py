@@ -63,6 +63,7 @@ class LiveSource:
         Cost: the graph's own model calls, those in the store for nothing.
         """
         recorder = Recorder(self._structure)
+        scope.witness, scope.stranger = recorder.witness, recorder.stranger
         resume = resume_values(example)
         # What runs have in a checkpointer is theirs alone.
         graph = observing(self.graph) if self._saves else self._observing
