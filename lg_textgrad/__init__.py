@@ -17,6 +17,7 @@ from lg_textgrad.parameter import Demo, Edit, Gradient, Parameter, candidate_has
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
+from lg_textgrad.session import Recording, recording
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.trainer import Schedule, Trainer
@@ -41,6 +42,7 @@ __all__ = [
     "ModelCall",
     "Objective",
     "Parameter",
+    "Recording",
     "RemoteSource",
     "Result",
     "Run",
@@ -61,5 +63,6 @@ __all__ = [
     "optim",
     "prompts",
     "read_examples",
+    "recording",
     "use_ledger",
 ]

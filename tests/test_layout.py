@@ -33,6 +33,7 @@ LAYERS = (
     "recording",
     "graph",
     "discovery",
+    "session",
     "trace",
     "objective",
     "critics",

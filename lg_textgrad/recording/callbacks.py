@@ -17,7 +17,8 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 from langgraph.types import Send
 
 from lg_textgrad.recording.assembly import Assembled, assemble
-from lg_textgrad.recording.doubts import Doubts, hidden, in_a_thread
+from lg_textgrad.recording.caches import cached
+from lg_textgrad.recording.doubts import changed, hidden, in_a_thread
 from lg_textgrad.recording.origins import Known, Origins, constants_of, items_of
 from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.structure import UNKNOWN, Structure
@@ -41,7 +42,6 @@ class Recorder(BaseCallbackHandler):
 
     def __init__(self, structure: Structure | None = None, *, copies: bool = False) -> None:
         self.roots: list[Root] = []
-        self.doubts = Doubts()
         self._structure = structure or Structure()
         self._copies = copies
         self._guard = threading.RLock()
@@ -87,7 +87,7 @@ class Recorder(BaseCallbackHandler):
         """Return the frame of a run that nobody here started."""
         thread = found.get("thread_id")
         root = Root(
-            len(self.roots), inputs, None if thread is None else str(thread), time.monotonic()
+            inputs, None if thread is None else str(thread), time.monotonic(), namespace
         )
         self.roots.append(root)
         return Frame(namespace, None, root, inputs)
@@ -99,7 +99,8 @@ class Recorder(BaseCallbackHandler):
         if task is not None:
             task.begin_again(inputs, parent.root)
             return task
-        path = node_path(namespace)
+        above = parent.root.namespace
+        path = node_path(namespace.removeprefix(f"{above}|") if above else namespace)
         kind = self._structure.nodes.get(path, UNKNOWN)
         task = self._tasks[namespace] = Task(
             namespace=namespace,
@@ -237,7 +238,7 @@ class Recorder(BaseCallbackHandler):
             known = self._at_hand(caller)
             for channel, value in task.values:
                 known.add(value, (task, channel), self._count)
-        self.doubts.look_for_changes(task, self._plainer)
+        task.root.notes.update(changed(task, self._plainer))
 
     def _trace_back(self, task: Task, known: Known) -> None:
         """Note where what a node wrote came from, when its code called others for it."""
@@ -254,7 +255,7 @@ class Recorder(BaseCallbackHandler):
         try:
             return self._plainer.of(value)
         except Exception as error:  # a repr or a property of the user's that raises
-            self.doubts.note(
+            task.root.notes.add(
                 f"A value in the node '{task.path}' could not be recorded "
                 f"({type(error).__name__}: {error}); the trace has its type's name."
             )
@@ -406,17 +407,31 @@ class Recorder(BaseCallbackHandler):
             if run_id in self._calls:
                 return
             namespace = namespace_here()
-            if not any(task.namespace == namespace for task, _, _ in self._calls.values()):
-                self.doubts.note(hidden(node_path(namespace)))
+            if any(task.namespace == namespace for task, _, _ in self._calls.values()):
+                return  # a model that asks another one inside of its own call
+            task = self._tasks.get(namespace)
+            text = hidden(node_path(namespace) if task is None else task.path)
+            for root in self._open() if task is None else [task.root]:
+                root.notes.add(text)
 
     def stranger(self) -> None:
         """Note a model call in a thread that has no context, while nodes run here."""
         with self._guard:
             inside = [t for t in self._tasks.values() if not t.finished]
             hosts = {id(t.caller) for t in inside}
-            paths = dict.fromkeys(t.path for t in inside if id(t) not in hosts)
-            if paths:
-                self.doubts.note(in_a_thread(list(paths)))
+            for root in self._open():
+                running = [t for t in inside if t.root is root and id(t) not in hosts]
+                if paths := dict.fromkeys(t.path for t in running):
+                    root.notes.add(in_a_thread(list(paths)))
+
+    def cached(self, node: str) -> None:
+        """Note that a cache answered in the place of a node, in the runs that are under way."""
+        with self._guard:
+            for root in self._open():
+                root.notes.add(cached(node.rpartition(".")[2]))
+
+    def _open(self) -> list[Root]:
+        return [root for root in self.roots if not root.ended]
 
     # Parameters.
 
@@ -437,7 +452,9 @@ class Recorder(BaseCallbackHandler):
             tasks = [t for t in self._tasks.values() if id(t.root) in chosen]
             started = min((root.started for root in wanted), default=0.0)
             found = assemble(tasks, self._structure, started)
-            return replace(found, warnings=tuple(sorted({*found.warnings, *self.doubts.found()})))
+            notes = {note for root in wanted for note in root.notes}
+            # In alphabetical order, so that they don't hang on who was faster.
+            return replace(found, warnings=tuple(sorted({*found.warnings, *notes})))
 
     def executions(self) -> tuple[Execution, ...]:
         """Return the executions in an order that doesn't depend on which finished first."""

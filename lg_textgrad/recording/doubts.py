@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,35 +13,21 @@ from lg_textgrad.recording.tasks import Task
 from lg_textgrad.run import node_path
 
 
-class Doubts:
-    """Gathers the warnings of a run."""
+def changed(task: Task, plainer: Plainer) -> Iterator[str]:
+    """Yield a warning for each value of a node's state that was changed in place and not written.
 
-    def __init__(self) -> None:
-        self._found: dict[str, None] = {}
-
-    def note(self, text: str) -> None:
-        """Add a warning, once."""
-        self._found[text] = None
-
-    def found(self) -> tuple[str, ...]:
-        """Return the warnings in alphabetical order, so that they don't hang on who was faster."""
-        return tuple(sorted(self._found))
-
-    def look_for_changes(self, task: Task, plainer: Plainer) -> None:
-        """Note each value of a node's state that was changed in place and not written.
-
-        Others that hold the same object see the change, and no write tells them where it came from.
-        """
-        given = task.inputs if isinstance(task.inputs, Mapping) else _fields(task.inputs)
-        written = {id(value) for _, value in task.values}
-        for channel, value in items_of(given):
-            if plainer.moved(value) and id(value) not in written:
-                plainer.of(value)  # from now on as it is
-                self.note(
-                    f"While the node '{task.path}' ran, the value of '{channel}' that it was given "
-                    "was changed in place; the trace has no write for that. Return the new value "
-                    "from the node."
-                )
+    Others that hold the same object see the change, and no write tells them where it came from.
+    """
+    given = task.inputs if isinstance(task.inputs, Mapping) else _fields(task.inputs)
+    written = {id(value) for _, value in task.values}
+    for channel, value in items_of(given):
+        if plainer.moved(value) and id(value) not in written:
+            plainer.of(value)  # from now on as it is
+            yield (
+                f"While the node '{task.path}' ran, the value of '{channel}' that it was given was "
+                "changed in place; the trace has no write for that. Return the new value from the "
+                "node."
+            )
 
 
 def _fields(state: Any) -> Mapping[str, Any]:
@@ -68,7 +54,7 @@ def in_a_thread(paths: Sequence[str]) -> str:
     )
 
 
-def gaps(tasks: Iterable[Task]) -> Iterable[str]:
+def gaps(tasks: Iterable[Task]) -> Iterator[str]:
     """Yield a warning for each superstep in which nothing was seen to run."""
     levels: dict[str, set[int]] = {}
     for task in tasks:
@@ -87,7 +73,7 @@ def gaps(tasks: Iterable[Task]) -> Iterable[str]:
 
 
 
-def waiting(tasks: Iterable[Task]) -> Iterable[str]:
+def waiting(tasks: Iterable[Task]) -> Iterator[str]:
     """Yield a note for each node at whose interrupt the run stopped."""
     for task in tasks:
         if task.waits:

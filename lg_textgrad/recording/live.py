@@ -130,6 +130,10 @@ async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
         return await _entered(scopes[1:], run)
 
 
+def _in_memory(_: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
+    return InMemorySaver()
+
+
 def _no_cache(_: BaseCache[Any]) -> None:
     return None
 
@@ -137,7 +141,7 @@ def _no_cache(_: BaseCache[Any]) -> None:
 def observing(
     graph: AnyGraph,
     *,
-    saver: Callable[[], BaseCheckpointSaver[Any]] = InMemorySaver,
+    saver: Callable[[BaseCheckpointSaver[Any]], BaseCheckpointSaver[Any]] = _in_memory,
     cache: Callable[[BaseCache[Any]], BaseCache[Any] | None] = _no_cache,
 ) -> AnyGraph:
     """Return a copy of `graph` that notes which state keys a node reads, subgraphs included.
@@ -159,7 +163,7 @@ def observing(
     if graph.cache is not None:
         changes["cache"] = cache(graph.cache)
     if isinstance(graph.checkpointer, BaseCheckpointSaver):
-        changes["checkpointer"] = saver()
+        changes["checkpointer"] = saver(graph.checkpointer)
     return graph.copy(changes)
 
 

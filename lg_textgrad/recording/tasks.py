@@ -24,10 +24,13 @@ _PUSH = "__pregel_push"
 class Root:
     """One invocation of a graph."""
 
-    number: int
     inputs: Any
     thread: str | None
     started: float
+    namespace: str = ""
+    """Where in a surrounding graph it was made; empty at the top."""
+    notes: set[str] = field(default_factory=set)
+    """Where its recording could not be exact, by node."""
     ended: float = 0.0
     outputs: Any = None
     error: BaseException | None = None
