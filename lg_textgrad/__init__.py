@@ -17,10 +17,10 @@ from lg_textgrad.parameter import Demo, Edit, Gradient, Parameter, candidate_has
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
-from lg_textgrad.session import Recording, recording
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.trainer import Schedule, Trainer
+from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
@@ -42,7 +42,6 @@ __all__ = [
     "ModelCall",
     "Objective",
     "Parameter",
-    "Recording",
     "RemoteSource",
     "Result",
     "Run",
@@ -55,6 +54,7 @@ __all__ = [
     "Trainer",
     "Usage",
     "Verdict",
+    "Watched",
     "__version__",
     "adiscover",
     "candidate_hash",
@@ -63,6 +63,6 @@ __all__ = [
     "optim",
     "prompts",
     "read_examples",
-    "recording",
     "use_ledger",
+    "watch",
 ]

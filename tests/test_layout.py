@@ -33,7 +33,7 @@ LAYERS = (
     "recording",
     "graph",
     "discovery",
-    "session",
+    "watching",
     "trace",
     "objective",
     "critics",

@@ -76,11 +76,11 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_run_a_graph_is_recorded(way):
     graph = chain()
-    with tg.recording(graph, [PROMPT]) as recorded:
-        done = WAYS[way](recorded.graph, [{"q": "x"}, {"q": "y"}])
+    with tg.watch(graph, [PROMPT]) as watched:
+        done = WAYS[way](watched.graph, [{"q": "x"}, {"q": "y"}])
         if asyncio.iscoroutine(done):
             asyncio.run(done)
-    runs = sorted(recorded.runs, key=lambda r: r.inputs["q"])
+    runs = sorted(watched.runs, key=lambda r: r.inputs["q"])
     assert [r.outputs["b"] for r in runs] == ["Be kind. / x!", "Be kind. / y!"]
     for run in runs:
         one, two = run.executions
@@ -93,22 +93,22 @@ def test_every_way_to_run_a_graph_is_recorded(way):
 
 
 def test_same_inputs_twice_are_two_runs():
-    with tg.recording(chain()) as recorded:
-        recorded.graph.invoke({"q": "x"})
-        recorded.graph.invoke({"q": "x"})
-    first, second = recorded.runs
+    with tg.watch(chain()) as watched:
+        watched.graph.invoke({"q": "x"})
+        watched.graph.invoke({"q": "x"})
+    first, second = watched.runs
     assert (first.sample, second.sample) == (0, 1)
     assert first.id != second.id
 
 
 def test_recorded_run_can_be_trained_on_like_any_other():
     trainable = tg.TrainableGraph(chain(), [PROMPT])
-    with tg.recording(trainable) as recorded:
-        recorded.graph.invoke({"q": "x"})
-    assert trainable.unread(recorded.runs) == []
-    [again] = trainable.record([recorded.runs[0].example])
-    assert again.id == recorded.runs[0].id
-    assert [e.id for e in again.executions] == [e.id for e in recorded.runs[0].executions]
+    with tg.watch(trainable) as watched:
+        watched.graph.invoke({"q": "x"})
+    assert trainable.unread(watched.runs) == []
+    [again] = trainable.record([watched.runs[0].example])
+    assert again.id == watched.runs[0].id
+    assert [e.id for e in again.executions] == [e.id for e in watched.runs[0].executions]
 
 
 def test_discovered_prompts_are_noted():
@@ -117,9 +117,9 @@ def test_discovered_prompts_are_noted():
 
     graph = StateGraph(S).add_node("one", one).add_edge(START, "one").compile()
     trainable = tg.discover(graph, [{"q": "x"}, {"q": "y"}])
-    with tg.recording(trainable) as recorded:
-        recorded.graph.invoke({"q": "z"})
-    assert recorded.runs[0].executions[0].prompts == {"one": "Be brief."}
+    with tg.watch(trainable) as watched:
+        watched.graph.invoke({"q": "z"})
+    assert watched.runs[0].executions[0].prompts == {"one": "Be brief."}
 
 
 def test_error_reaches_the_caller_and_the_trace_is_kept_up_to_it():
@@ -127,27 +127,27 @@ def test_error_reaches_the_caller_and_the_trace_is_kept_up_to_it():
         raise ValueError("no")
 
     graph = StateGraph(S).add_sequence([("one", lambda s: {"a": "x"}), ("bad", bad)]).add_edge(START, "one")
-    with tg.recording(graph.compile()) as recorded:
+    with tg.watch(graph.compile()) as watched:
         with pytest.raises(ValueError, match="no"):
-            recorded.graph.invoke({"q": "x"})
-    [run] = recorded.runs
+            watched.graph.invoke({"q": "x"})
+    [run] = watched.runs
     assert (run.error, run.failed_in) == ("ValueError: no", "bad#0")
     assert [e.id for e in run.executions] == ["one#0", "bad#0"]
 
 
 def test_stream_that_is_left_early_has_what_had_run():
-    with tg.recording(chain()) as recorded:
-        stream = recorded.graph.stream({"q": "x"}, stream_mode="updates")
+    with tg.watch(chain()) as watched:
+        stream = watched.graph.stream({"q": "x"}, stream_mode="updates")
         next(stream)
-        assert [e.id for e in recorded.runs[0].executions][:1] == ["one#0"]
+        assert [e.id for e in watched.runs[0].executions][:1] == ["one#0"]
         stream.close()
 
 
 def test_outside_the_block_and_on_the_graph_itself_nothing_is_recorded():
     graph = chain()
-    with tg.recording(graph) as recorded:
+    with tg.watch(graph) as watched:
         graph.invoke({"q": "x"})
-    assert recorded.runs == []
+    assert watched.runs == []
 
 
 def test_own_callbacks_and_configuration_stay():
@@ -160,10 +160,10 @@ def test_own_callbacks_and_configuration_stay():
             self.seen += 1
 
     watch = Watch()
-    with tg.recording(chain().with_config({"tags": ["t"]})) as recorded:
-        recorded.graph.invoke({"q": "x"}, {"callbacks": [watch]})
+    with tg.watch(chain().with_config({"tags": ["t"]})) as watched:
+        watched.graph.invoke({"q": "x"}, {"callbacks": [watch]})
     assert watch.seen == 3
-    assert len(recorded.runs[0].executions) == 2
+    assert len(watched.runs[0].executions) == 2
 
 
 # Threads.
@@ -179,12 +179,12 @@ def asking(**compiled):
 
 def test_resumed_invocation_goes_on_with_its_run():
     config: Any = {"configurable": {"thread_id": "t"}}
-    with tg.recording(asking()) as recorded:
-        recorded.graph.invoke({"q": "x"}, config)
-        [waiting] = recorded.runs
+    with tg.watch(asking()) as watched:
+        watched.graph.invoke({"q": "x"}, config)
+        [waiting] = watched.runs
         assert waiting.warnings[0].startswith("The run waits at an interrupt in the node 'ask'")
-        recorded.graph.invoke(Command(resume="me"), config)
-    [run] = recorded.runs
+        watched.graph.invoke(Command(resume="me"), config)
+    [run] = watched.runs
     assert ([e.id for e in run.executions], run.outputs["b"], run.warnings) == (["ask#0", "two#0"], "me!", ())
     assert (run.executions[0].interrupts, run.executions[0].attempts) == (["who?"], 2)
     assert edges(run) == {("ask#0", "two#0", "a")}
@@ -193,10 +193,10 @@ def test_resumed_invocation_goes_on_with_its_run():
 def test_breakpoint_is_passed_in_the_same_run():
     config: Any = {"configurable": {"thread_id": "t"}}
     graph = chain(checkpointer=InMemorySaver(), interrupt_before=["two"])
-    with tg.recording(graph) as recorded:
-        recorded.graph.invoke({"q": "x"}, config)
-        recorded.graph.invoke(None, config)
-    [run] = recorded.runs
+    with tg.watch(graph) as watched:
+        watched.graph.invoke({"q": "x"}, config)
+        watched.graph.invoke(None, config)
+    [run] = watched.runs
     assert [e.id for e in run.executions] == ["one#0", "two#0"]
 
 
@@ -207,10 +207,10 @@ def test_turns_of_a_conversation_are_runs_of_their_own():
     builder = StateGraph(M).add_node("n", lambda s: {"messages": [("ai", str(len(s["messages"])))]})
     graph = builder.add_edge(START, "n").compile(checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "t"}}
-    with tg.recording(graph) as recorded:
+    with tg.watch(graph) as watched:
         for text in ("hi", "again"):
-            recorded.graph.invoke({"messages": [("user", text)]}, config)
-    first, second = recorded.runs
+            watched.graph.invoke({"messages": [("user", text)]}, config)
+    first, second = watched.runs
     assert [len(r.executions) for r in (first, second)] == [1, 1]
     assert len(second.executions[0].inputs["messages"]) == 3
 
@@ -222,10 +222,10 @@ def test_cached_node_is_told_and_only_in_the_run_that_it_was_answered_in():
     builder = StateGraph(S)
     builder.add_node("slow", lambda s: {"a": s["q"]}, cache_policy=CachePolicy())
     builder.add_node("two", lambda s: {"b": s["a"]}).add_edge(START, "slow").add_edge("slow", "two")
-    with tg.recording(builder.compile(cache=InMemoryCache())) as recorded:
-        recorded.graph.invoke({"q": "x"})
-        recorded.graph.invoke({"q": "x"})
-    first, second = recorded.runs
+    with tg.watch(builder.compile(cache=InMemoryCache())) as watched:
+        watched.graph.invoke({"q": "x"})
+        watched.graph.invoke({"q": "x"})
+    first, second = watched.runs
     assert ([e.id for e in first.executions], first.warnings) == (["slow#0", "two#0"], ())
     assert [e.id for e in second.executions] == ["two#0"]
     assert second.warnings[0].startswith("The node 'slow' was answered from its cache, so it is not in")
@@ -240,9 +240,9 @@ async def test_cached_task_is_told():
     async def flow(q):
         return await slow(q)
 
-    with tg.recording(flow) as recorded:
-        assert [await flow_.ainvoke("x") for flow_ in [recorded.graph] * 2] == ["x", "x"]
-    first, second = recorded.runs
+    with tg.watch(flow) as watched:
+        assert [await flow_.ainvoke("x") for flow_ in [watched.graph] * 2] == ["x", "x"]
+    first, second = watched.runs
     assert (first.inputs, first.outputs, first.warnings) == ({"__root__": "x"}, {"output": "x"}, ())
     assert "'slow' was answered from its cache" in second.warnings[0]
 
@@ -255,9 +255,9 @@ def test_recording_inside_a_node_of_another_graph():
     kept: list[tg.Run] = []
 
     def host(s):
-        with tg.recording(inner) as recorded:
-            answer = recorded.graph.invoke({"q": s["q"]})["b"]
-        kept.extend(recorded.runs)
+        with tg.watch(inner) as watched:
+            answer = watched.graph.invoke({"q": s["q"]})["b"]
+        kept.extend(watched.runs)
         return {"b": answer}
 
     outer = StateGraph(S).add_node("host", host).add_edge(START, "host").compile()
@@ -275,5 +275,5 @@ def test_graph_on_a_server_is_refused():
             raise NotImplementedError
 
     with pytest.raises(GraphError, match="can only be recorded by graph.record"):
-        with tg.recording(tg.TrainableGraph(Elsewhere())):
+        with tg.watch(tg.TrainableGraph(Elsewhere())):
             pass

@@ -1,4 +1,4 @@
-"""Record the runs that you make yourself: `with tg.recording(graph) as recorded: ...`."""
+"""Record the runs that you make yourself: `with tg.watch(graph) as watched: ...`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lg_textgrad.recording.tasks import Root
 from lg_textgrad.run import Candidate, Example, Run, Usage
 
 
-class Recording:
-    """A graph to run, and what its runs did: `recorded.graph.stream(...)`, `recorded.runs`."""
+class Watched:
+    """A graph to run, and what its runs did: `watched.graph.stream(...)`, `watched.runs`."""
 
     def __init__(self, trainable: TrainableGraph, graph: AnyGraph) -> None:
         self._trainable = trainable
         self.candidate: Candidate = trainable.candidate()
         """The texts that the prompts have in these runs."""
         self._recorder = Recorder(Structure.of(graph))
-        watched = observing(graph, saver=lambda one: one, cache=self._watched)
-        self.graph: AnyGraph = watched.with_config({"callbacks": [self._recorder]})
+        observed = observing(graph, saver=lambda one: one, cache=self._watched)
+        self.graph: AnyGraph = observed.with_config({"callbacks": [self._recorder]})
         """The graph, recorded. It has its own checkpointer, store, cache and configuration."""
         self.note_read = self._recorder.note_read
 
@@ -94,15 +94,15 @@ class Recording:
 
 
 @contextmanager
-def recording(
+def watch(
     graph: AnyGraph | TrainableGraph, parameters: Iterable[Parameter] = ()
-) -> Iterator[Recording]:
+) -> Iterator[Watched]:
     """Record what you do with a graph yourself, in any of its ways to run, sync or async.
 
-        with tg.recording(graph) as recorded:
-            for chunk in recorded.graph.stream(inputs):
+        with tg.watch(graph) as watched:
+            for chunk in watched.graph.stream(inputs):
                 ...
-        [run] = recorded.runs
+        [run] = watched.runs
 
     The runs are yours: they go through the graph's own checkpointer and cache, nothing is isolated,
     and no model call goes through a ledger. The graph itself stays as it is, and what runs inside
@@ -115,9 +115,9 @@ def recording(
             "A graph on a server can only be recorded by graph.record(batch): its callbacks don't "
             "come here."
         )
-    recorded = Recording(trainable, trainable.graph)
+    watched = Watched(trainable, trainable.graph)
     with ExitStack() as stack:
-        stack.enter_context(observe_reads(recorded.note_read))
+        stack.enter_context(observe_reads(watched.note_read))
         for binding in trainable.bindings:
-            stack.enter_context(binding.scope(recorded.candidate))
-        yield recorded
+            stack.enter_context(binding.scope(watched.candidate))
+        yield watched
