@@ -34,6 +34,7 @@ LAYERS = (
     "recording",
     "graph",
     "discovery",
+    "watching",
     "trace",
     "evaluators",
     "objective",
