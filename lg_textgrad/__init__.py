@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from lg_textgrad import models, optim
 from lg_textgrad._version import __version__
-from lg_textgrad.acceptance import Acceptance, Better, Outcome, Verdict
+from lg_textgrad.acceptance import (
+    Acceptance,
+    Better,
+    Guarded,
+    Outcome,
+    Priced,
+    Sequential,
+    Significant,
+    Verdict,
+)
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -15,6 +24,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
@@ -25,6 +35,7 @@ from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.traffic import Patience
 from lg_textgrad.trainer import Trainer
+from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
@@ -40,6 +51,7 @@ __all__ = [
     "Execution",
     "Feedback",
     "Gradient",
+    "Guarded",
     "Incumbent",
     "LGTextGradError",
     "LLMCritic",
@@ -50,7 +62,9 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Pareto",
     "Patience",
+    "Priced",
     "RemoteSource",
     "Result",
     "Run",
@@ -58,6 +72,8 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "Sequential",
+    "Significant",
     "Store",
     "ToolCall",
     "Trace",
@@ -65,6 +81,7 @@ __all__ = [
     "Trainer",
     "Usage",
     "Verdict",
+    "Watched",
     "__version__",
     "adiscover",
     "candidate_hash",
@@ -74,4 +91,5 @@ __all__ = [
     "prompts",
     "read_examples",
     "use_ledger",
+    "watch",
 ]

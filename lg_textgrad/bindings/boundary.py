@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -65,25 +66,40 @@ class BoundaryScope:
     """The first error that makes every further call pointless, even if a node swallowed it."""
     lost: bool = False
     """Whether a call failed on its way for good: chance had a hand in what the run did."""
-    place: Callable[[str], str] = node_path
-    """Namespace -> which execution that is, the same in every repetition of the run."""
+    place: Callable[[UUID | None, str], str] | None = None
+    """Return which execution makes a call, by the id of the call's run in callbacks and its
+    namespace: in words that every repetition of the run repeats."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
+    witness: Callable[[UUID | None], None] | None = None
+    """Told of each call, by the id of its run in callbacks."""
+    stranger: Callable[[], None] | None = None
+    """Told of each call in a thread that began during the run and has nothing of its context."""
+    _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def key(self, asked: Any, namespace: str = "") -> str:
-        """Return the key of the next call that asks this in the node of that namespace.
+    def key(self, asked: Any, run_manager: Any = None) -> str:
+        """Return the key of the next call that asks this.
 
         A run that asks the same thing twice wants two answers (a vote, a retry), so how often this
         execution asked it before is part of the key, and so is the sample. Executions that ask the
         same side by side are told apart by their place in the run, never by who comes first.
         """
-        base = digest("chat", asked, self.place(namespace))
+        namespace = namespace_of(getattr(run_manager, "metadata", None))
+        place = node_path(namespace)
+        if self.place is not None:
+            place = self.place(getattr(run_manager, "run_id", None), namespace)
+        base = digest("chat", asked, place)
         with self._guard:
             count = self._seen.get(base, 0)
             self._seen[base] = count + 1
         return f"{base}.{self.sample}.{count}"
+
+    def notice(self, run_manager: Any) -> None:
+        """Tell whoever records the run of a call in it."""
+        if self.witness is not None:
+            self.witness(getattr(run_manager, "run_id", None))
 
     def add(self, usage: Usage) -> None:
         with self._guard:
@@ -91,6 +107,21 @@ class BoundaryScope:
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+
+
+_open: dict[int, BoundaryScope] = {}
+
+
+def _notice_stranger() -> None:
+    """Tell the runs in scope of a call that has no scope, in a thread that they may have started.
+
+    Contexts don't reach threads by themselves. Other callers in the process are no business of
+    ours: they have threads of their own.
+    """
+    here = threading.current_thread()
+    for scope in list(_open.values()):
+        if scope.stranger is not None and here not in scope._threads:  # noqa: SLF001 - ours
+            scope.stranger()
 
 
 def warn(text: str) -> None:
@@ -240,13 +271,15 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
+            _notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        scope.notice(run_manager)
         if scope.failure is not None:
             raise scope.failure  # a node that swallowed it may not spend on
         asked = _asked(self, messages, stop, kwargs)
         try:
             stored, usage = scope.ledger.pay(
-                scope.key(asked, namespace_of(getattr(run_manager, "metadata", None))),
+                scope.key(asked, run_manager),
                 scope.kind,
                 asked,
                 lambda: _examined(
@@ -277,10 +310,12 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
+            _notice_stranger()
             result: ChatResult = await original(
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
             return result
+        scope.notice(run_manager)
         if scope.failure is not None:
             raise scope.failure  # a node that swallowed it may not spend on
         asked = _asked(self, messages, stop, kwargs)
@@ -294,7 +329,7 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             )
 
         try:
-            key = scope.key(asked, namespace_of(getattr(run_manager, "metadata", None)))
+            key = scope.key(asked, run_manager)
             stored, usage = await scope.ledger.apay(key, scope.kind, asked, call, lane_of(self))
         except Exception as error:
             _note(scope, self, error)
@@ -313,8 +348,11 @@ register("_agenerate_with_cache", _agenerate)
 def pay_through(scope: BoundaryScope) -> Iterator[None]:
     """Send the chat-model calls of the current context through the scope's ledger."""
     with replaced():
+        scope._threads = frozenset(threading.enumerate())  # noqa: SLF001 - ours
+        _open[id(scope)] = scope
         token = _scope.set(scope)
         try:
             yield
         finally:
             _scope.reset(token)
+            _open.pop(id(scope), None)

@@ -18,9 +18,18 @@ _SECRET_NAME = re.compile(
     r"(^|[_-])(api_?)?keys?$|(^|[_-])token$|secret|passw|credential|authorization|bearer|headers?$",
     re.IGNORECASE,
 )
+_SHORTEST = 8  # fewer characters are a setting, not a secret
+
+__all__ = ["brief", "is_loopback", "normalised_url", "public", "scrub", "secrets_of", "shown_url"]
 
 
-__all__ = ["brief", "is_loopback", "normalised_url", "public", "scrub", "shown_url"]
+def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values of the variables that are named like secrets."""
+    return tuple(
+        value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not value.isdigit()
+    )
 
 
 def public(value: Any, secrets: Sequence[str] = ()) -> Any:
