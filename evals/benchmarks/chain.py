@@ -11,9 +11,7 @@ from langgraph.graph import START, StateGraph
 from pydantic import SecretStr
 
 import lg_textgrad as tg
-from evals.benchmarks.script import WORDS, prompt, rule
-
-MODEL = "bench"
+from evals.benchmarks.script import MODEL, WORDS, prompt, rule
 
 
 class State(TypedDict, total=False):

@@ -22,7 +22,8 @@ from typing import Any
 import openai
 
 import lg_textgrad as tg
-from evals.benchmarks.chain import MODEL, build, chat, evaluator, examples
+from evals.benchmarks.chain import build, chat, evaluator, examples
+from evals.benchmarks.script import MODEL
 from evals.benchmarks.server import FAULTS, Server
 
 RATES = {"429": 0.10, "500": 0.05, "malformed": 0.03, "hang": 0.02, "reset": 0.01}

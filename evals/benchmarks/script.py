@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MODEL = "bench"
 WORDS = ("amber", "birch", "cedar", "daisy", "elder", "fjord", "grove", "hazel")
 
 

@@ -34,11 +34,17 @@ class Server:
     """The server as a context manager: `base_url`, and `stats()` of what it has seen."""
 
     def __init__(
-        self, *, latency: float = 0.0, faults: Mapping[str, float] | None = None, seed: int = 0
+        self,
+        *,
+        latency: float = 0.0,
+        faults: Mapping[str, float] | None = None,
+        seed: int = 0,
+        keep: bool = False,
     ) -> None:
         self._command = [
             sys.executable, "-m", "evals.benchmarks.server", "--latency", str(latency),
             "--faults", json.dumps(dict(faults or {})), "--seed", str(seed),
+            *(["--keep"] if keep else []),
         ]  # fmt: skip
         self.base_url = ""
 
@@ -62,8 +68,8 @@ class Server:
     def stats(self) -> dict[str, Any]:
         """Return what was seen since the last time.
 
-        `requests`, `faults` by kind, `answered` (hash of a request -> how often), `seconds` of CPU
-        and the `peak` of requests at once.
+        `requests`, `faults` by kind, `answered` (hash of a request -> how often), `seconds` of CPU,
+        the `peak` of requests at once, and with `keep` the `bodies` of all.
         """
         with build_opener(ProxyHandler({})).open(f"{self.base_url}/stats") as answer:
             found: dict[str, Any] = json.load(answer)
@@ -105,6 +111,8 @@ class _Connection(asyncio.Protocol):
         state.requests += 1
         state.under_way += 1
         state.peak = max(state.peak, state.under_way)
+        if state.keep:
+            state.bodies.append(json.loads(body))
         asked = hashlib.sha256(body).hexdigest()[:16]
         fault = state.fault(asked)
         delay = _SILENCE if fault == "hang" else state.latency
@@ -145,8 +153,11 @@ class _Connection(asyncio.Protocol):
 
 
 class _State:
-    def __init__(self, latency: float, faults: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self, latency: float, faults: Mapping[str, float], seed: int, *, keep: bool
+    ) -> None:
         self.latency = latency
+        self.keep = keep
         self._rates = {kind: float(faults.get(kind, 0.0)) for kind in FAULTS}
         self._seed = seed
         self._times: Counter[str] = Counter()
@@ -155,6 +166,7 @@ class _State:
 
     def _begin(self) -> None:
         self.requests = self.peak = 0
+        self.bodies: list[Any] = []
         self.answered: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._cpu = time.process_time()
@@ -177,6 +189,7 @@ class _State:
             "answered": dict(self.answered),
             "seconds": time.process_time() - self._cpu,
             "peak": self.peak,
+            "bodies": self.bodies,
         }
         self._begin()
         return found
@@ -209,7 +222,9 @@ def _completion(request: Mapping[str, Any], text: str) -> bytes:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    state = _State(options.latency, json.loads(options.faults), options.seed)
+    state = _State(
+        options.latency, json.loads(options.faults), options.seed, keep=options.keep
+    )
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(state), "127.0.0.1", 0, backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -221,6 +236,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--faults", default="{}")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true")
     asyncio.run(_serve(parser.parse_args()))
 
 

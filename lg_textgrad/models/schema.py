@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -134,11 +135,8 @@ def whole_text(text: str) -> str:
 
 def _violation(data: Any, schema: Mapping[str, Any]) -> str:
     """Return where and how `data` breaks `schema`; an empty string when it does not."""
-    kind = validator_for(schema, default=Draft202012Validator)
     try:
-        kind.check_schema(schema)
-        # The empty registry keeps an outside `$ref` from being downloaded.
-        error = best_match(kind(schema, registry=Registry()).iter_errors(data))
+        error = best_match(_validator(json.dumps(schema)).iter_errors(data))
     except (SchemaError, Unresolvable) as broken:
         raise ConfigurationError(
             f"The reply's JSON schema is itself invalid: {brief(str(broken))}. Correct the schema;"
@@ -151,6 +149,16 @@ def _violation(data: Any, schema: Mapping[str, Any]) -> str:
     # jsonschema puts the value first; when that is long, the rule that it breaks would be cut off.
     rule = brief(f"{error.validator}: {error.validator_value}", 200)
     return f"at {error.json_path}: {brief(error.message, 100)} (breaks {rule})"
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(schema: str) -> Any:
+    """Return what checks values against `schema`, in JSON: checking a schema itself is slow."""
+    loaded = json.loads(schema)
+    kind = validator_for(loaded, default=Draft202012Validator)
+    kind.check_schema(loaded)
+    # The empty registry keeps an outside `$ref` from being downloaded.
+    return kind(loaded, registry=Registry())
 
 
 def _no_number(name: str) -> NoReturn:
