@@ -31,6 +31,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "planted",
     "data",
     "tracking",
     "bindings",
@@ -48,6 +49,7 @@ LAYERS = (
     "acceptance",
     "selection",
     "pareto",
+    "provenance",
     "bench",
     "screening",
     "planning",
