@@ -14,6 +14,7 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.bindings.tools import Tools
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -76,6 +77,7 @@ __all__ = [
     "Significant",
     "Store",
     "ToolCall",
+    "Tools",
     "Trace",
     "TrainableGraph",
     "Trainer",

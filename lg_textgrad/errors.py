@@ -16,6 +16,7 @@ LGTextGradError
 │   ├── ModelBusyError            rate limits or server errors outlasted every retry
 │   │   └── ModelDownError        and so did everybody else's: going on is pointless
 │   └── ModelReplyError           the reply is empty, cut off, or not what the schema asks for
+├── ToolReplayError               a tool may only be replayed, and there is no recording
 ├── EvaluatorError                an evaluator raised, or returned something that is no score
 ├── CriticError                   the critic said nothing usable about one execution
 ├── BudgetExceededError           the next call would go over the budget
@@ -142,6 +143,10 @@ class ModelReplyError(ModelError):
         self.usage = usage or Usage(calls=1)
         self.kind = kind
         self.promised = promised
+
+
+class ToolReplayError(LGTextGradError):
+    """A tool may only be answered from a recording, and there is none for its arguments."""
 
 
 class EvaluatorError(LGTextGradError):

@@ -15,6 +15,7 @@ from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.base import Binding, Declared
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
+from lg_textgrad.bindings.tools import ToolDesk, Tools
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_at_hand, ledger_in_scope
@@ -50,6 +51,7 @@ class TrainableGraph:
         bindings: Iterable[Binding] = (),
         context: Any = None,
         context_prompts: Iterable[str | Parameter] | None = None,
+        tools: Tools | None = None,
     ) -> None:
         if isinstance(graph, Pregel):
             self.source: Source = LiveSource(graph)
@@ -64,6 +66,8 @@ class TrainableGraph:
                 else "give what StateGraph(...).compile() returns"
             )
             raise GraphError(f"A {type(graph).__name__} is not a compiled LangGraph graph; {hint}.")
+        self.tools = tools or Tools()
+        """What tools do in runs; may be replaced before the first one."""
         self._context = ContextBinding(schema_of(self.source), context, context_prompts)
         declared = Declared(_named(parameters))
         self.bindings: tuple[Binding, ...] = (declared, self._context, *bindings)
@@ -92,7 +96,9 @@ class TrainableGraph:
     @property
     def fingerprint(self) -> str:
         """A hash of everything about the graph that decides what a run does."""
-        return self.source.fingerprint
+        tools = self.tools.identity
+        own = self.source.fingerprint
+        return own if tools is None else digest("graph", own, tools)[:32]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -187,6 +193,7 @@ class TrainableGraph:
         if store is not None and (known := store.get_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
+        scope.tools = ToolDesk(ledger, self.tools, digest(example.id, example.inputs))
         started = time.monotonic()
         context = self._context
         bindings = [context.at(example) if b is context else b for b in self.bindings]

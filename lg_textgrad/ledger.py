@@ -15,7 +15,7 @@ from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.run import Usage
-from lg_textgrad.store import Store
+from lg_textgrad.store import TOOL, Store
 from lg_textgrad.traffic import Course, Limiter, Patience, Traffic, in_loop
 
 Paid = tuple[Any, Usage]
@@ -141,15 +141,10 @@ class Ledger:
         while True:
             future, mine = self._enter(key)
             if not mine:
-                task = asyncio.current_task()
-                cancelled = task.cancelling() if task else 0
-                try:
-                    return self._shared(await asyncio.shield(asyncio.wrap_future(future)), kind)
-                except asyncio.CancelledError:
-                    # The owner's failure arrives as a cancellation too; only that one is caught.
-                    if future.cancelled() and (task is None or task.cancelling() == cancelled):
-                        continue
-                    raise
+                paid = await self._awaited(future)
+                if paid is None:
+                    continue
+                return self._shared(paid, kind)
             found: Paid | None = None
             try:
                 found = self._stored(key, kind)
@@ -160,6 +155,18 @@ class Ledger:
                 self._leave(key, future, found)
                 return found
             return await self._send(key, kind, request, call, future, course)
+
+    async def _awaited(self, future: Future[Paid]) -> Paid | None:
+        """Return what another's call comes to; None when it failed."""
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        try:
+            return await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            # The owner's failure arrives as a cancellation too; only that one is caught.
+            if future.cancelled() and (task is None or task.cancelling() == cancelled):
+                return None
+            raise
 
     async def _send(
         self,
@@ -259,6 +266,70 @@ class Ledger:
             with tried:
                 return attempt()
         raise AssertionError("the last attempt returns or raises")
+
+    # What costs nothing, but must not be done twice: the graph's tools.
+
+    def recorded(self, key: str) -> Any:
+        """Return what is recorded under `key`; None when nothing is."""
+        found = self.store.get_result(key)
+        if found is None and self.reuse is not None:
+            found = self.reuse.get_result(key)
+        return None if found is None else found[0]
+
+    async def arecorded(self, key: str) -> Any:
+        return self.recorded(key)
+
+    def keep(
+        self, key: str, request: Any, make: Callable[[], Any], *, renew: bool = False
+    ) -> Any:
+        """Return what is recorded under `key`, else what `make` returns, which then is.
+
+        Several that ask the same at once share one call. With `renew` it is called in any case, and
+        what was recorded first stays.
+        """
+        while not renew:
+            future, mine = self._enter(key)
+            if mine:
+                break
+            if in_loop():
+                return make()
+            waited: Future[None] = Future()
+            future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
+            waited.result()
+            if not future.cancelled():
+                return future.result()[0]
+        made: Paid | None = None
+        try:
+            known = self.recorded(key)
+            made = (make() if known is None or renew else known), Usage()
+            if known is None:
+                self.store.put_result(key, TOOL, request, *made)
+            return made[0]
+        finally:
+            if not renew:
+                self._leave(key, future, made)
+
+    async def akeep(
+        self, key: str, request: Any, make: Callable[[], Awaitable[Any]], *, renew: bool = False
+    ) -> Any:
+        """`keep` for coroutines."""
+        while not renew:
+            future, mine = self._enter(key)
+            if mine:
+                break
+            found = await self._awaited(future)
+            if found is not None:
+                return found[0]
+        made: Paid | None = None
+        try:
+            known = await self.arecorded(key)
+            made = (await make() if known is None or renew else known), Usage()
+            if known is None:
+                self.store.put_result(key, TOOL, request, *made)
+            return made[0]
+        finally:
+            if not renew:
+                self._leave(key, future, made)
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("lg_textgrad_ledger", default=None)

@@ -99,6 +99,8 @@ _events = sa.Table(
 )
 
 FILE_NAME = "run.sqlite"
+TOOL = "tool"
+"""The kind of results that are no model's, and cost nothing: recordings of tools."""
 
 
 class Store:
@@ -233,7 +235,7 @@ class Store:
             sa.func.sum(c.prompt_tokens).label("prompt_tokens"),
             sa.func.sum(c.completion_tokens).label("completion_tokens"),
             sa.func.sum(c.seconds).label("seconds"),
-        ).group_by(c.kind)
+        ).where(c.kind != TOOL).group_by(c.kind)
         return {
             row.kind: Usage(row.calls, 0, row.prompt_tokens, row.completion_tokens, row.seconds)
             for row in self._rows(query)

@@ -29,6 +29,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
 from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.bindings.patching import namespace_of, register, replaced
 from lg_textgrad.errors import (
     SYSTEMIC,
@@ -75,6 +76,8 @@ class BoundaryScope:
     """Told of each call, by the id of its run in callbacks."""
     stranger: Callable[[], None] | None = None
     """Told of each call in a thread that began during the run and has nothing of its context."""
+    tools: Any = None
+    """Answers the calls of tools, a `ToolDesk`; None calls each of them."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
@@ -122,6 +125,11 @@ def _notice_stranger() -> None:
     for scope in list(_open.values()):
         if scope.stranger is not None and here not in scope._threads:  # noqa: SLF001 - ours
             scope.stranger()
+
+
+def scope_in_force() -> BoundaryScope | None:
+    """Return the scope of the current context; None outside of a run."""
+    return _scope.get()
 
 
 def warn(text: str) -> None:
@@ -274,6 +282,7 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
             _notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         scope.notice(run_manager)
+        note_dependence()
         if scope.failure is not None:
             raise scope.failure  # a node that swallowed it may not spend on
         asked = _asked(self, messages, stop, kwargs)
@@ -316,6 +325,7 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             )
             return result
         scope.notice(run_manager)
+        note_dependence()
         if scope.failure is not None:
             raise scope.failure  # a node that swallowed it may not spend on
         asked = _asked(self, messages, stop, kwargs)

@@ -18,6 +18,7 @@ from langgraph.pregel import Pregel
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
+from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
@@ -91,8 +92,12 @@ class LiveSource:
                 notes.append(at_breakpoint(stopped))
             return outputs
 
+        def note_read(name: str, text: str) -> None:
+            note_dependence()
+            recorder.note_read(name, text)
+
         async def invoke() -> Any:
-            with isolated(), observe_reads(recorder.note_read), pay_through(scope):
+            with isolated(), observe_reads(note_read), pay_through(scope):
                 return await _entered([binding.scope(candidate) for binding in bindings], run)
 
         outputs: Any = None
