@@ -18,7 +18,8 @@ LGTextGradError
 ├── CriticError                   the critic's replies failed their schema
 ├── BudgetExceededError           the next call would go over the budget
 │   └── BudgetTooSmallError       the budget does not even cover the baseline
-├── StoreError                    the run directory cannot be read or written
+├── StoreError                    the run directory or database cannot be read or written
+│   └── CorruptStoreError         what was stored there is damaged
 └── InterruptedRunError           stopped by the user; the run directory can be resumed
 """
 
@@ -127,7 +128,11 @@ class BudgetTooSmallError(BudgetExceededError):
 
 
 class StoreError(LGTextGradError):
-    """The run directory cannot be read or written."""
+    """The run directory or database cannot be read or written."""
+
+
+class CorruptStoreError(StoreError):
+    """What was stored is damaged. The good part can be saved: `Store.salvage`."""
 
 
 class InterruptedRunError(LGTextGradError):

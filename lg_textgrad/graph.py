@@ -182,7 +182,7 @@ class TrainableGraph:
     ) -> Run:
         run_id = self.run_id(example, candidate, sample)
         store = ledger.store if kept else None
-        if store is not None and (known := store.get_run(run_id, example)) is not None:
+        if store is not None and (known := await store.aget_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
         started = time.monotonic()
@@ -208,7 +208,7 @@ class TrainableGraph:
             parameters=self.parameters,
         )
         if store is not None:
-            store.put_run(run)
+            await store.aput_run(run)
         return run
 
 

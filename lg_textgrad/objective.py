@@ -123,7 +123,7 @@ class Objective:
     async def _score(self, run: Run) -> Scored:
         ledger = ledger_in_scope()
         if ledger is not None:
-            known = ledger.store.get_feedback(run.id, self.fingerprint)
+            known = await ledger.store.aget_feedback(run.id, self.fingerprint)
             if known is not None:
                 return Scored(run, self._reduce(known, run), known)
         if run.error is not None:
@@ -134,7 +134,7 @@ class Objective:
                 feedback.extend(await _ask(evaluator, run))
         score = self._reduce(feedback, run)
         if ledger is not None:
-            ledger.store.put_feedback(run.id, self.fingerprint, score, feedback)
+            await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)
         return Scored(run, score, tuple(feedback))
 
     def _reduce(self, feedback: Sequence[Feedback], run: Run) -> float:
