@@ -95,6 +95,11 @@ class TrainableGraph:
         return self.source.fingerprint
 
     @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node; empty where that is not known."""
+        return dict(getattr(self.source, "parts", {}))
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Paths of all nodes that LangGraph can tell without a run; empty for a remote graph."""
         found = graphs_by_path(self.graph) if self.graph is not None else {}

@@ -106,6 +106,12 @@ class Objective:
         """A hash of the evaluators' code and the weights: feedback is kept under it."""
         return digest("objective", [_source(e) for e in self.evaluators], self.weights)[:16]
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of: each evaluator's hash, and that of the weights."""
+        found = {_name(e): digest(_source(e))[:12] for e in self.evaluators}
+        return {**found, "weights": digest(self.weights)[:12]}
+
     def __call__(self, runs: Iterable[Run]) -> Loss:
         """`acall` for sync code."""
         return run_sync(self.acall(runs))

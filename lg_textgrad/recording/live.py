@@ -18,7 +18,7 @@ from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
-from lg_textgrad.recording.structure import AnyGraph, accumulating_channels, fingerprint
+from lg_textgrad.recording.structure import AnyGraph, accumulating_channels, fingerprint, parts
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -42,6 +42,11 @@ class LiveSource:
     def fingerprint(self) -> str:
         """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
         return fingerprint(self.graph)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node."""
+        return parts(self.graph)
 
     async def arun(
         self,

@@ -64,7 +64,7 @@ class File:
         if (self.directory / NEW_NAME).exists():
             raise CorruptStoreError(
                 f"A salvage of '{self.directory}' was interrupted; run it again: "
-                f"{self._resume} --salvage"
+                f"`{self._resume} --salvage`."
             )
         self.engine = self._engine("rwc")
         with self.engine.connect() as connection:

@@ -19,6 +19,7 @@ from lg_textgrad.errors import ConfigurationError, StoreError
 from lg_textgrad.parameter import Edit, Gradient
 from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
 from lg_textgrad.store import tables
+from lg_textgrad.store.copying import copy
 from lg_textgrad.store.file import File
 from lg_textgrad.store.places import Memory, Place, Write
 from lg_textgrad.store.postgres import Postgres, is_url
@@ -92,6 +93,15 @@ class Store:
         if self._readers is not None:
             self._readers.shutdown()
         self._place.close()
+
+    def take_over(self, other: Store) -> int:
+        """Copy all that `other` paid for: replies, runs and feedback. Returns how many replies.
+
+        They are answers from the store here, and count towards no budget. Damaged rows are left
+        out.
+        """
+        self._check_writable()
+        return copy(other._place, self._place, other.where)
 
     # What was asked of models.
 
