@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import sqlite3
 import sys
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -25,7 +24,6 @@ from lg_textgrad.errors import (
     StoreError,
 )
 from lg_textgrad.store import Store
-from lg_textgrad.store.tables import unpack
 from lg_textgrad.trainer import Schedule
 from tests import desk
 from tests.desk import BROKEN, ENDING, GREETING, PARCELS, START_PROMPTS, Script, rows
@@ -632,19 +630,19 @@ def test_malformed_rewriter_reply_is_retried_once_then_skipped(serve):
 # Kill it.
 
 
-def stored(folder):
-    """Return the messages of every request whose reply is on disk."""
-    with sqlite3.connect(folder / "run.sqlite") as db:
-        found = [unpack(row[0]) for row in db.execute("select request from results")]
-    db.close()
-    return {tuple(m["content"] for m in request["messages"]) for request in found}
+def stored(where):
+    """Return the messages of every request whose reply is kept."""
+    with Store(where, read_only=True) as store:
+        asked = store.requests().values()
+    return {tuple(m["content"] for m in request["messages"]) for request in asked}
 
 
 def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(
-    tmp_path, monkeypatch, capsys, serve
+    tmp_path, monkeypatch, capsys, serve, where
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "killed_app", raising=False)
     server = serve()
     desk.project(tmp_path, module="killed_app", base_url=None)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -656,9 +654,10 @@ def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(
     server = serve(Script(latency=(0.0, 0.03)))
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL")}
-    dice, folder = random.Random(), tmp_path / "killed"
-    arguments = ["optimize", "optimize.toml", "--out", "killed", "--max-concurrency", "4"]
-    moments = sorted(dice.sample(range(5, total - 8), 3))  # the fifth follows a stored reply
+    out = str(where)
+    arguments = ["optimize", "optimize.toml", "--out", out, "--max-concurrency", "4"]
+    # The fifth request follows a stored reply.
+    moments = sorted(random.Random().sample(range(5, total - 8), 3))
     kept = set()
     for moment in moments:
         process = desk.start(arguments, tmp_path, tmp_path / "log", environment)
@@ -667,12 +666,12 @@ def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(
         process.kill()
         process.join()
         sent = [desk.texts_of(b) for b in server.chats]
-        kept |= stored(folder)
+        before, kept = kept, stored(out)
         assert kept
-        assert kept <= set(sent)
-        arguments = ["resume", "killed"]
+        assert before <= kept <= set(sent), moments
+        arguments = ["resume", out]
         monkeypatch.setattr(server, "requests", Watched(server.requests, kept))
-    assert main(["resume", "killed", "--json"]) == 0
+    assert main(["resume", out, "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert server.requests.again == [], moments
     assert without_time(resumed)["parameters"] == whole["parameters"], moments

@@ -160,9 +160,9 @@ class File:
 
     # Working.
 
-    def rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def rows(self, query: sa.Select[Any], **values: Any) -> Sequence[sa.Row[Any]]:
         with self.engine.connect() as connection:
-            return connection.execute(query).all()
+            return connection.execute(query, values).all()
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:

@@ -29,7 +29,7 @@ class Place(Protocol):
     """Whether reading may take so long that an event loop should not wait for it."""
     read_only: bool
 
-    def rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def rows(self, query: sa.Select[Any], **values: Any) -> Sequence[sa.Row[Any]]:
         """Return what the query finds, with all that was written before."""
 
     def write(self, rows: Sequence[Write]) -> None:
@@ -61,9 +61,9 @@ class Memory:
         with self.engine.begin() as connection:
             create(connection)
 
-    def rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def rows(self, query: sa.Select[Any], **values: Any) -> Sequence[sa.Row[Any]]:
         with self._guard, self.engine.connect() as connection:
-            return connection.execute(query).all()
+            return connection.execute(query, values).all()
 
     def write(self, rows: Sequence[Write]) -> None:
         with self._guard, self.engine.begin() as connection:

@@ -202,10 +202,10 @@ class Postgres:
 
     # Working.
 
-    def rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def rows(self, query: sa.Select[Any], **values: Any) -> Sequence[sa.Row[Any]]:
         def read() -> Sequence[sa.Row[Any]]:
             with self._reading.connect() as connection:
-                return connection.execute(query).all()
+                return connection.execute(query, values).all()
 
         return self._persist(read)
 

@@ -31,6 +31,16 @@ from lg_textgrad.store.writing import Writer
 T = TypeVar("T")
 
 
+def _by_key(table: sa.Table, *without: str) -> sa.Select[Any]:
+    """Return the query for one row; made once, since making one costs more than asking it."""
+    columns = [c for c in table.c if c.name not in without]
+    return sa.select(*columns).where(*(c == sa.bindparam(c.name) for c in table.primary_key))
+
+
+_RESULT = _by_key(tables.results, "request")
+_RUN, _FEEDBACK, _META = map(_by_key, (tables.runs, tables.feedback, tables.meta))
+
+
 class Store:
     """What one run paid for and decided. Use as a context manager, or call `close()`.
 
@@ -107,9 +117,7 @@ class Store:
 
     def get_result(self, key: str) -> tuple[Any, Usage] | None:
         """Return the reply stored under `key` and what it cost; None when there is none."""
-        t = tables.results
-        columns = [c for c in t.c if c is not t.c.request]
-        rows = self._checked(t, sa.select(*columns).where(t.c.key == key))
+        rows = self._checked(tables.results, _RESULT, key=key)
         if not rows:
             return None
         row = rows[0]
@@ -166,6 +174,11 @@ class Store:
             request=pack(to_plain(request)),
         )
 
+    def requests(self) -> dict[str, Any]:
+        """Return key -> what was asked, as plain data, of every result: for people to look at."""
+        c = tables.results.c
+        return {row.key: unpack(row.request) for row in self._rows(sa.select(c.key, c.request))}
+
     def paid(self) -> dict[str, Usage]:
         """Return what this run's own results cost, by kind of call."""
         c = tables.results.c
@@ -189,8 +202,7 @@ class Store:
 
     def get_run(self, run_id: str, example: Example) -> Run | None:
         """Return the run of that id, with its example put back in; None when there is none."""
-        t = tables.runs
-        rows = self._checked(t, sa.select(t).where(t.c.id == run_id))
+        rows = self._checked(tables.runs, _RUN, id=run_id)
         return decode_run(unpack(rows[0].payload), example) if rows else None
 
     async def aget_run(self, run_id: str, example: Example) -> Run | None:
@@ -215,9 +227,7 @@ class Store:
         )
 
     def get_feedback(self, run_id: str, objective: str) -> list[Feedback] | None:
-        t = tables.feedback
-        query = sa.select(t).where(t.c.run == run_id, t.c.objective == objective)
-        rows = self._checked(t, query)
+        rows = self._checked(tables.feedback, _FEEDBACK, run=run_id, objective=objective)
         if not rows:
             return None
         return [
@@ -341,8 +351,7 @@ class Store:
     # The rest.
 
     def get_meta(self, key: str) -> Any:
-        t = tables.meta
-        rows = self._checked(t, sa.select(t).where(t.c.key == key))
+        rows = self._checked(tables.meta, _META, key=key)
         return json.loads(rows[0].value) if rows else None
 
     def put_meta(self, key: str, value: Any) -> None:
@@ -387,15 +396,17 @@ class Store:
             return read(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._readers, read, *arguments)
 
-    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def _rows(self, query: sa.Select[Any], **values: Any) -> Sequence[sa.Row[Any]]:
         try:
-            return self._place.rows(query)
+            return self._place.rows(query, **values)
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
-    def _checked(self, table: sa.Table, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def _checked(
+        self, table: sa.Table, query: sa.Select[Any], **values: Any
+    ) -> Sequence[sa.Row[Any]]:
         """Return rows of one table. Raises `CorruptStoreError` for one that is not as written."""
-        rows = self._rows(query)
+        rows = self._rows(query, **values)
         for row in rows:
             values = row._asdict()
             if row.crc != checksum(table, values):

@@ -112,23 +112,31 @@ events = sa.Table(
 CONTENT_ADDRESSED = (results, runs, feedback)
 """The same key always means the same, in whichever run: these may go from one to another."""
 
+_CHECKED = {
+    table.name: [
+        (c.name, isinstance(c.type, sa.Float))
+        for c in table.c
+        if c.name != "crc" and c is not results.c.request and c is not events.c.number
+    ]
+    for table in tables.sorted_tables
+}
+
+
 def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
     """Return the check of a row, the same on every database.
 
     A result's request is left out: it is only for people, has a check of its own where it is
     compressed, and need not be read for the reply.
     """
-    crc = zlib.crc32(table.name.encode())
-    for column in table.c:
-        if column.name == "crc" or column is results.c.request or column is events.c.number:
-            continue
-        value = row[column.name]
-        if isinstance(column.type, sa.Float) and value is not None:
-            value = float(value)
+    said: list[bytes] = []
+    for name, is_float in _CHECKED[table.name]:
+        value = row[name]
+        if is_float and value is not None:
+            value = float(value)  # SQLite hands whole ones back as it likes
         if not isinstance(value, bytes):
             value = f"{type(value).__name__[0]}{value!r}".encode("utf-8", "surrogatepass")
-        crc = zlib.crc32(b"%d:" % len(value) + value, crc)
-    return crc
+        said.append(b"%d:%b" % (len(value), value))
+    return zlib.crc32(b"".join(said), zlib.crc32(table.name.encode()))
 
 
 def dump(value: Any) -> str:

@@ -48,6 +48,7 @@ def test_everything_is_there_after_opening_again(where):
         with tg.Store(where, read_only=read_only) as again:
             assert again.get_result("key") == ({"text": "ü"}, Usage(1, 0, 2, 3, 0.5))
             assert again.paid() == {"critic": Usage(1, 0, 2, 3, 0.5)}
+            assert again.requests() == {"key": {"q": tg._hashing.to_plain(EXAMPLE)}}
             assert again.get_run("r", EXAMPLE) == run
             assert again.get_feedback("r", "o") == feedback
             assert again.scores() == {("c0", "e"): 0.5}
