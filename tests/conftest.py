@@ -6,11 +6,10 @@ import itertools
 
 import pytest
 
-from tests.servers import postgres
-
-
 @pytest.fixture(scope="session")
 def postgres_server():
+    from tests.servers import postgres
+
     if reason := postgres.why_not():
         pytest.skip(reason)
     pytest.importorskip("psycopg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -129,12 +130,16 @@ def test_any_kind_of_store_can_be_forked_into_any(tmp_path, request, kind):
         return request.getfixturevalue("postgres_server").url(f"{name}-{kind}")
 
     example = Example("e", {})
+    async def fill(store):
+        one = Usage(1, 0, 1, 1)
+        await asyncio.gather(
+            *(store.aput_result(f"k{n}", "critic", {}, n, one, origin="first" if n == 7 else None) for n in range(1100)),
+            *(store.aput_feedback("r", f"o{n}", 1.0, [Feedback("k", 1.0)]) for n in range(600)),
+        )  # fmt: skip
+
     with Store(place("a")) as a:
-        for n in range(1100):
-            a.put_result(f"k{n}", "critic", {}, n, Usage(1, 0, 1, 1), origin="first" if n == 7 else None)
+        asyncio.run(fill(a))
         a.put_run(Run("r", example, "c", None))
-        for n in range(600):
-            a.put_feedback("r", f"o{n}", 1.0, [Feedback("k", 1.0)])
         a.put_meta("k", 1)
     assert fork(place("a"), str(tmp_path / "b")) == 1100
     with Store(tmp_path / "b") as b:

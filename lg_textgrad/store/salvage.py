@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lg_textgrad.store.file import FILE_NAME, NEW_NAME, SPARE_NAME
 from lg_textgrad.store.pages import rows_in
 from lg_textgrad.store.places import cause, create
 from lg_textgrad.store.tables import checksum, results, tables, unpack
+from lg_textgrad.store.upgrading import new_row
 
 _BY_HAND = ("schema", "written_by")
 _AT_ONCE = 500
@@ -193,8 +195,12 @@ def _pieces(
         try:
             for row in connection.execute(query, (first, last)):
                 first = row["at"] + 1
-                yield table.name, {c.name: row[c.name] for c in table.c}
-        except (sqlite3.Error, IndexError):
+                if "crc" in row.keys():  # noqa: SIM118 - a Row is not a dict
+                    yield table.name, {c.name: row[c.name] for c in table.c}
+                else:  # of layout 1, which had no checks: what can be read is taken
+                    with suppress(ValueError, TypeError, zlib.error):
+                        yield table.name, new_row(table, dict(row))
+        except sqlite3.Error:
             if first < last:
                 middle = (first + last) // 2
                 ranges += [(middle + 1, last), (first, middle)]

@@ -27,13 +27,14 @@ def upgrade(connection: sa.Connection) -> None:
         old = connection.exec_driver_sql(f"SELECT * FROM old_{table.name}")  # noqa: S608 - ours
         names = list(old.keys())
         while rows := old.fetchmany(_ROWS):
-            made = [_new(table, dict(zip(names, row, strict=True))) for row in rows]
+            made = [new_row(table, dict(zip(names, row, strict=True))) for row in rows]
             connection.execute(sa.insert(table), made)
         connection.exec_driver_sql(f"DROP TABLE old_{table.name}")
     put(connection, [note("schema", SCHEMA), note("written_by", __version__)])
 
 
-def _new(table: sa.Table, old: Mapping[str, Any]) -> dict[str, Any]:
+def new_row(table: sa.Table, old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of layout 1 as it is now. Raises what JSON and zlib raise for nonsense."""
     row = {c.name: old.get(c.name) for c in table.c}
     for name, change in _CHANGED.get(table.name, {}).items():
         row[name] = change(row[name])

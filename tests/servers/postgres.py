@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -49,6 +48,8 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="pg"))
         self.identity = {}
         if os.geteuid() == 0:
+            import pwd
+
             nobody = pwd.getpwnam("nobody")
             self.identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)

@@ -96,6 +96,21 @@ def test_older_store_is_read_without_changing_it(old):
     assert (old / "run.sqlite").read_bytes() == before
 
 
+def test_older_store_that_is_damaged_is_salvaged_as_far_as_it_can_be_read(old):
+    sql(old, "UPDATE results SET reply = '{\"broken' WHERE key IN ('k1', 'k2')")
+    sql(old, "UPDATE runs SET payload = 'x'")
+    with open(old / "run.sqlite", "r+b") as file:
+        file.seek(4096 * 30)
+        file.write(bytes(4096))
+    done = tg.Store.salvage(old)
+    assert 1100 < done.rows["results"] < 1198
+    assert (done.rows["runs"], done.rows["feedback"], done.rows["meta"]) == (0, 1, 1)
+    with tg.Store(old) as store:
+        found = {n: store.get_result(f"k{n}") for n in range(1200)}
+    assert all(r[0] == {"text": f"ü{n}" * (n % 200)} for n, r in found.items() if r is not None)
+    assert sum(r is not None for r in found.values()) == done.rows["results"]
+
+
 def test_interrupted_upgrade_changes_nothing(old, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(upgrading, "put", lambda *_: 1 / 0)
