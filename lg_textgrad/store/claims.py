@@ -28,7 +28,8 @@ class Claim:
         self._owner = directory / OWNER_NAME
         try:
             _make(directory)
-            self._lock = FileLock(str(directory / LOCK_NAME))
+            # Whichever thread closes the store gives the lock back.
+            self._lock = FileLock(str(directory / LOCK_NAME), thread_local=False)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,10 +14,11 @@ from lg_textgrad.store.tables import CONTENT_ADDRESSED, checksum, results
 _AT_ONCE = 500
 
 
-def copy(source: Place, target: Place, origin: str | None) -> int:
+def copy(source: Place, put: Callable[..., None], origin: str | None) -> int:
     """Copy results, runs and feedback. Returns how many results; damaged rows are left out.
 
-    `origin` is noted for results that the source paid for itself. Raises `StoreError`.
+    `put` writes rows; `origin` is noted for results that the source paid for itself. Raises
+    `StoreError`.
     """
     count = 0
     for table in CONTENT_ADDRESSED:
@@ -28,10 +29,7 @@ def copy(source: Place, target: Place, origin: str | None) -> int:
                 for row in whole:
                     row["origin"] = row["origin"] or origin or "memory"
                     row["crc"] = checksum(table, row)
-            try:
-                target.write([(table, row) for row in whole])
-            except SQLAlchemyError as error:
-                raise target.failure(error) from None
+            put(*((table, row) for row in whole))
     return count
 
 

@@ -147,6 +147,7 @@ class File:
             )
             # A paid result survives a power failure once its `put` has returned.
             made.execute("PRAGMA synchronous=FULL")
+            made.execute("PRAGMA fullfsync=ON")  # on macOS a plain fsync is none
             made.execute("PRAGMA cell_size_check=ON")
             made.text_factory = _readable
             return made

@@ -111,7 +111,7 @@ class Store:
         out.
         """
         self._check_writable()
-        return copy(other._place, self._place, other.where)
+        return copy(other._place, self._put, other.where)
 
     # What was asked of models.
 

@@ -217,6 +217,13 @@ def test_place_is_free_again_after_closing(where):
             pass
 
 
+def test_store_may_be_closed_by_another_thread(where):
+    store = tg.Store(where)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(store.close).result()
+    tg.Store(where).close()
+
+
 def test_closed_store_takes_nothing_more(store):
     store.close()
     with pytest.raises(StoreError, match="closed"):
