@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from lg_textgrad import models, optim
 from lg_textgrad._version import __version__
-from lg_textgrad.acceptance import Acceptance, Better, Outcome, Verdict
+from lg_textgrad.acceptance import (
+    Acceptance,
+    Better,
+    Guarded,
+    Outcome,
+    Priced,
+    Sequential,
+    Significant,
+    Verdict,
+)
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -15,6 +24,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
@@ -24,6 +34,7 @@ from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.trainer import Trainer
+from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
@@ -39,6 +50,7 @@ __all__ = [
     "Execution",
     "Feedback",
     "Gradient",
+    "Guarded",
     "Incumbent",
     "LGTextGradError",
     "LLMCritic",
@@ -49,6 +61,8 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Pareto",
+    "Priced",
     "RemoteSource",
     "Result",
     "Run",
@@ -56,6 +70,8 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "Sequential",
+    "Significant",
     "Store",
     "ToolCall",
     "Trace",
@@ -63,6 +79,7 @@ __all__ = [
     "Trainer",
     "Usage",
     "Verdict",
+    "Watched",
     "__version__",
     "adiscover",
     "candidate_hash",
@@ -72,4 +89,5 @@ __all__ = [
     "prompts",
     "read_examples",
     "use_ledger",
+    "watch",
 ]

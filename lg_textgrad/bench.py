@@ -18,7 +18,7 @@ from lg_textgrad.guards import Quotations
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
-from lg_textgrad.parameter import Gradient, Parameter, candidate_of
+from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.run import Candidate, Example
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,13 @@ class Workbench:
 
         async with task_group() as group:
             tasks = [group.create_task(one(example)) for example in examples]
-        return [task.result() for task in tasks]
+        scored = [task.result() for task in tasks]
+        if self.objective.summary and purpose != "trial":
+            told = await self.objective.asummarize(scored)
+            self.event(
+                "summary", purpose=purpose, candidate=candidate_hash(candidate), feedback=told
+            )
+        return scored
 
     async def acompare(
         self,

@@ -633,8 +633,8 @@ def test_malformed_rewriter_reply_is_retried_once_then_skipped(serve):
 def stored(where):
     """Return the messages of every request whose reply is kept."""
     with Store(where, read_only=True) as store:
-        asked = store.requests().values()
-    return {tuple(m["content"] for m in request["messages"]) for request in asked}
+        found = store.results(("rollout", "critic", "rewriter"))
+    return {tuple(m["content"] for m in result["request"]["messages"]) for result in found}
 
 
 def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(

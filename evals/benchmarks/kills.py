@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = {"train": 6, "val": 8, "test": 4}
 SAME = ("baseline", "best", "parameters", "steps", "accepted", "rejected", "stopped_by")
 LIMIT = 4
+KINDS = ("rollout", "critic", "rewriter")
 
 
 def project(desk: Any, folder: Path) -> None:
@@ -42,8 +43,8 @@ def project(desk: Any, folder: Path) -> None:
 def kept(where: str) -> set[tuple[str, ...]]:
     """Return the messages of every request whose reply the run has."""
     with tg.Store(where, read_only=True) as store:
-        asked = store.requests().values()
-    return {tuple(m["content"] for m in request["messages"]) for request in asked}
+        found = store.results(KINDS)
+    return {tuple(m["content"] for m in result["request"]["messages"]) for result in found}
 
 
 def session(desk: Any, folder: Path, arguments: list[str], url: str) -> Any:

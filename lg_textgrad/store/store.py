@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -174,10 +174,24 @@ class Store:
             request=pack(to_plain(request)),
         )
 
-    def requests(self) -> dict[str, Any]:
-        """Return key -> what was asked, as plain data, of every result: for people to look at."""
-        c = tables.results.c
-        return {row.key: unpack(row.request) for row in self._rows(sa.select(c.key, c.request))}
+    def results(self, kinds: Collection[str], after: float = 0.0) -> list[dict[str, Any]]:
+        """Return the results of some kinds that are younger than `after`, the oldest first.
+
+        Each has `key`, `kind`, `request`, `reply`, `usage` and `created`, in seconds since 1970.
+        """
+        t = tables.results
+        query = sa.select(t).where(t.c.kind.in_(kinds), t.c.created > after).order_by(t.c.created)
+        return [
+            {
+                "key": row.key,
+                "kind": row.kind,
+                "request": unpack(row.request),
+                "reply": unpack(row.reply),
+                "usage": Usage(1, 0, row.prompt_tokens, row.completion_tokens, row.seconds),
+                "created": row.created,
+            }
+            for row in self._checked(t, query)
+        ]
 
     def paid(self) -> dict[str, Usage]:
         """Return what this run's own results cost, by kind of call."""

@@ -42,11 +42,12 @@ results = sa.Table(
     sa.Column("request", sa.LargeBinary, nullable=False),
     sa.Column("crc", sa.BigInteger),
 )
-# All that `paid()` adds up, so that it reads no reply.
+# All that `paid()` adds up, so that it reads no reply; and where the latest of a kind are.
 sa.Index(
     "results_cost",
-    results.c.origin,
     results.c.kind,
+    results.c.created,
+    results.c.origin,
     results.c.prompt_tokens,
     results.c.completion_tokens,
     results.c.seconds,

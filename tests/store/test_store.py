@@ -48,7 +48,6 @@ def test_everything_is_there_after_opening_again(where):
         with tg.Store(where, read_only=read_only) as again:
             assert again.get_result("key") == ({"text": "ü"}, Usage(1, 0, 2, 3, 0.5))
             assert again.paid() == {"critic": Usage(1, 0, 2, 3, 0.5)}
-            assert again.requests() == {"key": {"q": tg._hashing.to_plain(EXAMPLE)}}
             assert again.get_run("r", EXAMPLE) == run
             assert again.get_feedback("r", "o") == feedback
             assert again.scores() == {("c0", "e"): 0.5}
@@ -112,6 +111,18 @@ def test_threads_write_at_once(store):
         list(pool.map(lambda i: store.put_result(f"k{i}", "rollout", {}, i, Usage(1, 0, 1, 1)), range(80)))
     assert store.paid() == {"rollout": Usage(80, 0, 80, 80)}
     assert [store.get_result(f"k{i}")[0] for i in range(80)] == list(range(80))
+
+
+def test_results_of_some_kinds_come_in_the_order_in_which_they_were_paid(store):
+    for n, kind in enumerate(("critic", "rollout", "rewriter", "critic", "judge")):
+        store.put_result(f"k{9 - n}", kind, {"q": [n]}, "x" * 300 * n, Usage(1, 0, n, n, 0.5))
+    found = store.results(["critic", "rewriter"])
+    assert [(f["key"], f["kind"]) for f in found] == [("k9", "critic"), ("k7", "rewriter"), ("k6", "critic")]
+    assert found[1] == {
+        "key": "k7", "kind": "rewriter", "request": {"q": [2]}, "reply": "x" * 600, "usage": Usage(1, 0, 2, 2, 0.5),
+        "created": found[1]["created"],
+    }  # fmt: skip
+    assert store.results(["critic", "rewriter"], after=found[1]["created"]) == found[2:]
 
 
 async def test_threads_and_coroutines_write_and_read_at_once(store):
