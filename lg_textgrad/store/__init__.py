@@ -7,7 +7,17 @@ nothing: a run that was killed is started again from the top and finds all that 
 
 from lg_textgrad.store.file import FILE_NAME
 from lg_textgrad.store.postgres import is_url, run_name, without_password
+from lg_textgrad.store.records import decode_run, encode_run
 from lg_textgrad.store.salvage import Salvaged
 from lg_textgrad.store.store import Store
 
-__all__ = ["FILE_NAME", "Salvaged", "Store", "is_url", "run_name", "without_password"]
+__all__ = [
+    "FILE_NAME",
+    "Salvaged",
+    "Store",
+    "decode_run",
+    "encode_run",
+    "is_url",
+    "run_name",
+    "without_password",
+]
