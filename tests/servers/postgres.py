@@ -1,4 +1,4 @@
-"""A real PostgreSQL server of the test run's own: on loopback, with a password, without fsync."""
+"""A real PostgreSQL server of the test run's own: on loopback, with a password, and quick."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def why_not():
 class PostgresServer:
     """Use as a context manager. `url(run)` is what a store takes; `password` is in it."""
 
-    def __init__(self):
+    def __init__(self, fsync="off"):
+        self.fsync = fsync
         self.user, self.password = "tuner", f"s3:cr/t@{secrets.token_hex(8)}"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -80,7 +81,7 @@ class PostgresServer:
                 [
                     binaries() / "postgres", "-D", self.folder / "data", "-p", str(self.port),
                     "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}",
-                    "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=100",
+                    "-c", f"fsync={self.fsync}", "-c", "shared_buffers=16MB", "-c", "max_connections=100",
                 ],
                 stdout=log, stderr=log, cwd=self.folder, env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
                 start_new_session=True, **self.identity,
