@@ -101,6 +101,11 @@ class TrainableGraph:
         return own if tools is None else digest("graph", own, tools)[:32]
 
     @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node; empty where that is not known."""
+        return dict(getattr(self.source, "parts", {}))
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Paths of all nodes that LangGraph can tell without a run; empty for a remote graph."""
         found = graphs_by_path(self.graph) if self.graph is not None else {}
@@ -190,7 +195,7 @@ class TrainableGraph:
     ) -> Run:
         run_id = self.run_id(example, candidate, sample)
         store = ledger.store if kept else None
-        if store is not None and (known := store.get_run(run_id, example)) is not None:
+        if store is not None and (known := await store.aget_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
         scope.tools = ToolDesk(ledger, self.tools, digest(example.id, example.inputs))
@@ -218,7 +223,7 @@ class TrainableGraph:
             provisional=scope.lost,
         )
         if store is not None and not run.provisional:
-            store.put_run(run)
+            await store.aput_run(run)
         return run
 
 

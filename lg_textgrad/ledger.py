@@ -28,7 +28,8 @@ class Ledger:
     A call is looked up under its key; when it is not there, a place on its lane and one under the
     limit are taken, the budget is reserved, the call is made, and its reply is on disk before
     anyone sees it. What failed on the way is asked again, as `patience` says. Several that ask the
-    same at once share one call. What another run has paid for (`reuse`) is taken from its store.
+    same at once share one call. What another run has paid for (`reuse`) is taken from its store,
+    and copied.
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
     will charge for it anyway. `aclose` waits for such calls.
@@ -73,21 +74,20 @@ class Ledger:
         if cancelled:  # so that connections are closed before their loop is
             await asyncio.wait(cancelled, timeout=5)
 
-    @contextmanager
-    def _sending(self, task: asyncio.Task[Paid] | None = None) -> Iterator[None]:
-        """Reserve one call and count it as under way."""
+    def _begin(self, task: asyncio.Task[Paid] | None = None) -> Future[None]:
+        """Reserve one call and count it as under way, until `_end`."""
         if self._closed:
             raise StoreError("The run has ended, so no further model call is made in it.")
         self.account.reserve()
         done: Future[None] = Future()
         with self._guard:
             self._sent[done] = task
-        try:
-            yield
-        finally:
-            with self._guard:
-                del self._sent[done]
-            done.set_result(None)
+        return done
+
+    def _end(self, done: Future[None]) -> None:
+        with self._guard:
+            del self._sent[done]
+        done.set_result(None)
 
     def _enter(self, key: str) -> tuple[Future[Paid], bool]:
         """Return the future of the call under way, and whether it is the caller's to make."""
@@ -108,15 +108,29 @@ class Ledger:
         else:
             future.set_result(paid)
 
-    def _stored(self, key: str, kind: str) -> Paid | None:
+    def _found(self, key: str, kind: str, request: Any) -> Paid | None:
         found = self.store.get_result(key)
         if found is None and self.reuse is not None:
             found = self.reuse.get_result(key)
-        if found is None:
-            return None
-        cached = Usage(cached_calls=1)
-        self.account.note(cached, kind)
-        return found[0], cached
+            if found is not None:  # so that this run stays whole when the other one is gone
+                self.store.put_result(key, kind, request, *found, origin=self.reuse.where)
+        return found
+
+    async def _afound(self, key: str, kind: str, request: Any) -> Paid | None:
+        found = await self.store.aget_result(key)
+        if found is None and self.reuse is not None:
+            found = await self.reuse.aget_result(key)
+            if found is not None:
+                await self.store.aput_result(key, kind, request, *found, origin=self.reuse.where)
+        return found
+
+    def _stored(self, key: str, kind: str, request: Any) -> Paid | None:
+        found = self._found(key, kind, request)
+        return None if found is None else self._shared(found, kind)
+
+    async def _astored(self, key: str, kind: str, request: Any) -> Paid | None:
+        found = await self._afound(key, kind, request)
+        return None if found is None else self._shared(found, kind)
 
     def _shared(self, paid: Paid, kind: str) -> Paid:
         cached = Usage(cached_calls=1)
@@ -147,7 +161,7 @@ class Ledger:
                 return self._shared(paid, kind)
             found: Paid | None = None
             try:
-                found = self._stored(key, kind)
+                found = await self._astored(key, kind, request)
             except BaseException:
                 self._leave(key, future, None)
                 raise
@@ -183,16 +197,21 @@ class Ledger:
         async def attempt() -> Paid:
             nonlocal sent
             async with course.aturn(), self.limiter.ahold():
-                with self._sending(asyncio.current_task()):
-                    sent = True
-                    try:
-                        made = await course.acall(call)
-                    except BaseException:
-                        sent = False
-                        self.account.release()
-                        raise
-                    self.account.settle(made[1], kind)
-                    self.store.put_result(key, kind, request, made[0], made[1])
+                under_way = self._begin(asyncio.current_task())
+                sent = True
+                try:
+                    made = await course.acall(call)
+                except BaseException:
+                    sent = False
+                    self.account.release()
+                    self._end(under_way)
+                    raise
+            # Its place is free for the next call while the disk takes its time.
+            self.account.settle(made[1], kind)
+            try:
+                await self.store.aput_result(key, kind, request, made[0], made[1])
+            finally:
+                self._end(under_way)
             return made
 
         async def send() -> Paid:
@@ -248,18 +267,23 @@ class Ledger:
     def _made(
         self, key: str, kind: str, request: Any, call: Callable[[], Paid], course: Course
     ) -> Paid:
-        if (found := self._stored(key, kind)) is not None:
+        if (found := self._stored(key, kind, request)) is not None:
             return found
 
         def attempt() -> Paid:
-            with course.turn(), self.limiter.hold(), self._sending():
+            with course.turn(), self.limiter.hold():
+                under_way = self._begin()
                 try:
                     made = course.call(call)
                 except BaseException:
                     self.account.release()
+                    self._end(under_way)
                     raise
-                self.account.settle(made[1], kind)
+            self.account.settle(made[1], kind)
+            try:
                 self.store.put_result(key, kind, request, made[0], made[1])
+            finally:
+                self._end(under_way)
             return made
 
         for tried in course.attempts():
@@ -269,15 +293,15 @@ class Ledger:
 
     # What costs nothing, but must not be done twice: the graph's tools.
 
-    def recorded(self, key: str) -> Any:
+    def recorded(self, key: str, request: Any) -> Any:
         """Return what is recorded under `key`; None when nothing is."""
-        found = self.store.get_result(key)
-        if found is None and self.reuse is not None:
-            found = self.reuse.get_result(key)
+        found = self._found(key, TOOL, request)
         return None if found is None else found[0]
 
-    async def arecorded(self, key: str) -> Any:
-        return self.recorded(key)
+    async def arecorded(self, key: str, request: Any) -> Any:
+        """`recorded` for coroutines."""
+        found = await self._afound(key, TOOL, request)
+        return None if found is None else found[0]
 
     def keep(
         self, key: str, request: Any, make: Callable[[], Any], *, renew: bool = False
@@ -300,7 +324,7 @@ class Ledger:
                 return future.result()[0]
         made: Paid | None = None
         try:
-            known = self.recorded(key)
+            known = self.recorded(key, request)
             made = (make() if known is None or renew else known), Usage()
             if known is None:
                 self.store.put_result(key, TOOL, request, *made)
@@ -322,10 +346,10 @@ class Ledger:
                 return found[0]
         made: Paid | None = None
         try:
-            known = await self.arecorded(key)
+            known = await self.arecorded(key, request)
             made = (await make() if known is None or renew else known), Usage()
             if known is None:
-                self.store.put_result(key, TOOL, request, *made)
+                await self.store.aput_result(key, TOOL, request, *made)
             return made[0]
         finally:
             if not renew:

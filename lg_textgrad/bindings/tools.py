@@ -121,7 +121,7 @@ class ToolDesk:
         while True:
             key, request = self._next(call)
             if mode == REPLAY:
-                known = self._known(self._ledger.recorded(key), call)
+                known = self._known(self._ledger.recorded(key, request), call)
             else:
                 known = self._ledger.keep(
                     key, request, lambda: made.of(make), renew=mode == RECORD
@@ -143,7 +143,7 @@ class ToolDesk:
         while True:
             key, request = self._next(call)
             if mode == REPLAY:
-                known = self._known(await self._ledger.arecorded(key), call)
+                known = self._known(await self._ledger.arecorded(key, request), call)
             else:
                 known = await self._ledger.akeep(
                     key, request, lambda: made.aof(make), renew=mode == RECORD
