@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from lg_textgrad._hashing import canonical, digest
+from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
@@ -403,15 +403,17 @@ async def aask(
     ledger = _ledger.get()
     if ledger is None:
         return await model.acall(request)
-    asked = {
-        "model": dict(model.identity),
-        "messages": [dict(m) for m in request.messages],
-        "schema": request.schema,
-        "max_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "seed": request.seed,
-        "attempt": attempt,
-    }
+    asked = to_plain(
+        {
+            "model": dict(model.identity),
+            "messages": [dict(m) for m in request.messages],
+            "schema": request.schema,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "attempt": attempt,
+        }
+    )
 
     async def call() -> Paid:
         try:
@@ -432,10 +434,11 @@ async def aask(
         )
 
     lane = getattr(model, "lane", None) or canonical(asked["model"])
-    stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call, lane)
+    stored, usage = await ledger.apay(digest_of_plain("ask", asked), kind, asked, call, lane)
     if attempt == 0 and stored.get("promised") and stored["kind"] in ("garbled", "empty"):
         once_more = {**asked, "again": 1}
-        stored, more = await ledger.apay(digest("ask", once_more), kind, once_more, call, lane)
+        key = digest_of_plain("ask", once_more)
+        stored, more = await ledger.apay(key, kind, once_more, call, lane)
         usage += more
     if "refused" in stored:
         raise ModelReplyError(

@@ -28,7 +28,7 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad._hashing import digest_of_plain, message_to_plain, to_plain
 from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.bindings.patching import namespace_of, register, replaced
 from lg_textgrad.errors import (
@@ -93,7 +93,7 @@ class BoundaryScope:
         place = node_path(namespace)
         if self.place is not None:
             place = self.place(getattr(run_manager, "run_id", None), namespace)
-        base = digest("chat", asked, place)
+        base = digest_of_plain("chat", asked, place)
         with self._guard:
             count = self._seen.get(base, 0)
             self._seen[base] = count + 1
@@ -183,7 +183,12 @@ def _asked(
     options = {
         k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k != "ls_structured_output_format"
     }
-    return {"model": model_identity(model), "messages": plain, "stop": stop, "options": options}
+    return {
+        "model": model_identity(model),
+        "messages": plain,
+        "stop": to_plain(stop),
+        "options": options,
+    }
 
 
 def _schema_of(value: Any) -> Any:

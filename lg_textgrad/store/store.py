@@ -171,7 +171,7 @@ class Store:
             created=time.time(),
             origin=_text(origin),
             reply=pack(reply),
-            request=pack(to_plain(request)),
+            request=pack(request),
         )
 
     def results(self, kinds: Collection[str], after: float = 0.0) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from lg_textgrad._hashing import to_plain
+
 SCHEMA = 2
 """The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were."""
 
@@ -145,11 +147,13 @@ def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
 
 def dump(value: Any) -> str:
     """Return JSON that people can read; with escapes where the text has no UTF-8 form."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=to_plain)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value)
+        return json.dumps(value, default=to_plain)
     return text
 
 
