@@ -16,7 +16,7 @@ from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.run import Usage
 from lg_textgrad.store import TOOL, Store
-from lg_textgrad.traffic import Course, Limiter, Patience, Traffic, in_loop
+from lg_textgrad.traffic import Course, Limiter, Patience, Route, Traffic, in_loop
 
 Paid = tuple[Any, Usage]
 """A reply as JSON data, and what it cost."""
@@ -74,11 +74,13 @@ class Ledger:
         if cancelled:  # so that connections are closed before their loop is
             await asyncio.wait(cancelled, timeout=5)
 
-    def _begin(self, task: asyncio.Task[Paid] | None = None) -> Future[None]:
+    def _begin(
+        self, route: Route | None, task: asyncio.Task[Paid] | None = None
+    ) -> Future[None]:
         """Reserve one call and count it as under way, until `_end`."""
         if self._closed:
             raise StoreError("The run has ended, so no further model call is made in it.")
-        self.account.reserve()
+        self.account.reserve(route)
         done: Future[None] = Future()
         with self._guard:
             self._sent[done] = task
@@ -143,15 +145,15 @@ class Ledger:
         kind: str,
         request: Any,
         call: Callable[[], Awaitable[Paid]],
-        lane: str | None = None,
+        route: Route | None = None,
     ) -> Paid:
         """Return the reply under `key` and what it cost now: one call, or one cached call.
 
-        `lane` names the model and its server, for people too; without it nothing is asked again.
+        `route` says which model is asked; without it nothing is asked again, and nothing has a price.
         Raises what `call` raises at last, `BudgetExceededError` when the budget has no room for it
         and `ModelDownError` when every call fails.
         """
-        course = self.traffic.lane(lane).course()
+        course = self.traffic.lane(route).course()
         while True:
             future, mine = self._enter(key)
             if not mine:
@@ -168,7 +170,7 @@ class Ledger:
             if found is not None:
                 self._leave(key, future, found)
                 return found
-            return await self._send(key, kind, request, call, future, course)
+            return await self._send(key, kind, request, call, future, course, route)
 
     async def _awaited(self, future: Future[Paid]) -> Paid | None:
         """Return what another's call comes to; None when it failed."""
@@ -190,6 +192,7 @@ class Ledger:
         call: Callable[[], Awaitable[Paid]],
         future: Future[Paid],
         course: Course,
+        route: Route | None,
     ) -> Paid:
         """Make the call in a task of its own, which a cancelled caller leaves to finish."""
         sent = deserted = False
@@ -197,7 +200,7 @@ class Ledger:
         async def attempt() -> Paid:
             nonlocal sent
             async with course.aturn(), self.limiter.ahold():
-                under_way = self._begin(asyncio.current_task())
+                under_way = self._begin(route, asyncio.current_task())
                 sent = True
                 try:
                     made = await course.acall(call)
@@ -207,12 +210,13 @@ class Ledger:
                     self._end(under_way)
                     raise
             # Its place is free for the next call while the disk takes its time.
-            self.account.settle(made[1], kind)
+            reply, usage = made[0], self.account.prices.of(made[1], route)
+            self.account.settle(usage, kind)
             try:
-                await self.store.aput_result(key, kind, request, made[0], made[1])
+                await self.store.aput_result(key, kind, request, reply, usage, model=route)
             finally:
                 self._end(under_way)
-            return made
+            return reply, usage
 
         async def send() -> Paid:
             async for tried in course.aattempts():
@@ -242,14 +246,14 @@ class Ledger:
         kind: str,
         request: Any,
         call: Callable[[], Paid],
-        lane: str | None = None,
+        route: Route | None = None,
     ) -> Paid:
         """Return what `apay` returns, for callers in a plain thread."""
-        course = self.traffic.lane(lane).course()
+        course = self.traffic.lane(route).course()
         while True:
             future, mine = self._enter(key)
             if not mine and in_loop():
-                return self._made(key, kind, request, call, course)
+                return self._made(key, kind, request, call, course, route)
             if not mine:
                 waited: Future[None] = Future()
                 future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
@@ -259,32 +263,39 @@ class Ledger:
                 return self._shared(future.result(), kind)
             paid: Paid | None = None
             try:
-                paid = self._made(key, kind, request, call, course)
+                paid = self._made(key, kind, request, call, course, route)
                 return paid
             finally:
                 self._leave(key, future, paid)
 
     def _made(
-        self, key: str, kind: str, request: Any, call: Callable[[], Paid], course: Course
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Paid],
+        course: Course,
+        route: Route | None,
     ) -> Paid:
         if (found := self._stored(key, kind, request)) is not None:
             return found
 
         def attempt() -> Paid:
             with course.turn(), self.limiter.hold():
-                under_way = self._begin()
+                under_way = self._begin(route)
                 try:
                     made = course.call(call)
                 except BaseException:
                     self.account.release()
                     self._end(under_way)
                     raise
-            self.account.settle(made[1], kind)
+            reply, usage = made[0], self.account.prices.of(made[1], route)
+            self.account.settle(usage, kind)
             try:
-                self.store.put_result(key, kind, request, made[0], made[1])
+                self.store.put_result(key, kind, request, reply, usage, model=route)
             finally:
                 self._end(under_way)
-            return made
+            return reply, usage
 
         for tried in course.attempts():
             with tried:
@@ -433,12 +444,12 @@ async def aask(
             reply.usage,
         )
 
-    lane = getattr(model, "lane", None) or canonical(asked["model"])
-    stored, usage = await ledger.apay(digest_of_plain("ask", asked), kind, asked, call, lane)
+    route = getattr(model, "route", None) or Route(canonical(asked["model"]))
+    stored, usage = await ledger.apay(digest_of_plain("ask", asked), kind, asked, call, route)
     if attempt == 0 and stored.get("promised") and stored["kind"] in ("garbled", "empty"):
         once_more = {**asked, "again": 1}
         key = digest_of_plain("ask", once_more)
-        stored, more = await ledger.apay(key, kind, once_more, call, lane)
+        stored, more = await ledger.apay(key, kind, once_more, call, route)
         usage += more
     if "refused" in stored:
         raise ModelReplyError(

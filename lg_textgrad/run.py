@@ -24,6 +24,12 @@ class Usage:
     """Tokens received from calls that were made."""
     seconds: float = 0.0
     """Time spent waiting for those calls, added up; concurrent calls overlap."""
+    cached_tokens: int = 0
+    """Of the prompt tokens those that the server had at hand, which cost less."""
+    usd: float = 0.0
+    """Dollars for those of the calls whose price is known."""
+    unpriced: int = 0
+    """How many of the calls have a price that nobody knows."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -32,7 +38,15 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.seconds + other.seconds,
+            self.cached_tokens + other.cached_tokens,
+            self.usd + other.usd,
+            self.unpriced + other.unpriced,
         )
+
+    @property
+    def dollars(self) -> float | None:
+        """What the calls cost; None where the price of one is not known."""
+        return None if self.unpriced else self.usd
 
     @property
     def tokens(self) -> int:

@@ -46,6 +46,22 @@ _STRANGER = 3
 """Attempts for garbled answers of a server that never gave a good one: it is hardly a model's."""
 
 
+EMBEDDED = "the embedded server"
+"""Where calls cost nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which model is asked, and where: what shares rate limits, and a price."""
+
+    model: str
+    server: str = ""
+    """The address of the API, or a name where there is none."""
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.server}" if self.server else self.model
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long a server that fails is asked again, one call at a time and all together."""
@@ -433,7 +449,7 @@ class Course:
 
 
 class Traffic:
-    """The lanes of one run, by name, and what went wrong on them."""
+    """The lanes of one run, by route, and what went wrong on them."""
 
     def __init__(self, max_concurrency: int, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
@@ -442,16 +458,16 @@ class Traffic:
         `faults.KINDS`, `refused_request`, and of replies `truncated`, `refused`, `empty`, ...."""
         self._widest = max_concurrency
         self._guard = threading.Lock()
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[Route, Lane] = {}
 
-    def lane(self, name: str | None) -> Lane:
-        """Return the lane of that name; for None one on which nothing is asked again."""
-        if name is None:
+    def lane(self, route: Route | None) -> Lane:
+        """Return the lane of a route; for None one on which nothing is asked again."""
+        if route is None:
             return Lane("", self._widest, Patience(attempts=1, timeout=None))
         with self._guard:
-            if name not in self._lanes:
-                self._lanes[name] = Lane(name, self._widest, self.patience, self.faults)
-            return self._lanes[name]
+            if route not in self._lanes:
+                self._lanes[route] = Lane(str(route), self._widest, self.patience, self.faults)
+            return self._lanes[route]
 
     def count(self, kind: str) -> None:
         """Count what is wrong with a reply that did arrive."""

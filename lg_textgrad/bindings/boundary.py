@@ -42,7 +42,7 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.faults import fault_of, out_of_credit, status_of
 from lg_textgrad.ledger import Ledger, Paid
-from lg_textgrad.models.langchain import lane_of
+from lg_textgrad.models.langchain import route_of
 from lg_textgrad.run import Usage, node_path
 
 # Fields of a chat model that don't change what it answers.
@@ -204,7 +204,12 @@ def _encode(result: ChatResult) -> Paid:
     if isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
     counted = getattr(message, "usage_metadata", None) or {}
-    usage = Usage(1, 0, counted.get("input_tokens", 0), counted.get("output_tokens", 0))
+    usage = Usage(
+        1,
+        prompt_tokens=counted.get("input_tokens", 0),
+        completion_tokens=counted.get("output_tokens", 0),
+        cached_tokens=(counted.get("input_token_details") or {}).get("cache_read") or 0,
+    )
     return (
         {
             "message": to_plain(message_to_dict(message)),
@@ -255,7 +260,7 @@ def _note(scope: BoundaryScope, model: BaseChatModel, error: Exception) -> None:
     """Note a call that failed for good."""
     failure = _systemic(error)
     if isinstance(failure, ModelError) and failure is not error:
-        scope.ledger.traffic.lane(lane_of(model)).close(failure)
+        scope.ledger.traffic.lane(route_of(model)).close(failure)
     scope.failure = scope.failure or failure
     scope.lost = scope.lost or fault_of(error) is not None
 
@@ -302,7 +307,7 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
                         original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
                     ),
                 ),
-                lane_of(self),
+                route_of(self),
             )
         except Exception as error:
             _note(scope, self, error)
@@ -345,7 +350,7 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             key = scope.key(asked, run_manager)
-            stored, usage = await scope.ledger.apay(key, scope.kind, asked, call, lane_of(self))
+            stored, usage = await scope.ledger.apay(key, scope.kind, asked, call, route_of(self))
         except Exception as error:
             _note(scope, self, error)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +28,10 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.faults import fault_of
 from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
-from lg_textgrad.models.base import Message, ModelReply, ModelRequest
+from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
 from lg_textgrad.run import Usage
+from lg_textgrad.traffic import EMBEDDED, Route
 
 _MESSAGES: Mapping[str, type[BaseMessage]] = {
     "system": SystemMessage,
@@ -98,9 +100,9 @@ class LangChain:
         return identity
 
     @property
-    def lane(self) -> str:
-        """What shares rate limits: the model on its server."""
-        return lane_of(self.chat_model)
+    def route(self) -> Route:
+        """What shares rate limits and has a price: the model on its server."""
+        return route_of(self.chat_model)
 
     async def acall(self, request: ModelRequest) -> ModelReply:
         """Ask once and return the reply; under a schema, with `data` that satisfies it.
@@ -231,6 +233,7 @@ class LangChain:
             prompt_tokens=used.get("input_tokens") or 0,
             completion_tokens=used.get("output_tokens") or 0,
             seconds=seconds,
+            cached_tokens=(used.get("input_token_details") or {}).get("cache_read") or 0,
         )
         try:
             data = checked_reply(
@@ -275,11 +278,13 @@ class LangChain:
         return _name_of(self.chat_model)
 
 
-def lane_of(chat_model: BaseChatModel) -> str:
-    """Return what shares rate limits with a chat model, as `models.OpenAI` names it too."""
+def route_of(chat_model: BaseChatModel) -> Route:
+    """Return what shares rate limits and a price with a chat model, as `models.OpenAI` names it."""
     url = _address(chat_model) or getattr(getattr(chat_model, "root_client", None), "base_url", "")
-    where = shown_url(str(url)) if url else type(chat_model).__name__
-    return f"{_name_of(chat_model)} at {where}"
+    shown = shown_url(str(url)) if url else type(chat_model).__name__
+    if shown == os.environ.get(URL_VARIABLE, "").rstrip("/"):
+        return Route("the embedded model", EMBEDDED)
+    return Route(_name_of(chat_model), shown)
 
 
 def _name_of(chat_model: BaseChatModel) -> str:

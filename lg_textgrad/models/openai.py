@@ -44,7 +44,7 @@ from lg_textgrad.models.openai_errors import (
 )
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
 from lg_textgrad.run import Usage
-from lg_textgrad.traffic import lane_in_scope
+from lg_textgrad.traffic import Route, lane_in_scope
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _NO_KEY = "none"
@@ -179,9 +179,9 @@ class OpenAI:
         return dict(self._identity)
 
     @property
-    def lane(self) -> str:
-        """What shares rate limits: the model on its server."""
-        return f"{self.model} at {self._shown}"
+    def route(self) -> Route:
+        """What shares rate limits and has a price: the model on its server."""
+        return Route(self.model, self._shown)
 
     async def acall(self, request: ModelRequest) -> ModelReply:
         """Ask once and return the reply; under a schema, with `data` that satisfies it.
@@ -304,11 +304,13 @@ class OpenAI:
         text = whole_text(getattr(message, "content", None) or "")
         finish_reason = getattr(choices[0], "finish_reason", None)
         used = getattr(completion, "usage", None)
+        details = getattr(used, "prompt_tokens_details", None)
         usage = Usage(
             calls=1,
             prompt_tokens=getattr(used, "prompt_tokens", None) or 0,
             completion_tokens=getattr(used, "completion_tokens", None) or 0,
             seconds=seconds,
+            cached_tokens=getattr(details, "cached_tokens", None) or 0,
         )
         try:
             data = checked_reply(
