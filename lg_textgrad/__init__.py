@@ -14,7 +14,7 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
-from lg_textgrad.bindings.tools import Tools
+from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples

@@ -15,7 +15,7 @@ from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.base import Binding, Declared
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
-from lg_textgrad.bindings.tools import ToolDesk, Tools
+from lg_textgrad.bindings.tool_modes import ToolDesk, Tools
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_at_hand, ledger_in_scope
