@@ -41,6 +41,7 @@ LAYERS = (
     "backward",
     "optim",
     "acceptance",
+    "approval",
     "selection",
     "bench",
     "screening",
