@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from lg_textgrad import models, optim
 from lg_textgrad._version import __version__
-from lg_textgrad.acceptance import Acceptance, Better, Outcome, Verdict
+from lg_textgrad.acceptance import (
+    Acceptance,
+    Better,
+    Guarded,
+    Outcome,
+    Priced,
+    Sequential,
+    Significant,
+    Verdict,
+)
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -15,6 +24,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
@@ -39,6 +49,7 @@ __all__ = [
     "Execution",
     "Feedback",
     "Gradient",
+    "Guarded",
     "Incumbent",
     "LGTextGradError",
     "LLMCritic",
@@ -49,6 +60,8 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Pareto",
+    "Priced",
     "RemoteSource",
     "Result",
     "Run",
@@ -56,6 +69,8 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "Sequential",
+    "Significant",
     "Store",
     "ToolCall",
     "Trace",

@@ -421,7 +421,8 @@ class Trainer:
             self._record(store, step, "val", proposal, verdict, progress, after)
             scores = {e: o.score for e, o in outcomes.items()}
             self._observe(proposal, verdict, "val", scores)
-            entry = Entry(proposal.hash, proposal.candidate, outcomes, (base.hash,))
+            parents = proposal.parents or (base.hash,)
+            entry = Entry(proposal.hash, proposal.candidate, outcomes, parents)
             if whole:
                 progress.pool.append(entry)
             if not verdict.accepted:
@@ -447,7 +448,8 @@ class Trainer:
     ) -> None:
         if proposal.hash not in progress.lineage:  # a step back is no new candidate
             made = proposal.hash, proposal.candidate
-            store.put_candidate(*made, parent=parent.hash, step=step, edits=proposal.edits)
+            origin = proposal.parents[0] if proposal.parents else parent.hash
+            store.put_candidate(*made, parent=origin, step=step, edits=proposal.edits)
 
     def _keep_time(self, store: Store) -> None:
         """Note the time spent: a killed run has no other record of it."""
@@ -468,6 +470,7 @@ class Trainer:
         payload = {
             "stage": stage,
             "kind": proposal.kind,
+            "parents": list(proposal.parents),
             "accepted": verdict.accepted,
             "reason": verdict.reason,
             "gain": verdict.gain,

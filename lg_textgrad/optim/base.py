@@ -30,6 +30,8 @@ class Proposal:
     edits: Sequence[Edit] = ()
     kind: str = "edits"
     """What made it, for people: `edits`, `gradients as lines`, `demonstrations`, `rewrite`, …"""
+    parents: tuple[str, ...] = ()
+    """Hashes of the candidates that it joins; empty when it comes from the step's own parent."""
 
     @property
     def hash(self) -> str:
