@@ -39,28 +39,20 @@ class Change:
 
 def begin(
     store: Store, hub: Hub, graph: TrainableGraph, where: Iterable[str], version: str = "latest"
-) -> dict[str, str]:
-    """Put the hub's prompts into the graph's parameters, and note which commits they are.
+) -> dict[str, Any]:
+    """Put the hub's prompts into the graph's parameters; return which commits they are.
 
     `where` is a prefix or `PARAMETER=PROMPT`s, `version` a tag or `latest`. A prompt that isn't on
-    the hub yet keeps the text that the graph has. A run that goes on takes the commits that it
-    began with. Returns parameter -> prompt. Raises `ParameterError` for a text that doesn't fit the
-    parameter.
+    the hub yet keeps the text that the graph has. What is returned is for `keep_hub`, once the run
+    has begun. Raises `ParameterError` for a text that doesn't fit the parameter.
     """
-    kept = store.get_meta(_META)
-    if kept is not None:
-        for parameter, row in kept["prompts"].items():
-            if row["pulled"] is not None:
-                graph.parameters[parameter].adopt(row["pulled"])
-        return {parameter: row["prompt"] for parameter, row in kept["prompts"].items()}
     if store.get_meta("configuration") is not None:
         raise RunMismatchError(
             f"The run in '{store.directory}' was started without --hub; leave it out to go on, or "
             "start a new run with another --out."
         )
-    names = hub_names(graph.parameters, where)
     rows: dict[str, Any] = {}
-    for parameter, prompt in names.items():
+    for parameter, prompt in hub_names(graph.parameters, where).items():
         latest = hub.pull(prompt)
         at = latest if version == "latest" else hub.pull(prompt, version) if latest else None
         if latest is not None and at is None:
@@ -74,8 +66,8 @@ def begin(
         rows[parameter] = {
             "prompt": prompt,
             "pulled": text,
-            "commit": at.hash if at else None,
-            "latest": latest.hash if latest else None,
+            "commit": _hash(at),
+            "latest": _hash(latest),
             "tags": {tag: _hash(hub.pull(prompt, tag) if latest else None) for tag in _WATCHED},
             "placeholders": list(graph.parameters[parameter].placeholders),
             "pushed": None,
@@ -83,8 +75,24 @@ def begin(
     for parameter, row in rows.items():  # only now, when all of them fit
         if row["pulled"] is not None:
             graph.parameters[parameter].adopt(row["pulled"])
-    store.put_meta(_META, {"version": version, "prompts": rows, "promoted": {}})
-    return names
+    return {"version": version, "prompts": rows, "promoted": {}}
+
+
+def go_on(store: Store, graph: TrainableGraph) -> bool:
+    """Put the prompts that the run began with into the graph again; False for a run without any."""
+    kept = store.get_meta(_META)
+    if kept is None:
+        return False
+    for parameter, row in kept["prompts"].items():
+        if row["pulled"] is not None and parameter in graph.parameters:
+            graph.parameters[parameter].adopt(row["pulled"])
+    return True
+
+
+def keep_hub(store: Store, begun: Mapping[str, Any]) -> None:
+    """Keep what `begin` returned; what is kept already stays."""
+    if store.get_meta(_META) is None:
+        store.put_meta(_META, dict(begun))
 
 
 def _check(graph: TrainableGraph, parameter: str, prompt: str, text: str) -> None:

@@ -25,6 +25,8 @@ from lg_textgrad.langsmith.hub import Hub, describe, handle, hub_names
 from lg_textgrad.langsmith.manifests import text_of, with_text
 from lg_textgrad.langsmith.promotion import (
     begin,
+    go_on,
+    keep_hub,
     plan_promotion,
     plan_rollback,
     promote,
@@ -289,14 +291,17 @@ def test_run_begins_with_the_prompts_of_the_hub(client, hub):
     put(client, "desk-triage", "Newer, for {shop}.")
     graph = desk.build(triage={"placeholders": ["shop"]}, prompts={"triage": "In the code, for {shop}."})
     with Store() as store:
-        assert begin(store, hub, graph, ["desk"], "latest")["triage"] == "desk-triage"
+        begun = begin(store, hub, graph, ["desk"], "latest")
+        assert begun["prompts"]["triage"]["prompt"] == "desk-triage"
+        keep_hub(store, begun)
         assert graph.parameters["triage"].value == "Newer, for {shop}."
         assert graph.parameters["writer"].value == START_PROMPTS["writer"]  # not on the hub yet
         put(client, "desk-triage", "Newest, for {shop}.")
         graph.parameters["triage"].value = "In the code, for {shop}."
-        begin(store, hub, graph, ["desk"])  # a run that goes on
+        assert go_on(store, graph)
         assert graph.parameters["triage"].value == "Newer, for {shop}."
     with Store() as store:
+        assert not go_on(store, graph)
         begin(store, hub, graph, ["triage=desk-triage"], "production")
         assert graph.parameters["triage"].value == "From the hub for {shop}.\nName only."
 
@@ -333,7 +338,7 @@ def run(client, hub, models):
     pushed(client)
     graph = desk.build()
     with Store() as store:
-        begin(store, hub, graph, ["desk"], "production")
+        keep_hub(store, begin(store, hub, graph, ["desk"], "production"))
         result = trained(models, store, graph)
         assert to_push(store)
         changed = push_accepted(store, hub, {"val/x": "http://here/experiment"})
@@ -411,7 +416,7 @@ def test_tag_of_another_name_that_was_there_before_is_no_surprise(client, hub, m
         hub.tag(f"desk-{name}", "eu", hub.pull(f"desk-{name}").hash)
     with Store() as store:
         graph = desk.build()
-        begin(store, hub, graph, ["desk"])
+        keep_hub(store, begin(store, hub, graph, ["desk"]))
         trained(models, store, graph)
         push_accepted(store, hub, {})
         assert all(c.before == START_PROMPTS[c.parameter] for c in plan_promotion(store, hub, "eu"))
@@ -429,7 +434,7 @@ def test_rollback_is_refused_when_the_tag_was_moved(client, hub, run):
 def test_run_that_has_not_ended_is_not_pushed(client, hub):
     pushed(client)
     with Store() as store:
-        begin(store, hub, desk.build(), ["desk"])
+        keep_hub(store, begin(store, hub, desk.build(), ["desk"]))
         assert not to_push(store)
         with pytest.raises(ConfigurationError, match="has not ended; go on with"):
             push_accepted(store, hub, {})
@@ -438,7 +443,7 @@ def test_run_that_has_not_ended_is_not_pushed(client, hub):
 def test_prompts_that_were_not_on_the_hub_are_made_there(client, server, hub, models):
     with Store() as store:
         graph = desk.build()
-        begin(store, hub, graph, ["fresh"])
+        keep_hub(store, begin(store, hub, graph, ["fresh"]))
         result = trained(models, store, graph)
         changed = push_accepted(store, hub, {})
         kept = [n for n in result.after if f"fresh-{n}" not in changed]
@@ -452,7 +457,7 @@ def test_push_that_was_cut_off_is_found_again(client, server, hub, models):
     pushed(client)
     with Store() as store:
         graph = desk.build()
-        begin(store, hub, graph, ["desk"])
+        keep_hub(store, begin(store, hub, graph, ["desk"]))
         result = trained(models, store, graph)
         server.fault = lambda request: Fault.lost() if str(request).startswith("POST /commits") else None
         with pytest.raises(LangSmithError):
