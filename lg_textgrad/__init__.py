@@ -14,6 +14,7 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -37,6 +38,8 @@ from lg_textgrad.trainer import Trainer
 
 __all__ = [
     "Acceptance",
+    "Approval",
+    "Approver",
     "Better",
     "Budget",
     "Candidate",
@@ -64,6 +67,7 @@ __all__ = [
     "Priced",
     "RemoteSource",
     "Result",
+    "Review",
     "Run",
     "Schedule",
     "Scored",

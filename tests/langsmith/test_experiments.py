@@ -20,7 +20,7 @@ from lg_textgrad.store import Store
 from lg_textgrad.trainer import Schedule, Trainer
 from tests import desk
 from tests.desk import ENDING, PARCELS, Script
-from tests.langsmith.parts import desk_dataset
+from tests.langsmith.parts import REFERENCE, desk_dataset
 from tests.servers.langsmith_server import Fault, LangSmithServer
 from tests.servers.openai_server import OpenAIServer
 
@@ -238,7 +238,7 @@ def test_nothing_secret_is_in_any_body(client, server, langsmith, models, monkey
     made = client.create_dataset("desk")
     leaky = [
         {"inputs": {"message": f"{row['inputs']['message']} key {SECRET} and hunter2-hunter2-hunter2 lsv2_pt_abcdefgh"},
-         "reference_outputs": row["outputs"], "split": split}
+         REFERENCE: row["outputs"], "split": split}
         for split, row in zip(("train", "train", "val", "val", "test"), desk.rows(5))
     ]  # fmt: skip
     client.create_examples(dataset_id=made.id, examples=leaky)

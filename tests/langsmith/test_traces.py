@@ -80,7 +80,7 @@ def production():
         told(roots[3], "quality", 3, feedback_config={"type": "continuous", "min": 1, "max": 5})
         told(roots[4], "thumbs", 0, run=step_of(server, roots[4], "triage"), comment=BROKEN, correction={"team": "repairs"})
         told(roots[4], "thumbs", 0, value="no")
-        told(roots[0], "blame", 1.0, comment="ours, from yesterday")
+        told(roots[0], "blame", 1.0, comment="ours, from yesterday", source_info={"gradient": "g1"})
         yield SimpleNamespace(server=server, models=models, langsmith=langsmith, client=client, roots=roots, messages=messages)
 
 
