@@ -35,6 +35,7 @@ from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.trainer import Trainer
+from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
@@ -82,6 +83,7 @@ __all__ = [
     "Trainer",
     "Usage",
     "Verdict",
+    "Watched",
     "__version__",
     "adiscover",
     "candidate_hash",
@@ -91,4 +93,5 @@ __all__ = [
     "prompts",
     "read_examples",
     "use_ledger",
+    "watch",
 ]
