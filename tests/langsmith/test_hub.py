@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -37,7 +38,7 @@ from lg_textgrad.langsmith.promotion import (
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import START_PROMPTS
-from tests.langsmith.test_experiments import models  # noqa: F401 - a fixture
+from tests.langsmith.test_experiments import models, surroundings  # noqa: F401 - one is a fixture
 from tests.servers.langsmith_server import Fault
 
 
@@ -323,27 +324,37 @@ def test_prompt_of_the_hub_that_does_not_fit(client, hub, text, version, words):
     assert graph.parameters["triage"].value == "In the code, for {shop}."
 
 
-def test_directory_of_a_run_without_the_hub_is_refused(hub, models):
+def test_directory_of_a_run_without_the_hub_is_refused(hub):
     with Store() as store:
-        trained(models, store, desk.build())
+        store.put_meta("configuration", {"graph": "x"})
         with pytest.raises(RunMismatchError, match="started without --hub"):
             begin(store, hub, desk.build(), ["desk"])
         with pytest.raises(ConfigurationError, match="has no prompts on the hub; start it with --hub"):
             plan_promotion(store, hub, "production")
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run that began in production and accepted something, with LangSmith gone when it ended."""
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    with surroundings() as all_, Store(folder) as store:
+        pushed(all_.client)
+        graph = desk.build()
+        keep_hub(store, begin(store, Hub(all_.langsmith), graph, ["desk"], "production"))
+        result = trained(all_.models, store, graph)
+    return SimpleNamespace(folder=folder, result=result)
+
+
 @pytest.fixture
-def run(client, hub, models):
-    """A run that began in production, accepted something and put it on the hub."""
+def run(client, hub, kept, tmp_path):
+    """That run, whose accepted prompts are now on the hub. The same commits have the same hashes."""
     pushed(client)
-    graph = desk.build()
-    with Store() as store:
-        keep_hub(store, begin(store, hub, graph, ["desk"], "production"))
-        result = trained(models, store, graph)
+    shutil.copytree(kept.folder, tmp_path / "run")
+    with Store(tmp_path / "run") as store:
         assert to_push(store)
         changed = push_accepted(store, hub, {"val/x": "http://here/experiment"})
         assert not to_push(store)
-        yield SimpleNamespace(store=store, result=result, changed=changed, graph=graph)
+        yield SimpleNamespace(store=store, result=kept.result, changed=changed)
 
 
 def test_accepted_prompts_are_pushed_as_candidates_with_scores_and_experiment(client, server, hub, run):
@@ -410,16 +421,12 @@ def test_promotion_is_refused_when_the_tag_was_moved(client, hub, run, tag):
         plan_promotion(run.store, hub, tag)
 
 
-def test_tag_of_another_name_that_was_there_before_is_no_surprise(client, hub, models):
-    pushed(client)
+def test_tag_of_another_name_that_was_there_before_is_no_surprise(hub, run):
     for name in START_PROMPTS:
-        hub.tag(f"desk-{name}", "eu", hub.pull(f"desk-{name}").hash)
-    with Store() as store:
-        graph = desk.build()
-        keep_hub(store, begin(store, hub, graph, ["desk"]))
-        trained(models, store, graph)
-        push_accepted(store, hub, {})
-        assert all(c.before == START_PROMPTS[c.parameter] for c in plan_promotion(store, hub, "eu"))
+        hub.tag(f"desk-{name}", "eu", run.store.get_meta("hub")["prompts"][name]["commit"])
+    changes = plan_promotion(run.store, hub, "eu")
+    assert {c.prompt for c in changes} == set(run.changed)
+    assert all(c.before == START_PROMPTS[c.parameter] for c in changes)
 
 
 def test_rollback_is_refused_when_the_tag_was_moved(client, hub, run):
@@ -453,19 +460,17 @@ def test_prompts_that_were_not_on_the_hub_are_made_there(client, server, hub, mo
                 plan_promotion(store, hub, "production")
 
 
-def test_push_that_was_cut_off_is_found_again(client, server, hub, models):
+def test_push_that_was_cut_off_is_found_again(client, server, hub, kept, tmp_path):
     pushed(client)
-    with Store() as store:
-        graph = desk.build()
-        keep_hub(store, begin(store, hub, graph, ["desk"]))
-        result = trained(models, store, graph)
+    shutil.copytree(kept.folder, tmp_path / "run")
+    with Store(tmp_path / "run") as store:
         server.fault = lambda request: Fault.lost() if str(request).startswith("POST /commits") else None
         with pytest.raises(LangSmithError):
             push_accepted(store, hub, {})
         server.fault = None
         push_accepted(store, hub, {})
     assert all(len(r.commits) <= 2 for r in server.repos.values())
-    assert all(system(client, f"desk-{n}:candidate") == t for n, t in result.after.items())
+    assert all(system(client, f"desk-{n}:candidate") == t for n, t in kept.result.after.items())
 
 
 def test_description_of_a_commit():
