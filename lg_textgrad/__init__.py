@@ -14,6 +14,7 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -38,6 +39,8 @@ from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
+    "Approval",
+    "Approver",
     "Better",
     "Budget",
     "Candidate",
@@ -65,6 +68,7 @@ __all__ = [
     "Priced",
     "RemoteSource",
     "Result",
+    "Review",
     "Run",
     "Schedule",
     "Scored",

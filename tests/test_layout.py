@@ -44,6 +44,7 @@ LAYERS = (
     "optim",
     "significance",
     "acceptance",
+    "approval",
     "selection",
     "pareto",
     "provenance",
@@ -61,6 +62,7 @@ LAYERS = (
     "assembly",
     "sessions",
     "_render",
+    "cli_langsmith",
     "cli",
     "__main__",
 )
@@ -86,7 +88,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"models/openai": 600, "trainer": 550}
+LONGER = {"cli": 520, "models/openai": 600, "trainer": 550}
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def printing(package: Path) -> list[str]:
     return [
         f"{module.name}.py:{node.lineno} prints"
         for module in read(package)
-        if module.name != "cli"
+        if module.name not in ("cli", "cli_langsmith")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "builtins.print")
     ]
@@ -359,7 +361,7 @@ def test_what_the_rules_allow_is_not_reported(tmp_path: Path) -> None:
             "models/openai.py": "import openai\n" + "\n" * LONGEST,
             "recording/__init__.py": "",
             "recording/isolation.py": "from langsmith.run_helpers import tracing_context\n",
-            "cli.py": "print('hello')\n",
+            "cli.py": "print('hello')\n" + "\n" * LONGEST,
         },
     )
     assert [wrong for rule in RULES for wrong in rule(package)] == []
