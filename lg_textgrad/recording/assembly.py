@@ -15,6 +15,7 @@ from lg_textgrad.recording.origins import Origins, items_of
 from lg_textgrad.recording.structure import Structure, host_of
 from lg_textgrad.recording.tasks import Task
 from lg_textgrad.run import Execution
+from lg_textgrad.tracking import fields_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def assemble(found: Iterable[Task], structure: Structure, started: float) -> Ass
     erased: dict[Task, dict[str, list[str]]] = {}
     owners = _first_writers(tasks)
     for level in levels.values():
-        path = level.tasks[0].path.rpartition("/")[0]
+        path = min((t.path.rpartition("/")[0] for t in level.tasks), key=len)
         if structure.knows(path, level.nodes):
             merging = structure.messages.get(path, frozenset())
         else:
@@ -135,7 +136,9 @@ def _places(found: Mapping[str, Origins], ids: Mapping[Task, str]) -> dict[str, 
 
 
 def _level(task: Task) -> str:
-    return task.namespace.rpartition("|")[0]
+    level = task.namespace.rpartition("|")[0]
+    # LangGraph puts a handler inside the node that failed; its state and edges are those around.
+    return level.rpartition("|")[0] if task.is_handler else level
 
 
 def _in_order(found: Iterable[Task]) -> list[Task]:
@@ -235,8 +238,7 @@ def _seen_to_accumulate(level: Sequence[Task]) -> frozenset[str]:
 def _given(inputs: Any) -> Mapping[str, Any]:
     if isinstance(inputs, Mapping):
         return dict(items_of(inputs))
-    fields = getattr(inputs, "__dict__", None)
-    return fields if isinstance(fields, dict) else {"__root__": inputs}
+    return fields_of(inputs) or {"__root__": inputs}
 
 
 def _among(value: Any, written: Sequence[Any]) -> bool:

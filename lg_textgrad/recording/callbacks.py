@@ -24,7 +24,7 @@ from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.structure import UNKNOWN, Structure
 from lg_textgrad.recording.tasks import Frame, Root, Task
 from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage, node_path
-from lg_textgrad.tracking import ReadTrackingDict
+from lg_textgrad.tracking import start_tracking
 
 _NAMESPACE = "langgraph_checkpoint_ns"
 
@@ -101,7 +101,8 @@ class Recorder(BaseCallbackHandler):
             return task
         above = parent.root.namespace
         path = node_path(namespace.removeprefix(f"{above}|") if above else namespace)
-        kind = self._structure.nodes.get(path, UNKNOWN)
+        route = tuple(found.get("langgraph_path") or ())
+        kind = self._structure.node(path, handles="node_error_handler" in route)
         task = self._tasks[namespace] = Task(
             namespace=namespace,
             path=path,
@@ -109,13 +110,13 @@ class Recorder(BaseCallbackHandler):
             kind=kind,
             superstep=int(found.get("langgraph_step", 0)),
             order=len(self._tasks),
-            route=tuple(found.get("langgraph_path") or ()),
+            route=route,
             triggers=tuple(found.get("langgraph_triggers") or ()),
             root=parent.root,
             caller=parent.task,
             inputs=inputs,
             plain_inputs=None,
-            reads=inputs.start() if isinstance(inputs, ReadTrackingDict) else None,
+            reads=start_tracking(inputs),
             started=time.monotonic(),
         )
         if task.caller is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-from pydantic import BaseModel
 
 from lg_textgrad.recording.origins import items_of
 from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.tasks import Task
 from lg_textgrad.run import node_path
+from lg_textgrad.tracking import fields_of
 
 
 def changed(task: Task, plainer: Plainer) -> Iterator[str]:
@@ -18,7 +16,7 @@ def changed(task: Task, plainer: Plainer) -> Iterator[str]:
 
     Others that hold the same object see the change, and no write tells them where it came from.
     """
-    given = task.inputs if isinstance(task.inputs, Mapping) else _fields(task.inputs)
+    given = task.inputs if isinstance(task.inputs, Mapping) else fields_of(task.inputs) or {}
     written = {id(value) for _, value in task.values}
     for channel, value in items_of(given):
         if plainer.moved(value) and id(value) not in written:
@@ -28,11 +26,6 @@ def changed(task: Task, plainer: Plainer) -> Iterator[str]:
                 "changed in place; the trace has no write for that. Return the new value from the "
                 "node."
             )
-
-
-def _fields(state: Any) -> Mapping[str, Any]:
-    is_state = isinstance(state, BaseModel) or hasattr(state, "__dataclass_fields__")
-    return getattr(state, "__dict__", {}) if is_state else {}
 
 
 def hidden(path: str) -> str:

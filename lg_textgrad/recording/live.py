@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
@@ -25,7 +26,7 @@ from lg_textgrad.recording.isolation import isolated
 from lg_textgrad.recording.resuming import arun_resumed, at_breakpoint, resume_values
 from lg_textgrad.recording.structure import AnyGraph, Structure, fingerprint, graphs_by_path
 from lg_textgrad.run import Candidate, Example
-from lg_textgrad.tracking import ReadTrackingDict
+from lg_textgrad.tracking import ReadTrackingDict, tracked_object
 
 
 class LiveSource:
@@ -157,8 +158,8 @@ def observing(
             inner = observing(node.bound, saver=saver, cache=cache)
             subgraphs = [inner if g is node.bound else g for g in node.subgraphs]
             nodes[name] = node.copy({"bound": inner, "subgraphs": subgraphs})
-        elif name != START and node.mapper is None and isinstance(node.channels, list):
-            nodes[name] = node.copy({"mapper": _track})
+        elif name != START and isinstance(node.channels, list):
+            nodes[name] = node.copy({"mapper": _tracking(node.mapper)})
     changes: dict[str, Any] = {"nodes": nodes}
     if graph.cache is not None:
         changes["cache"] = cache(graph.cache)
@@ -167,5 +168,19 @@ def observing(
     return graph.copy(changes)
 
 
+def _tracking(mapper: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """Return what makes a node's state as `mapper` does, and has it note what is read of it."""
+    if mapper is None:
+        return _track
+    schema = next(iter(getattr(mapper, "args", ())), None)
+    # One mapper for all nodes of a schema, since LangGraph makes their state once.
+    return _tracking_objects(schema) if isinstance(schema, type) else mapper
+
+
 def _track(value: Any) -> Any:
     return ReadTrackingDict(value) if type(value) is dict else value
+
+
+@functools.lru_cache(maxsize=256)
+def _tracking_objects(schema: type) -> Callable[[Any], Any]:
+    return functools.partial(tracked_object, schema)

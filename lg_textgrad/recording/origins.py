@@ -8,14 +8,14 @@ the code, as f-strings and joins do.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from pydantic import BaseModel
+
+from lg_textgrad.tracking import fields_of
 
 Origins = dict[Any, None]
 """Places, in the order in which they were found."""
@@ -43,11 +43,12 @@ class Known:
 
     def add_inputs(self, inputs: Any) -> None:
         """Remember what the node was given, by key."""
-        if isinstance(inputs, Mapping):
-            for key, value in items_of(inputs):
-                self.add(value, ("", str(key)), 0)
-        else:
+        given = inputs if isinstance(inputs, Mapping) else fields_of(inputs)
+        if given is None:
             self.add(inputs, ("", "*"), 0)
+            return
+        for key, value in items_of(given):
+            self.add(value, ("", str(key)), 0)
 
     def whole(self, value: Any, before: int) -> Origins | None:
         """Return where `value` came from, if it is handed on as it is; None when it isn't.
@@ -147,11 +148,8 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return list(value)
     if isinstance(value, BaseMessage):
         return [value.content, getattr(value, "tool_calls", None)]
-    if isinstance(value, BaseModel):
-        return [getattr(value, name, None) for name in type(value).model_fields]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, f.name, None) for f in dataclasses.fields(value)]
-    return None
+    fields = fields_of(value)
+    return None if fields is None else list(fields.values())
 
 
 @functools.lru_cache(maxsize=1024)

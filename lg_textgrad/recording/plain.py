@@ -16,6 +16,7 @@ from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
 from lg_textgrad._hashing import AS_THEY_ARE, message_to_plain, to_plain
+from lg_textgrad.tracking import fields_of
 
 _SAID = ("content", "tool_calls", "name", "tool_call_id", "status")
 _SETTLED = AS_THEY_ARE | {str, float, bytes}
@@ -116,7 +117,9 @@ def _key(key: Any) -> str:
 
 
 def _fields(value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    own = getattr(value, "__dict__", None)
-    if own is None:
-        return tuple(getattr(value, name, None) for name in names)
+    try:
+        # Not getattr: a state may note who looks at it.
+        own = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        own = fields_of(value) or {}
     return tuple(map(own.get, names))

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from lg_textgrad.recording.origins import Known, Origins
 from lg_textgrad.recording.structure import Node
 from lg_textgrad.run import ModelCall, ToolCall
-from lg_textgrad.tracking import ReadTrackingDict
+from lg_textgrad.tracking import start_tracking
 
 OVERWRITE = "__overwrite__"
 _PUSH = "__pregel_push"
@@ -107,8 +107,7 @@ class Task:
         The model calls of all attempts were paid for and stay.
         """
         self.attempts += 1
-        if isinstance(inputs, ReadTrackingDict):
-            self.reads = inputs.start(self.reads)
+        self.reads = start_tracking(inputs, self.reads)
         if root is self.root:
             for task in self.inside:
                 task.discarded = True
