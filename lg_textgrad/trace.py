@@ -319,7 +319,8 @@ class _Builder:
                 fed = {key: version for key, version in fed.items() if not _is_empty(version)}
                 self.build(level, fed, ())
             else:
-                self.build(level, _by_name(given, level), _writers(given.get(ROUTE)))
+                fed = _by_name(given, level, certain=host.reads is not None)
+                self.build(level, fed, _writers(given.get(ROUTE)))
         returned = self._inner_sinks(host.id, given.values())
         made_of: list[Version] = []
         if "*" in host.passed:
@@ -445,11 +446,17 @@ def _without(version: Version, gone: set[str]) -> Version:
     return Version(tuple(w for w in version.all_writers() if w not in gone))
 
 
-def _by_name(given: Mapping[str, Version], level: _Level) -> dict[str, Version]:
-    """Return what a graph that is a node was fed, by channel."""
+def _by_name(
+    given: Mapping[str, Version], level: _Level, *, certain: bool
+) -> dict[str, Version]:
+    """Return what a graph that is a node was fed, by channel.
+
+    `certain`: that it is the node itself. Else a node's code may have called it.
+    """
     fed = {c: v for c, v in given.items() if c not in (SEND, ROUTE)}
     wanted = dict.fromkeys(c for e in level.executions for c in _channels_given(e))
-    if given and (SEND in given or (fed and fed.keys().isdisjoint(wanted))):
+    unlike = not certain and fed and fed.keys().isdisjoint(wanted)
+    if given and (SEND in given or unlike):
         # The names don't say what became of what, so all of it may have.
         everything = Version((), tuple({id(v): v for v in given.values()}.values()))
         return dict.fromkeys(wanted, everything)

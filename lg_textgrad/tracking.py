@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -26,13 +26,12 @@ class ReadTrackingDict(dict[str, Any]):
         super().__init__(values)
         self.keys_read: set[str] = set() if keys_read is None else keys_read
 
-    def start(self, sheet: set[str] | None = None) -> set[str]:
+    def start(self) -> set[str]:
         """Forget what was read so far, and what copies made so far will read; return the new sheet.
 
-        LangGraph copies one state for all tasks of a superstep; each starts with a clean sheet, or
-        goes on with the one that it is given.
+        So that each of those who share a state starts with a clean one.
         """
-        self.keys_read = set() if sheet is None else sheet
+        self.keys_read = set()
         return self.keys_read
 
     def __copy__(self) -> ReadTrackingDict:
@@ -190,24 +189,29 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     return found
 
 
-def start_tracking(state: Any, sheet: set[str] | None = None) -> set[str] | None:
-    """Give a state a sheet of its own, or the one given, and return it; None for what has none."""
+def tracking(state: Any) -> Any:
+    """Return a copy of a dict, a Pydantic model or a dataclass that has a sheet; others as is."""
+    kind = type(state)
+    if kind is dict:
+        return ReadTrackingDict(state)
+    if not field_names(kind) or isinstance(state, type):
+        return state
+    tracked = tracking_class(kind)  # type: ignore[arg-type] # mypy: a type is no Hashable
+    if tracked is None:
+        return state
+    made = _filled(tracked, state, field_names(kind))
+    object.__setattr__(made, _SHEET, set())
+    return made
+
+
+def start_tracking(state: Any) -> set[str] | None:
+    """Give a state a sheet of its own and return it; None for what can't have one."""
     if isinstance(state, ReadTrackingDict):
-        return state.start(sheet)
+        return state.start()
     if _sheet(state) is None:
         return None
-    object.__setattr__(state, _SHEET, set() if sheet is None else sheet)
-    return _sheet(state)
-
-
-def tracked_object(schema: type, values: Mapping[str, Any]) -> Any:
-    """Return `schema(**values)`, with a sheet where that is possible."""
-    kind = tracking_class(schema)
-    if kind is None:
-        return schema(**values)
-    state = kind(**values)
     object.__setattr__(state, _SHEET, set())
-    return state
+    return _sheet(state)
 
 
 def _sheet(state: Any) -> set[str] | None:

@@ -14,7 +14,7 @@ import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from lg_textgrad.tracking import ReadTrackingDict, fields_of, start_tracking, tracked_object
+from lg_textgrad.tracking import ReadTrackingDict, fields_of, start_tracking, tracking
 
 VALUES = {"a": 1, "b": 2}
 
@@ -155,7 +155,7 @@ GIVEN = {"a": 1, "b": [2]}
 
 
 def sheet_of(kind, look):
-    state = tracked_object(kind, GIVEN)
+    state = tracking(kind(**GIVEN))
     sheet = start_tracking(state)
     look(state)
     return sheet
@@ -199,7 +199,7 @@ def test_not_looking_at_an_object(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_behaves_as_an_instance_of_its_class(kind):
-    state: Any = tracked_object(kind, GIVEN)
+    state: Any = tracking(kind(**GIVEN))
     assert isinstance(state, kind)
     assert state.__class__ is kind
     assert (state == kind(**GIVEN), kind(**GIVEN) == state, repr(state)) == (
@@ -213,7 +213,7 @@ def test_behaves_as_an_instance_of_its_class(kind):
 
 
 def test_model_keeps_its_private_values_and_validation():
-    state: Any = tracked_object(Model, GIVEN)
+    state: Any = tracking(Model(**GIVEN))
     assert (state._own, copy.copy(state)._own, pickle.loads(pickle.dumps(state))._own) == (7, 7, 7)
     state.a = 5
     assert (state.a, state.model_copy(update={"a": 6}).a) == (5, 6)
@@ -224,13 +224,13 @@ def test_model_keeps_its_private_values_and_validation():
 @pytest.mark.parametrize("kind", KINDS)
 def test_object_in_a_checkpoint_is_of_its_own_class(kind):
     serde = JsonPlusSerializer(allowed_msgpack_modules=[(__name__, kind.__name__)])
-    made = serde.loads_typed(serde.dumps_typed(tracked_object(kind, GIVEN)))
+    made = serde.loads_typed(serde.dumps_typed(tracking(kind(**GIVEN))))
     assert type(made) is kind
     assert made == kind(**GIVEN)
 
 
 def test_copies_of_an_object_share_the_sheet_until_the_next_start():
-    shared: Any = tracked_object(Data, GIVEN)
+    shared: Any = tracking(Data(**GIVEN))
     sheet = start_tracking(shared)
     first = copy.copy(shared)
     first.a
@@ -247,5 +247,5 @@ def test_class_that_refuses_to_be_derived_from_is_used_as_it_is():
         def __init_subclass__(cls, **kwargs):
             raise TypeError("final")
 
-    state = tracked_object(Alone, {"a": 2})
+    state = tracking(Alone(2))
     assert (type(state), state.a, start_tracking(state)) == (Alone, 2, None)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 from uuid import uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.constants import START
-from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
@@ -23,10 +19,10 @@ from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
+from lg_textgrad.recording.observing import observing
 from lg_textgrad.recording.resuming import arun_resumed, at_breakpoint, resume_values
 from lg_textgrad.recording.structure import AnyGraph, Structure, fingerprint, graphs_by_path
 from lg_textgrad.run import Candidate, Example
-from lg_textgrad.tracking import ReadTrackingDict, tracked_object
 
 
 class LiveSource:
@@ -129,58 +125,3 @@ async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
         return await run()
     with scopes[0]:
         return await _entered(scopes[1:], run)
-
-
-def _in_memory(_: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
-    return InMemorySaver()
-
-
-def _no_cache(_: BaseCache[Any]) -> None:
-    return None
-
-
-def observing(
-    graph: AnyGraph,
-    *,
-    saver: Callable[[BaseCheckpointSaver[Any]], BaseCheckpointSaver[Any]] = _in_memory,
-    cache: Callable[[BaseCache[Any]], BaseCache[Any] | None] = _no_cache,
-) -> AnyGraph:
-    """Return a copy of `graph` that notes which state keys a node reads, subgraphs included.
-
-    Checkpointers are replaced by what `saver` returns, node caches by what `cache` does: none,
-    since a cache is keyed by the node's input alone and would answer one candidate with the result
-    of another. Nothing is recompiled and `graph` itself stays as it is.
-    """
-    nodes: dict[str, Any] = {}
-    for name, node in graph.nodes.items():
-        nodes[name] = node
-        if isinstance(node.bound, Pregel):
-            inner = observing(node.bound, saver=saver, cache=cache)
-            subgraphs = [inner if g is node.bound else g for g in node.subgraphs]
-            nodes[name] = node.copy({"bound": inner, "subgraphs": subgraphs})
-        elif name != START and isinstance(node.channels, list):
-            nodes[name] = node.copy({"mapper": _tracking(node.mapper)})
-    changes: dict[str, Any] = {"nodes": nodes}
-    if graph.cache is not None:
-        changes["cache"] = cache(graph.cache)
-    if isinstance(graph.checkpointer, BaseCheckpointSaver):
-        changes["checkpointer"] = saver(graph.checkpointer)
-    return graph.copy(changes)
-
-
-def _tracking(mapper: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
-    """Return what makes a node's state as `mapper` does, and has it note what is read of it."""
-    if mapper is None:
-        return _track
-    schema = next(iter(getattr(mapper, "args", ())), None)
-    # One mapper for all nodes of a schema, since LangGraph makes their state once.
-    return _tracking_objects(schema) if isinstance(schema, type) else mapper
-
-
-def _track(value: Any) -> Any:
-    return ReadTrackingDict(value) if type(value) is dict else value
-
-
-@functools.lru_cache(maxsize=256)
-def _tracking_objects(schema: type) -> Callable[[Any], Any]:
-    return functools.partial(tracked_object, schema)

@@ -14,6 +14,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from langchain_core.messages import BaseMessage
+from langgraph.types import Command
 
 from lg_textgrad.tracking import fields_of
 
@@ -34,12 +35,27 @@ class Known:
     def add(self, value: Any, origin: Any, at: int) -> None:
         """Remember `value` and its parts. `at`: the moment from which on the code has it."""
         for part in _walk(value):
-            if part is None:
-                continue
-            if _is_scalar(part):
-                self._scalars.setdefault(_by_value(part), []).append((at, origin))
-            else:
-                self._objects.setdefault(id(part), (part, []))[1].append((at, origin))
+            if part is not None:
+                self._add(part, origin, at)
+
+    def _add(self, part: Any, origin: Any, at: int) -> None:
+        if _is_scalar(part):
+            self._scalars.setdefault(_by_value(part), []).append((at, origin))
+        else:
+            self._objects.setdefault(id(part), (part, []))[1].append((at, origin))
+
+    def add_new(self, value: Any, origins: Iterable[Any], at: int) -> None:
+        """Remember those parts of `value` that are not known yet."""
+        new = [part for part in _walk(value) if not self._has(part)]
+        for part in new:
+            if part is not None:
+                for origin in origins:
+                    self._add(part, origin, at)
+
+    def _has(self, part: Any) -> bool:
+        if _is_scalar(part):
+            return _by_value(part) in self._scalars
+        return id(part) in self._objects
 
     def add_inputs(self, inputs: Any) -> None:
         """Remember what the node was given, by key."""
@@ -49,6 +65,11 @@ class Known:
             return
         for key, value in items_of(given):
             self.add(value, ("", str(key)), 0)
+
+    def add_from_outside(self, inputs: Any) -> None:
+        """Remember values that no node made: what a run was resumed with."""
+        if isinstance(inputs, Command):
+            self.add(inputs.resume, None, 0)
 
     def whole(self, value: Any, before: int) -> Origins | None:
         """Return where `value` came from, if it is handed on as it is; None when it isn't.
@@ -69,16 +90,16 @@ class Known:
             return None
         if _is_scalar(value):
             known = _until(self._scalars.get(_by_value(value), ()), before)
-            if known:
+            if known is not None:
                 return known
             if joined and _by_value(value) in self._constants:
                 return {}
             return self._pieces(value, before) if joined and isinstance(value, str) else None
         known = _until(self._objects.get(id(value), (None, ()))[1], before)
-        if known:
+        if known is not None:
             return known
         parts = _parts(value)
-        if parts is None:
+        if parts is None or not (joined or isinstance(value, dict | list | tuple)):
             return None
         found: Origins = {}
         for part in parts:
@@ -90,7 +111,9 @@ class Known:
 
     def _pieces(self, text: str, before: int) -> Origins | None:
         """Return where the pieces of a string came from, the longest that fit first."""
-        known = {t: o for t, o in self._texts() if t and t in text and _until(o, before)}
+        known = {
+            t: o for t, o in self._texts() if t and t in text and _until(o, before) is not None
+        }
         fixed = [t for kind, t in self._constants if kind is str and t and t in text]
         pieces = sorted([*known, *(t for t in fixed if t not in known)], key=len, reverse=True)
         found: Origins = {}
@@ -101,7 +124,7 @@ class Known:
                 return None
             at += len(piece)
             if piece in known:
-                found.update(_until(known[piece], before))
+                found.update(_until(known[piece], before) or {})
         return found
 
     def _texts(self) -> Iterator[tuple[str, list[tuple[int, Any]]]]:
@@ -114,8 +137,13 @@ def items_of(values: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
     return dict.items(values) if isinstance(values, dict) else values.items()
 
 
-def _until(origins: Iterable[tuple[int, Any]], before: int) -> Origins:
-    return {origin: None for at, origin in origins if at < before}
+def _until(origins: Iterable[tuple[int, Any]], before: int) -> Origins | None:
+    """Return where a value came from, as far as that was then; None for one that was not there."""
+    found = {origin: None for at, origin in origins if at < before}
+    if not found:
+        return None
+    found.pop(None, None)
+    return found
 
 
 def _is_scalar(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.messages import HumanMessage, SystemMessage
@@ -138,25 +138,30 @@ class Construct:
     inputs: Any
     edges: str
     """One a line, `producer > consumer channel`; everything else that is expected comes with it."""
-    prompts: dict[str, str | None] = field(default_factory=dict)
-    """Execution -> the prompt that its model was sent; those without made no model call."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Execution -> the prompt of each of its model calls; those that are not named made none."""
     executions: str = ""
     """Ids of executions that no edge names."""
     sinks: dict[str, str] = field(default_factory=dict)
     """Output key -> the executions that wrote it, where that says more than the edges."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    discovered_on: dict[str, Any] | None = None
+    """What the prompts are discovered on, where that is not `inputs`."""
+    unseen: str = ""
+    """Executions whose `Send`s nothing tells of, and nodes that leave no execution at all."""
     raises: str = ""
     """How the run's error begins; empty where it must have none."""
     warns: str = ""
     """A piece of the one warning that the run must have."""
     limit: str = ""
     """Why the trace is not exact here, for the document; empty where it is."""
-    watched: bool = True
-    """Whether the construct can be run by invoke, stream and batch as it is."""
-    watched_limit: str = ""
-    """A limit that holds for `tg.watch` only: the graph's own cache, …"""
-    watched_edges: str | None = None
-    watched_warns: str = ""
+    warm: bool = False
+    """Whether the graph has run on the inputs before."""
+    watched: dict[str, Any] = field(default_factory=dict)
+    """What is different where the user runs the graph, under `tg.watch`."""
+
+    def under(self, *, watched: bool) -> Construct:
+        return replace(self, watched={}, **self.watched) if watched else self
 
     @property
     def expected(self) -> set[tuple[str, str, str]]:
@@ -165,6 +170,9 @@ class Construct:
     def ids(self) -> set[str]:
         named = {e for producer, consumer, _ in self.expected for e in (producer, consumer)}
         return named | set(self.executions.split())
+
+    def prompt_names(self) -> list[str]:
+        return list(dict.fromkeys(n for names in self.prompts.values() for n in names.split()))
 
 
 def edges_of(text: str) -> set[tuple[str, str, str]]:

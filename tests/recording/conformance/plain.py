@@ -310,7 +310,8 @@ def crash(k):
 
     def bad(s):
         yield Ask("bad", s["a"])
-        raise ValueError("no such team")
+        if s["q"] == "topic":
+            raise ValueError("no such team")
 
     return graph(k, {"one": one, "bad": bad}, [(START, "one"), ("one", "bad")])
 
@@ -535,6 +536,7 @@ ROWS = [
         "one#0 > bad#0 a",
         {"one#0": "one", "bad#0": "bad"},
         raises="ValueError: no such team",
+        discovered_on={"q": "something else"},
     ),
     Construct(
         "Error handler of a node", handled, TOPIC,
