@@ -14,7 +14,7 @@ from langgraph.types import Send
 from lg_textgrad.recording.assembly import Assembled, assemble
 from lg_textgrad.recording.caches import cached
 from lg_textgrad.recording.calls import NAMESPACE, CallRecorder, namespace_here
-from lg_textgrad.recording.doubts import changed, in_a_thread
+from lg_textgrad.recording.doubts import changed, changed_further_inside, in_a_thread
 from lg_textgrad.recording.origins import Known, Origins, constants_of, items_of
 from lg_textgrad.recording.structure import UNKNOWN, Structure
 from lg_textgrad.recording.tasks import Frame, Root, Task
@@ -157,7 +157,8 @@ class Recorder(CallRecorder):
                 return
             task = frame.task
             if task is None:
-                frame.root.outputs, frame.root.ended = outputs, time.monotonic()
+                self._leave(frame)
+                frame.root.outputs = outputs
             elif frame.own:
                 kind = task.kind
                 if task.is_call:
@@ -190,6 +191,12 @@ class Recorder(CallRecorder):
             ]
             known.add_new(value, [(task, channel) for task in writers], self._count)
 
+    def _leave(self, frame: Frame) -> None:
+        root = frame.root
+        root.ended = time.monotonic()
+        tasks = [t for t in self._tasks.values() if t.root is root]
+        root.notes.update(changed_further_inside(root, tasks))
+
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         with self._guard:
             self._count += 1
@@ -198,7 +205,8 @@ class Recorder(CallRecorder):
                 return
             task = frame.task
             if task is None:
-                frame.root.error, frame.root.ended = error, time.monotonic()
+                self._leave(frame)
+                frame.root.error = error
             if task is None or not frame.own:
                 return
             if isinstance(error, ParentCommand):
@@ -226,7 +234,7 @@ class Recorder(CallRecorder):
             known = self._at_hand(caller)
             for channel, value in task.values:
                 known.add(value, (task, channel), self._count)
-        task.root.notes.update(changed(task, self._plainer))
+        task.root.notes.update(changed(task))
 
     def _trace_back(self, task: Task, known: Known) -> None:
         """Note where what a node wrote came from, when its code called others for it."""

@@ -15,7 +15,6 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 
 from lg_textgrad.recording.doubts import hidden
-from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.tasks import Frame, Root, Task
 from lg_textgrad.run import ModelCall, ToolCall, Usage, node_path
 
@@ -30,7 +29,6 @@ class CallRecorder(BaseCallbackHandler):
     def __init__(self) -> None:
         self.roots: list[Root] = []
         self._guard = threading.RLock()
-        self._plainer = Plainer()
         self._frames: dict[UUID, Frame] = {}
         self._tasks: dict[str, Task] = {}
         self._calls: dict[UUID, tuple[Task, float, ModelCall]] = {}
@@ -38,7 +36,7 @@ class CallRecorder(BaseCallbackHandler):
 
     def _plain(self, value: Any, task: Task) -> Any:
         try:
-            return self._plainer.of(value)
+            return task.root.plainer.of(value)
         except Exception as error:  # a repr or a property of the user's that raises
             task.root.notes.add(
                 f"A value in the node '{task.path}' could not be recorded "
@@ -67,7 +65,7 @@ class CallRecorder(BaseCallbackHandler):
                 return
             call = ModelCall(
                 model=str(name or (kwargs.get("name") or "unknown")),
-                messages=tuple(self._plain(m, task) for m in messages[0]),
+                messages=tuple(self._plain(messages[0], task)),
                 output=None,
                 tools=tuple(self._plain(asked.get("tools") or (), task)),
             )

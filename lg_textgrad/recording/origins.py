@@ -34,7 +34,7 @@ class Known:
 
     def add(self, value: Any, origin: Any, at: int) -> None:
         """Remember `value` and its parts. `at`: the moment from which on the code has it."""
-        for part in _walk(value):
+        for part in walk(value):
             if part is not None:
                 self._add(part, origin, at)
 
@@ -46,7 +46,7 @@ class Known:
 
     def add_new(self, value: Any, origins: Iterable[Any], at: int) -> None:
         """Remember those parts of `value` that are not known yet."""
-        new = [part for part in _walk(value) if not self._has(part)]
+        new = [part for part in walk(value) if not self._has(part)]
         for part in new:
             if part is not None:
                 for origin in origins:
@@ -154,7 +154,7 @@ def _by_value(value: Any) -> tuple[type, Any]:
     return (str if isinstance(value, str) else type(value), value)
 
 
-def _walk(value: Any) -> Iterator[Any]:
+def walk(value: Any) -> Iterator[Any]:
     """Yield a value and what it has in it, at most so many as a person could have meant."""
     waiting, left, seen = [value], _MANY, set[int]()
     while waiting and left:
@@ -199,7 +199,7 @@ def constants_of(function: Any) -> frozenset[Any]:
             if isinstance(constant, CodeType):
                 codes.append(constant)
             else:
-                found.update(map(_by_value, filter(_is_scalar, _walk(constant))))
+                found.update(map(_by_value, filter(_is_scalar, walk(constant))))
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
     for name in names:
         try:

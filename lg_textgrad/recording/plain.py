@@ -2,13 +2,14 @@
 
 A state's values go from node to node as the same objects: a list of messages grows by the few that
 are new. So what an object was turned into is kept, and used again while the object still has the
-same items. Turning the inputs of a node then costs a look at each message, not its conversion.
+same items. Turning the inputs of a node then costs a glance at what is in them, and that of a long
+list not even a glance at what is inside its items: `changed` looks at all of it, once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import is_
 from typing import Any
 
@@ -17,6 +18,9 @@ from pydantic import BaseModel
 
 from lg_textgrad._hashing import AS_THEY_ARE, message_to_plain, to_plain
 from lg_textgrad.tracking import fields_of
+
+LONG = 32
+"""From how many items on a container is not looked into again at each node."""
 
 _SAID = ("content", "tool_calls", "name", "tool_call_id", "status")
 _SETTLED = AS_THEY_ARE | {str, float, bytes}
@@ -35,7 +39,21 @@ class _Kept:
         self.items = items
         self.keys = tuple(value) if type(value) is dict else None
         self.names = names
-        self.inner = tuple(item for item in items if type(item) not in _SETTLED)
+        self.inner = [item for item in items if type(item) not in _SETTLED]
+
+    def moved(self) -> bool:
+        """Return whether the object itself has other items now."""
+        value, items = self.value, self.items
+        if self.names is not None:
+            own = _own(value)
+            return not all(map(is_, map(own.get, self.names), items))
+        if self.keys is None:
+            return len(value) != len(items) or not all(map(is_, value, items))
+        return (
+            len(value) != len(items)
+            or tuple(value) != self.keys
+            or not all(map(is_, value.values(), items))
+        )
 
 
 class Plainer:
@@ -56,33 +74,44 @@ class Plainer:
             return kept.plain
         return self._turn(value, kind)
 
+    def each(self, values: Iterable[Any]) -> list[Any]:
+        """Return each of `values` as JSON data."""
+        items = values if isinstance(values, list | tuple) else list(values)
+        if len(items) <= LONG:
+            return [self.of(item) for item in items]
+        known = self._kept.get
+        return [
+            kept.plain if (kept := known(id(item))) is not None else self.of(item)
+            for item in items
+        ]
+
     def moved(self, value: Any) -> bool:
         """Return whether something in `value` was changed in place since it was turned last."""
         kept = self._kept.get(id(value))
         return kept is not None and self._moved(kept)
 
+    def changed(self) -> Iterator[Any]:
+        """Yield the objects that were changed in place since they were turned last."""
+        return (kept.value for kept in list(self._kept.values()) if kept.moved())
+
     def _turn(self, value: Any, kind: type) -> Any:
         names: tuple[str, ...] | None = None
         if kind is list or kind is tuple:
             items = tuple(value)
-            plain: Any = [self.of(item) for item in items]
+            plain: Any = self.each(items)
         elif kind is dict:
             items = tuple(value.values())
-            plain = dict(zip(map(_key, value), map(self.of, items), strict=True))
+            plain = dict(zip(map(_key, value), self.each(items), strict=True))
         elif isinstance(value, BaseMessage):
             names = _SAID
-            items = _fields(value, names)
+            items = tuple(map(_own(value).get, names))
             plain = message_to_plain(value)
             for item in items[:2]:
                 self.of(item)  # kept, so that a change further inside is noticed
-        elif isinstance(value, BaseModel):
-            names = tuple(type(value).model_fields)
-            items = _fields(value, names)
-            plain = dict(zip(names, map(self.of, items), strict=True))
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            names = tuple(f.name for f in dataclasses.fields(value))
-            items = _fields(value, names)
-            plain = dict(zip(names, map(self.of, items), strict=True))
+        elif fields := tuple(_in_order(kind)):
+            names = fields
+            items = tuple(map(_own(value).get, names))
+            plain = dict(zip(names, self.each(items), strict=True))
         elif isinstance(value, Mapping):
             # Not kept: most are made for the moment. `dict.items` is not seen by who counts reads.
             pairs = dict.items(value) if isinstance(value, dict) else value.items()
@@ -93,22 +122,13 @@ class Plainer:
         return plain
 
     def _moved(self, kept: _Kept) -> bool:
-        value = kept.value
-        now: Any
-        if kept.names is not None:
-            now = _fields(value, kept.names)
-        elif kept.keys is None:
-            now = value
-        elif len(value) != len(kept.keys) or tuple(value) != kept.keys:
+        if kept.moved():
             return True
-        else:
-            now = value.values()
-        if len(now) != len(kept.items) or not all(map(is_, now, kept.items)):
-            return True
-        for item in kept.inner:
-            inner = self._kept.get(id(item))
-            if inner is not None and self._moved(inner):
-                return True
+        if 0 < len(kept.inner) <= LONG:
+            for item in kept.inner:
+                inner = self._kept.get(id(item))
+                if inner is not None and self._moved(inner):
+                    return True
         return False
 
 
@@ -116,10 +136,16 @@ def _key(key: Any) -> str:
     return key if type(key) is str and key.isascii() else str(to_plain(str(key)))
 
 
-def _fields(value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+def _in_order(kind: type) -> Iterable[str]:
+    if issubclass(kind, BaseModel):
+        return kind.model_fields
+    return (f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+
+
+def _own(value: Any) -> dict[str, Any]:
     try:
         # Not getattr: a state may note who looks at it.
-        own = object.__getattribute__(value, "__dict__")
+        own: dict[str, Any] = object.__getattribute__(value, "__dict__")
     except AttributeError:
-        own = fields_of(value) or {}
-    return tuple(map(own.get, names))
+        return fields_of(value) or {}
+    return own

@@ -12,6 +12,7 @@ from langgraph.types import Command, Overwrite, Send
 from pydantic import BaseModel
 
 from lg_textgrad.recording.origins import Known, Origins
+from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.structure import Node
 from lg_textgrad.run import ModelCall, ToolCall
 
@@ -28,6 +29,7 @@ class Root:
     started: float
     namespace: str = ""
     """Where in a surrounding graph it was made; empty at the top."""
+    plainer: Plainer = field(default_factory=Plainer)
     notes: set[str] = field(default_factory=set)
     """Where its recording could not be exact, by node."""
     ended: float = 0.0
