@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from lg_textgrad import models, optim
 from lg_textgrad._version import __version__
-from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.acceptance import (
+    Acceptance,
+    Better,
+    Guarded,
+    Outcome,
+    Priced,
+    Sequential,
+    Significant,
+    Verdict,
+)
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
+from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
 from lg_textgrad.errors import LGTextGradError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
-from lg_textgrad.parameter import Demo, Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.pareto import Pareto
+from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
+from lg_textgrad.screening import OnBatch, Screening
+from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
-from lg_textgrad.trainer import Schedule, Trainer
+from lg_textgrad.trainer import Trainer
 from lg_textgrad.watching import Watched, watch
 
 __all__ = [
@@ -31,22 +45,33 @@ __all__ = [
     "Demo",
     "Edge",
     "Edit",
+    "Entry",
     "Example",
     "Execution",
     "Feedback",
     "Gradient",
+    "Guarded",
+    "Incumbent",
     "LGTextGradError",
     "LLMCritic",
     "Ledger",
     "Loss",
     "ModelCall",
     "Objective",
+    "OnBatch",
+    "Outcome",
     "Parameter",
+    "Pareto",
+    "Priced",
     "RemoteSource",
     "Result",
     "Run",
     "Schedule",
     "Scored",
+    "Screening",
+    "Selection",
+    "Sequential",
+    "Significant",
     "Store",
     "ToolCall",
     "Trace",

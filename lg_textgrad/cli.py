@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lg_textgrad import _render
 from lg_textgrad._version import __version__
-from lg_textgrad.acceptance import Better
+from lg_textgrad.assembly import make_acceptance, make_optimizer
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import LLMCritic
 from lg_textgrad.data import read_examples
@@ -46,12 +46,12 @@ from lg_textgrad.loading import (
 )
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
-from lg_textgrad.optim import TextualGradientDescent
 from lg_textgrad.parameter import count_tokens
+from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Example
 from lg_textgrad.store import FILE_NAME, Store
-from lg_textgrad.trainer import Schedule, Trainer
+from lg_textgrad.trainer import Trainer
 
 DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
 
@@ -167,6 +167,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rewriter-model", metavar="NAME")
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
+    command.add_argument("--optimizer", metavar="NAME", help="'tgd' (the default), or MODULE:CLASS")
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
     _add_limits(command)
@@ -285,8 +286,10 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             graph,
             objective,
             critic=LLMCritic(critic, brief=config.brief_critic),
-            optimizer=TextualGradientDescent(rewriter, seed=config.seed),
-            acceptance=Better(config.min_gain),
+            optimizer=make_optimizer(
+                config.optimizer, rewriter, config.seed, config.optimizer_options
+            ),
+            acceptance=make_acceptance(config.min_gain),
             budget=budget,
             schedule=schedule,
             store=store,

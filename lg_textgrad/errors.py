@@ -18,6 +18,8 @@ LGTextGradError
 ├── CriticError                   the critic's replies failed their schema
 ├── BudgetExceededError           the next call would go over the budget
 │   └── BudgetTooSmallError       the budget does not even cover the baseline
+├── LangSmithError                LangSmith refused what it was asked
+│   └── LangSmithUnavailableError nobody answers there, or it is busy or broken
 ├── StoreError                    the run directory cannot be read or written
 └── InterruptedRunError           stopped by the user; the run directory can be resumed
 """
@@ -124,6 +126,14 @@ class BudgetExceededError(LGTextGradError):
 
 class BudgetTooSmallError(BudgetExceededError):
     """The budget does not even cover the baseline."""
+
+
+class LangSmithError(LGTextGradError):
+    """LangSmith refused what it was asked."""
+
+
+class LangSmithUnavailableError(LangSmithError):
+    """Nobody answers at LangSmith's address, or it is busy or broken; later it may work."""
 
 
 class StoreError(LGTextGradError):

@@ -130,6 +130,8 @@ class Config:
     api_key_env: str = "OPENAI_API_KEY"
     brief_critic: bool = False
     """Ask the critic for the rule and the weight only: for small models."""
+    optimizer: str = "tgd"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     steps: int = 4
     batch_size: int = 6
     seed: int = 0
@@ -171,6 +173,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of strings",
         lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v),
     ),
+    "dict[str, Any]": ("a table", lambda v: isinstance(v, dict)),
     "dict[str, float]": (
         "a table of numbers",
         lambda v: isinstance(v, dict) and all(type(x) in (int, float) for x in v.values()),

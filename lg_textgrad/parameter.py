@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.messages import SystemMessage
 
 from lg_textgrad._hashing import digest
+from lg_textgrad.demos import Demo, render_demos, split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.run import Candidate
 
@@ -65,14 +66,8 @@ class Edit:
     """The new line; empty for `delete`."""
     gradients: tuple[str, ...] = ()
     """Ids of the gradients that it answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """One worked example, rendered after the instruction."""
-
-    inputs: str
-    output: str
+    why: str = ""
+    """Where it comes from, when not from gradients."""
 
 
 class Parameter:
@@ -81,7 +76,8 @@ class Parameter:
     `role` says in the user's words what the node is for. `placeholders` are the template variables
     that every candidate must keep (found in `value` unless given); `locked` are spans that must
     stay word for word; `max_tokens` caps the text (about four characters a token); `forbidden` are
-    words that no candidate may bring in.
+    words that no candidate may bring in. `value` is the instruction, `demos` are worked examples
+    that render after it; a candidate's text has both, and `adopt` takes it apart again.
     """
 
     def __init__(
@@ -131,17 +127,24 @@ class Parameter:
 
         Inside `prompts(...)` or a recorded run that is the candidate's text, elsewhere the value.
         """
-        return render_demos(self._read(), self.demos)
-
-    def _read(self) -> str:
         values = _values.get()
-        instruction = self.value if values is None else values.get(self.name, self.value)
+        text = self.full if values is None else values.get(self.name, self.full)
         noted = _on_read.get()
         if noted is not None:
-            noted(self.name, instruction)
-        return instruction
+            noted(self.name, text)
+        return text
 
     __str__ = text
+
+    @property
+    def full(self) -> str:
+        """The value with the demonstrations after it, whatever is in scope."""
+        return render_demos(self.value, self.demos)
+
+    def adopt(self, text: str) -> None:
+        """Make a candidate's text this parameter's value and demonstrations."""
+        if text != self.full:
+            self.value, self.demos = split_demos(text)
 
     def message(self, **variables: object) -> SystemMessage:
         """Return the text in scope as a SystemMessage, with `{placeholders}` filled in.
@@ -149,8 +152,24 @@ class Parameter:
         Only the parameter's own placeholders are replaced, and none in its demonstrations, so JSON
         braces are safe. Raises `ParameterError` when a placeholder has no variable.
         """
-        instruction = fill(self._read(), variables, self.placeholders, self.name)
-        return SystemMessage(render_demos(instruction, self.demos))
+        instruction, demos = split_demos(self.text())
+        instruction = fill(instruction, variables, self.placeholders, self.name)
+        return SystemMessage(render_demos(instruction, demos))
+
+    def at(self, text: str) -> Parameter:
+        """Return a copy with the same promises, the given text and no gradients."""
+        copy = Parameter(
+            self.name,
+            "",
+            role=self.role,
+            requires_grad=self.requires_grad,
+            placeholders=self.placeholders,
+            forbidden=self.forbidden,
+            max_tokens=self.max_tokens,
+        )
+        copy.locked = self.locked
+        copy.adopt(text)
+        return copy
 
     def middleware(self) -> AgentMiddleware[Any, Any, Any]:
         """Return a `create_agent` middleware that makes the text in scope the system prompt.
@@ -163,19 +182,23 @@ class Parameter:
         return middleware_for(self)
 
     def check(self, text: str) -> None:
-        """Raise `ParameterError` when `text` may not become this parameter's value."""
-        missing = [p for p in self.placeholders if p not in find_placeholders(text)]
+        """Raise `ParameterError` when `text` may not become this parameter's text.
+
+        Placeholders and locked spans count in the instruction, not in the demonstrations.
+        """
+        instruction, _ = split_demos(text)
+        missing = [p for p in self.placeholders if p not in find_placeholders(instruction)]
         if missing:
             raise self._refusal(f"it loses the placeholder {{{missing[0]}}}")
         added = [
             p
-            for p in find_placeholders(text)
+            for p in find_placeholders(instruction)
             if p not in self.placeholders and p not in find_placeholders(self.value)
         ]
         if self.placeholders and added:
             raise self._refusal(f"it brings in the placeholder {{{added[0]}}}, which nothing fills")
         for span in self.locked:
-            if span not in text:
+            if span not in instruction:
                 raise self._refusal(f"it changes the locked span {span!r}")
         for word in self.forbidden:
             if word.lower() in text.lower() and word.lower() not in self.value.lower():
@@ -185,7 +208,7 @@ class Parameter:
                 f"it has about {count_tokens(text)} tokens, "
                 f"more than the limit of {self.max_tokens}"
             )
-        if not text.strip():
+        if not instruction.strip():
             raise self._refusal("it is empty")
 
     def _refusal(self, why: str) -> ParameterError:
@@ -231,8 +254,8 @@ def values_in_scope() -> Mapping[str, str]:
 
 
 def candidate_of(parameters: Mapping[str, Parameter]) -> Candidate:
-    """Return the candidate that the parameters' values make."""
-    return {name: parameter.value for name, parameter in parameters.items()}
+    """Return the candidate that the parameters' values and demonstrations make."""
+    return {name: parameter.full for name, parameter in parameters.items()}
 
 
 def candidate_hash(candidate: Mapping[str, str]) -> str:
@@ -260,14 +283,6 @@ def fill(text: str, variables: Mapping[str, object], names: Sequence[str], where
     return _PLACEHOLDER.sub(
         lambda m: str(variables[m[1]]) if m[1] in variables and m[1] in names else m[0], text
     )
-
-
-def render_demos(instruction: str, demos: Sequence[Demo]) -> str:
-    """Return the instruction with the demonstrations after it."""
-    if not demos:
-        return instruction
-    shown = "\n\n".join(f"Input: {d.inputs}\nOutput: {d.output}" for d in demos)
-    return f"{instruction}\n\nExamples:\n\n{shown}"
 
 
 def count_tokens(text: str) -> int:

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -238,6 +238,25 @@ class Store:
             row.kind: Usage(row.calls, 0, row.prompt_tokens, row.completion_tokens, row.seconds)
             for row in self._rows(query)
         }
+
+    def results(self, kinds: Collection[str], after: float = 0.0) -> list[dict[str, Any]]:
+        """Return the results of some kinds that are younger than `after`, the oldest first.
+
+        Each has `key`, `kind`, `request`, `reply`, `usage` and `created`, in seconds since 1970.
+        """
+        c = _results.c
+        query = sa.select(_results).where(c.kind.in_(kinds), c.created > after).order_by(c.created)
+        return [
+            {
+                "key": row.key,
+                "kind": row.kind,
+                "request": json.loads(row.request),
+                "reply": json.loads(row.reply),
+                "usage": Usage(1, 0, row.prompt_tokens, row.completion_tokens, row.seconds),
+                "created": row.created,
+            }
+            for row in self._rows(query)
+        ]
 
     # Runs and what evaluators said of them.
 

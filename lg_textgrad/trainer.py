@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic
 from lg_textgrad.data import batches, unique
@@ -21,37 +22,20 @@ from lg_textgrad.errors import (
     BudgetTooSmallError,
     ConfigurationError,
     ParameterError,
-    RunMismatchError,
 )
 from lg_textgrad.graph import TrainableGraph, as_examples
-from lg_textgrad.guards import Quotations
 from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
-from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, merged
-from lg_textgrad.parameter import candidate_hash, candidate_of
+from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged
+from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
+from lg_textgrad.planning import Schedule, check_reads, estimate, match
 from lg_textgrad.result import Result, Scores, Spent
 from lg_textgrad.run import Candidate, Example, Usage
+from lg_textgrad.screening import OnBatch, Screening
+from lg_textgrad.selection import Entry, Incumbent, Selection, merging
 from lg_textgrad.store import Store
 
 logger = logging.getLogger(__name__)
-
-OnEvent = Callable[[str, Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long to train, and on how much at a time."""
-
-    steps: int = 4
-    batch_size: int = 6
-    seed: int = 0
-    patience: int | None = None
-    """Stop after this many steps in a row without an accepted candidate; None never does."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
 @dataclass
@@ -59,24 +43,30 @@ class _Progress:
     """Where the loop stands."""
 
     baseline: Candidate
-    incumbent: Candidate
-    lineage: list[str]
-    baseline_val: float = 0.0
-    best_val: float = 0.0
-    val: dict[str, float] = field(default_factory=dict)
+    incumbent: Entry | None = None
+    """The best accepted candidate; None until the baseline is scored."""
+    pool: list[Entry] = field(default_factory=list)
+    lineage: list[str] = field(default_factory=list)
     steps: int = 0
     accepted: int = 0
     rejected: int = 0
     idle: int = 0
     decisions: int = 0
 
+    @property
+    def best(self) -> Entry:
+        assert self.incumbent is not None, "the baseline is scored before anything is compared"
+        return self.incumbent
+
 
 class Trainer:
     """Tunes the parameters of `graph` towards `objective`.
 
-    Proposals are tried side by side on the batch that their gradients came from. What helped there
-    is joined into one candidate and tried on the validation examples, paired with the incumbent,
-    and kept only when `acceptance` says so. `store` is a run
+    Each step starts from the candidate that `selection` picks. Proposals go through `screening`,
+    by default side by side on the batch that their gradients came from. What helped there is joined
+    into one candidate and tried on the validation examples, paired with the incumbent, and kept
+    only when `acceptance` says so. An optimizer that is a `Search` has its own loop; what it yields
+    goes to acceptance the same way. `store` is a run
     directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
     called again with the same configuration, and pays for nothing twice. Model results that another
     run has in `reuse` are not paid for again. `on_event(kind, data)` is
@@ -91,6 +81,8 @@ class Trainer:
         critic: Critic,
         optimizer: Optimizer,
         acceptance: Acceptance | None = None,
+        selection: Selection | None = None,
+        screening: Screening | None = None,
         budget: Budget | None = None,
         schedule: Schedule | None = None,
         store: Store | str | Path | None = None,
@@ -109,6 +101,8 @@ class Trainer:
         self.critic = critic
         self.optimizer = optimizer
         self.acceptance = acceptance or Better()
+        self.selection = selection or Incumbent()
+        self.screening = screening or OnBatch()
         self.budget = budget or Budget()
         self.schedule = schedule or Schedule()
         self.store = store
@@ -168,7 +162,7 @@ class Trainer:
         if reference is not None:  # before anything is paid for, and over untrained prompts
             reference = self.graph.candidate({**start, **reference})
         first = store.get_meta("configuration") is None
-        self._match(store, splits, start)
+        match(store, self._made_of(splits, start), start)
         store.put_meta("result", None)  # that of an earlier session, when it goes on
         paid = store.paid()
         account = Account(
@@ -180,26 +174,49 @@ class Trainer:
             account.seed(kind, usage)
         ledger = Ledger(store, account, self.max_concurrency, self.reuse)
         self.optimizer.bind(self.graph.parameters)
-        self.optimizer.history.clear()
+        self.optimizer.reset()
+        self.optimizer.see_examples(splits["train"])
+        expected = estimate(len(self.graph.parameters), self.schedule, splits)
         self._event(
             "start",
             resumed=not first,
-            estimate=self._estimate(splits),
+            estimate=expected,
             parameters=list(start),
             account=account,
         )
-        progress = _Progress(start, dict(start), [candidate_hash(start)])
+        progress = _Progress(start)
+        bench = Workbench(
+            self.graph,
+            self.objective,
+            self.critic,
+            splits["train"],
+            splits["val"],
+            self.schedule.seed,
+            self.max_concurrency,
+            self._on_event,
+            dict(start),
+        )
+
+        def keep_gradients(gradients: Sequence[Gradient]) -> None:
+            step = progress.steps + 1
+            store.put_gradients(step, gradients)
+            self._event("gradients", step=step, gradients=gradients)
+
+        bench.keep_gradients = keep_gradients
         finished: tuple[Scores, Scores, Scores | None] = Scores(), Scores(), None
         with use_ledger(ledger):
             try:
-                await self._baseline(store, splits, progress)
-                stopped_by = await self._steps(store, splits, progress)
-                finished = await self._test(splits["test"], progress, reference)
+                await self._baseline(store, bench, progress)
+                if isinstance(self.optimizer, Search):
+                    stopped_by = await self._search(store, bench, self.optimizer, progress)
+                else:
+                    stopped_by = await self._steps(store, bench, progress)
+                finished = await self._test(bench, splits["test"], progress, reference)
             except BudgetExceededError as reached:
-                if not progress.val:
+                if progress.incumbent is None:
                     raise BudgetTooSmallError(
                         f"The budget does not cover the baseline: {reached} "
-                        f"At least {self._estimate(splits)['baseline_calls']} calls are needed.",
+                        f"At least {expected['baseline_calls']} calls are needed.",
                         limit=reached.limit,
                     ) from None
                 stopped_by = f"budget_{reached.limit}"
@@ -213,11 +230,11 @@ class Trainer:
         result = Result(
             run_dir=str(store.directory) if store.directory is not None else None,
             stopped_by=stopped_by,
-            baseline=Scores(progress.baseline_val, baseline.test),
-            best=Scores(progress.best_val, best.test),
+            baseline=Scores(progress.pool[0].score, baseline.test),
+            best=Scores(progress.best.score, best.test),
             reference=compared,
             before=start,
-            after=dict(progress.incumbent),
+            after=dict(progress.best.candidate),
             candidates=store.candidates(),
             lineage=tuple(progress.lineage),
             steps=progress.steps,
@@ -240,134 +257,53 @@ class Trainer:
             begun = self._moved[0]
             if store.get_meta("start") == begun:
                 for name, text in begun.items():
-                    self.graph.parameters[name].value = text
+                    self.graph.parameters[name].adopt(text)
                 return dict(begun)
         return now
 
-    def _match(
-        self, store: Store, splits: Mapping[str, list[Example]], start: Candidate
-    ) -> None:
-        """Write down what this run is made of, or refuse a store that was made of other things."""
-        now = {
+    def _made_of(
+        self, splits: Mapping[str, list[Example]], start: Candidate
+    ) -> Mapping[str, Any]:
+        """Return part -> fingerprint of everything that decides what this run does."""
+        return {
             "graph": self.graph.fingerprint,
             "prompts at the start": candidate_hash(start),
             "evaluators": self.objective.fingerprint,
             "critic": to_plain(getattr(self.critic, "fingerprint", type(self.critic).__name__)),
             "optimizer": to_plain(self.optimizer.fingerprint),
             "acceptance": to_plain(self.acceptance.fingerprint),
+            "selection": to_plain(self.selection.fingerprint),
+            "screening": to_plain(self.screening.fingerprint),
             "schedule": to_plain(self.schedule),
             **{
                 f"{name} data": digest([(e.id, e.inputs, e.outputs) for e in examples])[:16]
                 for name, examples in splits.items()
             },
         }
-        then = store.get_meta("configuration")
-        if then is None:
-            store.put_meta("configuration", now)
-            store.put_meta("start", start)
-            return
-        changed = [name for name in now if then.get(name) != now[name]]
-        if changed:
-            raise RunMismatchError(
-                f"The run directory '{store.directory}' was made with another configuration: "
-                f"changed are {', '.join(changed)}. Change it back to go on, or start a new run "
-                "with another --out."
-            )
 
-    def _estimate(self, splits: Mapping[str, list[Example]]) -> dict[str, int]:
-        """Return upper bounds in model calls, taking one call for each parameter and run."""
-        nodes = max(1, len(self.graph.parameters))
-        batch = min(self.schedule.batch_size, len(splits["train"]))
-        rollouts = batch * (2 + nodes) + len(splits["val"])
-        step = nodes * rollouts + nodes * batch + nodes
-        tests = 2 * nodes * len(splits["test"])
-        baseline = nodes * len(splits["val"])
-        return {
-            "baseline_calls": baseline,
-            "calls": baseline + self.schedule.steps * step + tests,
-        }
+    async def _baseline(self, store: Store, bench: Workbench, progress: _Progress) -> None:
+        baseline = candidate_hash(progress.baseline)
+        store.put_candidate(baseline, progress.baseline, parent=None, step=0, edits=())
+        scored = await bench.ascore(bench.val, progress.baseline, "baseline")
+        unread, never_ran = check_reads(self.graph, scored)
+        if unread:
+            self._event("unread", parameters=unread, never_ran=never_ran)
+        progress.incumbent = Entry(baseline, progress.baseline, outcomes_of(scored))
+        progress.pool.append(progress.incumbent)
+        progress.lineage.append(baseline)
+        self._event("baseline", val=progress.best.score, scored=scored)
 
-    async def _score(
-        self, examples: Sequence[Example], candidate: Candidate, purpose: str
-    ) -> list[Scored]:
-        """Record and score. Nothing is run or evaluated twice: the store knows it by its hash."""
-        done = 0
-
-        async def one(example: Example) -> Scored:
-            nonlocal done
-            runs = await self.graph.arecord([example], prompts=candidate)
-            loss = await self.objective.acall(runs)
-            done += 1
-            self._event(
-                "run", purpose=purpose, done=done, total=len(examples), scored=loss.scored[0]
-            )
-            return loss.scored[0]
-
-        room = asyncio.Semaphore(4 * self.max_concurrency)
-
-        async def within(example: Example) -> Scored:
-            async with room:
-                return await one(example)
-
-        async with task_group() as group:
-            tasks = [group.create_task(within(example)) for example in examples]
-        return [task.result() for task in tasks]
-
-    async def _baseline(
-        self, store: Store, splits: Mapping[str, list[Example]], progress: _Progress
-    ) -> None:
-        store.put_candidate(
-            progress.lineage[0], progress.baseline, parent=None, step=0, edits=()
-        )
-        scored = await self._score(splits["val"], progress.baseline, "baseline")
-        self._check_reads(scored)
-        progress.val = {s.run.example.id: s.score for s in scored}
-        progress.baseline_val = progress.best_val = Loss(scored).score
-        self._event("baseline", val=progress.baseline_val, scored=scored)
-
-    def _check_reads(self, scored: Sequence[Scored]) -> None:
-        """Raise `ParameterError` for a parameter that no node reads; tell of one that may be read.
-
-        A node that the validation examples never reached may still read it on others.
-        """
-        runs = [s.run for s in scored]
-        unread = self.graph.unread(runs)
-        if not unread:
-            return
-        ran = {e.path for r in runs for e in r.executions if not e.path.startswith("__")}
-        skipped = [n for n in self.graph.nodes if n not in ran]
-        trainable = [n for n, p in self.graph.parameters.items() if p.requires_grad]
-        failed = [r.error for r in runs if r.error]
-        hopeless = len(unread) == len(trainable) or len(failed) == len(runs)
-        if self.graph.nodes and (not skipped or hopeless):
-            name = unread[0]
-            also = f" {len(failed)} runs failed, the first with {failed[0]}." if failed else ""
-            raise ParameterError(
-                f"No node read the parameter '{name}' in any of {len(runs)} runs "
-                f"(nodes that ran: {', '.join(sorted(ran)) or 'none'}).{also} Read it inside the "
-                f"node with {name}.message() or str(...), or give it requires_grad=False.",
-                parameter=name,
-            )
-        logger.warning(
-            "No validation run read %s; the nodes that never ran are %s.",
-            ", ".join(unread), ", ".join(skipped) or "not known",
-        )  # fmt: skip
-        self._event("unread", parameters=unread, never_ran=skipped)
-
-    async def _steps(
-        self, store: Store, splits: Mapping[str, list[Example]], progress: _Progress
-    ) -> str:
+    async def _steps(self, store: Store, bench: Workbench, progress: _Progress) -> str:
         schedule = self.schedule
-        stream = batches(splits["train"], schedule.batch_size, schedule.seed)
+        stream = batches(bench.train, schedule.batch_size, schedule.seed)
         for step, batch in enumerate(islice(stream, schedule.steps), start=1):
-            if progress.best_val >= 1:
+            if progress.best.score >= 1:
                 return "full_marks"
             self._event("step", step=step, steps=schedule.steps)
             before = progress.accepted
-            await self._step(store, step, batch, splits, progress)
+            await self._step(store, step, batch, bench, progress)
             progress.steps = step
-            if (ledger := ledger_in_scope()) is not None:  # a killed run has no other record of it
-                store.put_meta("elapsed", ledger.account.elapsed)
+            self._keep_time(store)
             progress.idle = 0 if progress.accepted > before else progress.idle + 1
             if schedule.patience is not None and progress.idle >= schedule.patience:
                 return "patience"
@@ -378,74 +314,79 @@ class Trainer:
         store: Store,
         step: int,
         batch: Sequence[Example],
-        splits: Mapping[str, list[Example]],
+        bench: Workbench,
         progress: _Progress,
     ) -> None:
-        scored = await self._score(batch, progress.incumbent, "batch")
-        loss = Loss(tuple(scored))
-        self._event("batch", step=step, score=loss.score)
+        dice = random.Random(f"{self.schedule.seed}/{step}")
+        parent = self.selection.parent(progress.pool, progress.best, dice)
+        scored = await bench.ascore(batch, parent.candidate, "batch")
+        self._event("batch", step=step, score=Loss(tuple(scored)).score)
+        working = self._working(parent, progress)
+        self.optimizer.bind(working)
         self.optimizer.zero_grad()
-        gradients = await loss.abackward(self.critic)
-        store.put_gradients(step, gradients)
-        self._event("gradients", step=step, gradients=gradients)
-        proposals = self._guarded(await self.optimizer.aproposals(), splits)
+        self.optimizer.see(scored)
+        if self.optimizer.needs_gradients:
+            await bench.abackward(scored, working)
+        proposals = self._guarded(await self.optimizer.aproposals(), bench)
         self._event("proposals", step=step, proposals=proposals, refused=self.optimizer.refused)
-        helped = await self._screen(store, step, proposals, scored, progress)
-        await self._gate(store, step, helped, splits["val"], progress)
+        helped = await self._screen(store, step, bench, proposals, scored, parent, progress)
+        joined = merging(self.selection)(progress.pool, progress.best, dice)
+        await self._gate(store, step, helped, joined, bench, parent, progress)
+        self.optimizer.bind(self.graph.parameters)
 
-    def _guarded(
-        self, proposals: Sequence[Proposal], splits: Mapping[str, list[Example]]
-    ) -> list[Proposal]:
+    def _working(self, parent: Entry, progress: _Progress) -> Mapping[str, Parameter]:
+        """Return the parameters with the parent's texts: copies, where it is not the incumbent."""
+        if parent.hash == progress.best.hash:
+            return self.graph.parameters
+        return {n: p.at(parent.candidate[n]) for n, p in self.graph.parameters.items()}
+
+    async def _search(
+        self, store: Store, bench: Workbench, search: Search, progress: _Progress
+    ) -> str:
+        """Let the optimizer's own loop run; each candidate that it yields goes to acceptance."""
+        async for proposal in search.asearch(bench):
+            progress.steps += 1
+            kept = self._guarded([proposal], bench)
+            if kept and proposal.candidate != progress.best.candidate:
+                await self._gate(store, progress.steps, kept, None, bench, None, progress)
+            self._keep_time(store)
+            if progress.best.score >= 1:
+                return "full_marks"
+        return "steps"
+
+    def _guarded(self, proposals: Sequence[Proposal], bench: Workbench) -> list[Proposal]:
         """Return the proposals that keep every promise; what breaks one costs no rollout."""
-        quotations = Quotations(e.inputs for name in ("train", "val") for e in splits[name])
         kept = []
         for proposal in proposals:
-            before = candidate_of(self.graph.parameters)
-            try:
-                for name in proposal.changed(before):
-                    self.graph.parameters[name].check(proposal.candidate[name])
-                for edit in proposal.edits:
-                    if (quoted := quotations.find(edit.text)) is not None:
-                        raise ParameterError(
-                            f"A proposed line of '{edit.parameter}' quotes an example: {quoted!r}.",
-                            parameter=edit.parameter,
-                        )
-            except ParameterError as error:
-                self.optimizer.refused.append(str(error))
-                logger.info("%s", error)
-            else:
+            refusal = bench.refusal(proposal)
+            if refusal is None:
                 kept.append(proposal)
+            else:
+                self.optimizer.refused.append(refusal)
         return kept
 
     async def _screen(
         self,
         store: Store,
         step: int,
+        bench: Workbench,
         proposals: Sequence[Proposal],
         scored: Sequence[Scored],
+        parent: Entry,
         progress: _Progress,
     ) -> list[Proposal]:
-        """Try each proposal on the batch that its gradients came from, all at once.
-
-        Returns those that are better there, the best first.
-        """
-        batch = [s.run.example for s in scored]
-        on_batch = {s.run.example.id: s.score for s in scored}
+        """Return the proposals that are worth a look on validation, the best first."""
         for proposal in proposals:
-            self._keep(store, step, proposal, progress)
-        async with task_group() as group:
-            tasks = [
-                group.create_task(self._score(batch, p.candidate, "trial")) for p in proposals
-            ]
+            self._keep(store, step, proposal, parent, progress)
         helped: list[tuple[float, Proposal]] = []
-        for proposal, task in zip(proposals, tasks, strict=True):
-            verdict = Better().decide(on_batch, {s.run.example.id: s.score for s in task.result()})
+        for one in await self.screening.ascreen(bench, proposals, scored):
+            verdict = one.verdict
             if verdict.accepted:
-                helped.append((verdict.gain, proposal))
+                helped.append((verdict.gain, one.proposal))
             else:
                 progress.rejected += 1
-                self.optimizer.observe(Attempt(proposal, accepted=False, reason=verdict.reason))
-            self._record(store, step, "batch", proposal, verdict, progress, None)
+                self._observe(one.proposal, verdict, "batch", one.scores)
+            self._record(store, step, "batch", one.proposal, verdict, progress, None)
         helped.sort(key=lambda pair: -pair[0])
         return [proposal for _, proposal in helped]
 
@@ -454,42 +395,66 @@ class Trainer:
         store: Store,
         step: int,
         helped: Sequence[Proposal],
-        val: Sequence[Example],
+        joined: Proposal | None,
+        bench: Workbench,
+        parent: Entry | None,
         progress: _Progress,
     ) -> None:
-        """Let the validation examples decide: first what helped together, then the best alone."""
-        if not helped:
-            return
-        joined = merged(helped, progress.incumbent)
-        tries = [joined] + ([helped[0]] if helped[0].hash != joined.hash else [])
-        for proposal in tries:
-            self._keep(store, step, proposal, progress)
-            scored = await self._score(val, proposal.candidate, "val")
-            scores = {s.run.example.id: s.score for s in scored}
-            verdict = self.acceptance.decide(progress.val, scores)
-            after = Loss(tuple(scored)).score
+        """Let the validation examples decide: what helped together, the best alone, the joined."""
+        base = parent or progress.best
+        tries: dict[str, Proposal] = {}
+        if helped:
+            together = merged(helped, base.candidate)
+            tries = {together.hash: together, helped[0].hash: helped[0]}
+        if joined is not None and bench.refusal(joined) is None:
+            tries.setdefault(joined.hash, joined)
+        known = {entry.hash for entry in progress.pool}
+        for proposal in tries.values():
+            if proposal.hash in known:
+                continue
+            self._keep(store, step, proposal, base, progress)
+            verdict, outcomes, scored = await bench.acompare(
+                progress.best.outcomes, proposal.candidate, bench.val, self.acceptance
+            )
+            whole = len(outcomes) == len(bench.val)
+            after = Loss(tuple(scored)).score if whole else None
             self._record(store, step, "val", proposal, verdict, progress, after)
-            self.optimizer.observe(Attempt(proposal, verdict.accepted, verdict.reason))
+            scores = {e: o.score for e, o in outcomes.items()}
+            self._observe(proposal, verdict, "val", scores)
+            parents = proposal.parents or (base.hash,)
+            entry = Entry(proposal.hash, proposal.candidate, outcomes, parents)
+            if whole:
+                progress.pool.append(entry)
             if not verdict.accepted:
                 progress.rejected += 1
                 continue
             progress.accepted += 1
-            progress.val, progress.best_val = scores, after
-            progress.incumbent = dict(proposal.candidate)
+            progress.incumbent = entry
             progress.lineage.append(proposal.hash)
+            bench.incumbent = dict(proposal.candidate)
             for name, text in proposal.candidate.items():
-                self.graph.parameters[name].value = text
+                self.graph.parameters[name].adopt(text)
             return
 
-    def _keep(self, store: Store, step: int, proposal: Proposal, progress: _Progress) -> None:
+    def _observe(
+        self, proposal: Proposal, verdict: Verdict, stage: str, scores: Mapping[str, float]
+    ) -> None:
+        self.optimizer.observe(
+            Attempt(proposal, verdict.accepted, verdict.reason, stage, verdict.gain, scores)
+        )
+
+    def _keep(
+        self, store: Store, step: int, proposal: Proposal, parent: Entry, progress: _Progress
+    ) -> None:
         if proposal.hash not in progress.lineage:  # a step back is no new candidate
-            store.put_candidate(
-                proposal.hash,
-                proposal.candidate,
-                parent=progress.lineage[-1],
-                step=step,
-                edits=proposal.edits,
-            )
+            made = proposal.hash, proposal.candidate
+            origin = proposal.parents[0] if proposal.parents else parent.hash
+            store.put_candidate(*made, parent=origin, step=step, edits=proposal.edits)
+
+    def _keep_time(self, store: Store) -> None:
+        """Note the time spent: a killed run has no other record of it."""
+        if (ledger := ledger_in_scope()) is not None:
+            store.put_meta("elapsed", ledger.account.elapsed)
 
     def _record(
         self,
@@ -504,12 +469,14 @@ class Trainer:
         progress.decisions += 1
         payload = {
             "stage": stage,
+            "kind": proposal.kind,
+            "parents": list(proposal.parents),
             "accepted": verdict.accepted,
             "reason": verdict.reason,
             "gain": verdict.gain,
             "won": verdict.won,
             "lost": verdict.lost,
-            "val_before": progress.best_val,
+            "val_before": progress.best.score,
             "val_after": after,
         }
         store.put_decision(step, progress.decisions, proposal.hash, stage, payload)
@@ -517,6 +484,7 @@ class Trainer:
 
     async def _test(
         self,
+        bench: Workbench,
         examples: Sequence[Example],
         progress: _Progress,
         reference: Mapping[str, str] | None,
@@ -524,20 +492,20 @@ class Trainer:
         """Score what training never saw: baseline, best and reference, all at once."""
         if not examples:
             return Scores(), Scores(), None
-        wanted = {"baseline": progress.baseline, "best": progress.incumbent}
+        wanted = {"baseline": progress.baseline, "best": progress.best.candidate}
         if reference is not None:
             wanted["reference"] = dict(reference)
         if wanted["baseline"] == wanted["best"]:
             del wanted["best"]
         async with task_group() as group:
             tasks = {
-                name: group.create_task(self._score(examples, candidate, f"test {name}"))
+                name: group.create_task(bench.ascore(examples, candidate, f"test {name}"))
                 for name, candidate in wanted.items()
             }
         scores = {name: Scores(test=Loss(task.result()).score) for name, task in tasks.items()}
         self._event("test", scores={name: s.test for name, s in scores.items()})
         return scores["baseline"], scores.get("best", scores["baseline"]), scores.get("reference")
 
-    def _event(self, kind: str, **data: Any) -> None:
+    def _event(self, kind: str, /, **data: Any) -> None:
         if self._on_event is not None:
             self._on_event(kind, data)

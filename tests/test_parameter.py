@@ -143,6 +143,20 @@ def test_missing_variable_says_how_to_give_it():
 def test_demonstrations_are_never_formatted():
     p = tg.Parameter("p", "Hi {user}", demos=[tg.Demo("say {user}", "{user}!")])
     assert p.message(user="Ada").content == "Hi Ada\n\nExamples:\n\nInput: say {user}\nOutput: {user}!"
+    with tg.prompts({"p": "Hello {user}\n\nExamples:\n\nInput: {user}\nOutput: 1"}):
+        assert p.message(user="Ada").content == "Hello Ada\n\nExamples:\n\nInput: {user}\nOutput: 1"
+
+
+def test_candidates_text_is_taken_apart_into_instruction_and_demonstrations():
+    p = tg.Parameter("p", "Hi {user}.", locked=["Hi"], max_tokens=20)
+    text = "Hi {user}!\n\nExamples:\n\nInput: a {x}\nOutput: b"
+    p.check(text)
+    p.adopt(text)
+    assert (p.value, p.demos, p.full) == ("Hi {user}!", (tg.Demo("a {x}", "b"),), text)
+    with pytest.raises(ParameterError, match="loses the placeholder"):
+        p.check("Hi.\n\nExamples:\n\nInput: {user}\nOutput: b")
+    with pytest.raises(ParameterError, match="more than the limit of 20"):
+        p.check(text + "b" * 40)
 
 
 # Promises.
@@ -244,14 +258,14 @@ def test_scope_takes_strings_only():
         pass
 
 
-def test_reads_are_observed_with_the_instruction_alone():
+def test_reads_are_observed_with_the_text_that_was_read():
     p, seen = tg.Parameter("p", "value", demos=[tg.Demo("i", "o")]), []
     with observe_reads(lambda *read: seen.append(read)):
         p.text()
         with tg.prompts({"p": "x"}):
             p.message()
     p.text()
-    assert seen == [("p", "value"), ("p", "x")]
+    assert seen == [("p", "value\n\nExamples:\n\nInput: i\nOutput: o"), ("p", "x")]
 
 
 def test_candidates_are_identified_by_content():

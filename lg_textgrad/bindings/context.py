@@ -28,7 +28,7 @@ from typing_extensions import ReadOnly, is_typeddict
 
 from lg_textgrad.bindings.base import Held
 from lg_textgrad.errors import DataError, ParameterError
-from lg_textgrad.parameter import Parameter, prompts, render_demos
+from lg_textgrad.parameter import Parameter, prompts
 from lg_textgrad.run import Example
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -196,7 +196,7 @@ class ContextBinding:
         Raises `DataError` when the values don't make what the schema asks for.
         """
         texts = {
-            name: render_demos(candidate.get(name, parameter.value), parameter.demos)
+            name: candidate.get(name, parameter.full)
             for name, parameter in self._parameters.items()
         }
         values = {**self.values, **texts}

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from lg_textgrad._sync import run_sync
+from lg_textgrad.demos import render_demos, split_demos
 from lg_textgrad.errors import ParameterError
-from lg_textgrad.parameter import Edit, Parameter, candidate_hash, candidate_of
-from lg_textgrad.run import Candidate
+from lg_textgrad.objective import Scored
+from lg_textgrad.parameter import (
+    Edit,
+    Gradient,
+    Parameter,
+    apply_edits,
+    candidate_hash,
+    candidate_of,
+)
+from lg_textgrad.run import Candidate, Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +28,10 @@ class Proposal:
 
     candidate: Candidate
     edits: Sequence[Edit] = ()
+    kind: str = "edits"
+    """What made it, for people: `edits`, `gradients as lines`, `demonstrations`, `rewrite`, …"""
+    parents: tuple[str, ...] = ()
+    """Hashes of the candidates that it joins; empty when it comes from the step's own parent."""
 
     @property
     def hash(self) -> str:
@@ -30,19 +43,63 @@ class Proposal:
 
 
 def merged(proposals: Sequence[Proposal], incumbent: Candidate) -> Proposal:
-    """Return one proposal with the changes of all.
+    """Return one proposal with the changes of all, the first winning where two are at odds.
 
-    Of two that change the same parameter the first wins.
+    A parameter's instruction and its demonstrations change independently, and so do lines of one
+    instruction where edits say all that was done to it.
     """
-    candidate, edits, taken = dict(incumbent), list[Edit](), set[str]()
+    parts: dict[tuple[str, int], Any] = {}
+    edits: dict[str, list[Edit]] = {}
+    kinds: dict[str, None] = {}
     for proposal in proposals:
-        names = proposal.changed(incumbent)
-        if names & taken:
+        own: dict[tuple[str, int], Any] = {}
+        joined: dict[str, list[Edit]] = {}
+        settled: set[tuple[str, int]] = set()
+        for name in proposal.changed(incumbent):
+            before, after = split_demos(incumbent[name]), split_demos(proposal.candidate[name])
+            own |= {(name, part): after[part] for part in (0, 1) if after[part] != before[part]}
+            if (name, 0) in own:
+                joined[name] = [e for e in proposal.edits if e.parameter == name]
+                if (name, 0) in parts:
+                    both = _joined(before[0], edits[name], joined[name], parts[name, 0], after[0])
+                    if both is not None:
+                        own[name, 0], joined[name] = both
+                        settled.add((name, 0))
+        if own.keys() & parts.keys() - settled:
             continue
-        taken |= names
-        candidate.update({name: proposal.candidate[name] for name in names})
-        edits.extend(proposal.edits)
-    return Proposal(candidate, tuple(edits))
+        parts |= own
+        edits |= joined
+        kinds[proposal.kind] = None
+    candidate = dict(incumbent)
+    for name in {name for name, _ in parts}:
+        instruction, demos = split_demos(incumbent[name])
+        candidate[name] = render_demos(
+            parts.get((name, 0), instruction), parts.get((name, 1), demos)
+        )
+    return Proposal(candidate, tuple(e for own in edits.values() for e in own), ", ".join(kinds))
+
+
+def _joined(
+    before: str, first: Sequence[Edit], second: Sequence[Edit], one: str, other: str
+) -> tuple[str, list[Edit]] | None:
+    """Return the text with both lists of edits, and the edits; None where that can't be."""
+    try:
+        if not (first and second) or apply_edits(before, first) != one:
+            return None
+        if apply_edits(before, second) != other:
+            return None
+        both = list(first)
+        for edit in second:
+            same = [n for n, e in enumerate(both) if e.text == edit.text]
+            if edit.op == "add" and same:  # the same line, found twice
+                known = both[same[0]]
+                ids = dict.fromkeys((*known.gradients, *edit.gradients))
+                both[same[0]] = replace(known, gradients=tuple(ids))
+            elif edit not in both:
+                both.append(edit)
+        return apply_edits(before, both), both
+    except ParameterError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +109,12 @@ class Attempt:
     proposal: Proposal
     accepted: bool
     reason: str
+    stage: str = "val"
+    """`batch` where its gradients came from, `race` on some validation rows, or `val`."""
+    gain: float = 0.0
+    """Mean score over the incumbent's, on the same examples."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Example id -> score in [0, 1]."""
 
 
 class Optimizer(abc.ABC):
@@ -59,6 +122,9 @@ class Optimizer(abc.ABC):
 
     A new optimizer is one file in this folder that implements `aproposals`.
     """
+
+    needs_gradients = True
+    """Whether the trainer has to make the reverse pass before it asks for proposals."""
 
     def __init__(self, parameters: Mapping[str, Parameter] | Iterable[Parameter] = ()) -> None:
         self.parameters: dict[str, Parameter] = {}
@@ -83,6 +149,16 @@ class Optimizer(abc.ABC):
 
         The trainer tries them side by side and joins those that help.
         """
+
+    def see(self, scored: Sequence[Scored]) -> None:  # noqa: B027 - most have no use for it
+        """Take note of runs of the training examples under the incumbent, with their scores."""
+
+    def reset(self) -> None:
+        """Forget what earlier runs have shown: a run that goes on is gone through from the top."""
+        self.history.clear()
+
+    def see_examples(self, train: Sequence[Example]) -> None:  # noqa: B027
+        """Take note of all training examples, before the first step."""
 
     def zero_grad(self) -> None:
         """Empty the gradients of all parameters."""
@@ -115,7 +191,7 @@ class Optimizer(abc.ABC):
         candidates = await self.apropose()
         if candidates:
             for name, text in candidates[0].items():
-                self.parameters[name].value = text
+                self.parameters[name].adopt(text)
         return candidate_of(self.parameters)
 
     def step(self) -> Candidate:
@@ -128,3 +204,65 @@ class Optimizer(abc.ABC):
                 "The optimizer has no parameters; pass them: "
                 "TextualGradientDescent(model, parameters=graph.parameters)."
             )
+
+
+class Bench(Protocol):
+    """What a search may do: try candidates on examples. Everything is paid once, and counted."""
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]: ...
+
+    @property
+    def train(self) -> Sequence[Example]: ...
+
+    @property
+    def val(self) -> Sequence[Example]: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def incumbent(self) -> Candidate:
+        """The best accepted candidate so far."""
+        ...
+
+    @property
+    def left(self) -> int | None:
+        """How many model calls the budget still has; None without a cap on calls."""
+        ...
+
+    async def ascore(
+        self, examples: Sequence[Example], candidate: Candidate, purpose: str = "trial"
+    ) -> list[Scored]:
+        """Run `candidate` on the examples and score it, all at once."""
+        ...
+
+    async def ascore_all(
+        self, examples: Sequence[Example], candidates: Sequence[Candidate], purpose: str = "trial"
+    ) -> list[list[Scored]]:
+        """Score several candidates on the same examples, and return the scores of each."""
+        ...
+
+    async def abackward(self, scored: Sequence[Scored]) -> list[Gradient]:
+        """Make the reverse pass over the runs. The gradients are also in `Parameter.grad`."""
+        ...
+
+    def refusal(self, proposal: Proposal) -> str | None:
+        """Return which promise a proposal breaks; None where it keeps all and may be tried."""
+        ...
+
+
+class Search(Optimizer):
+    """An optimizer with a loop of its own, over candidates that it tries by itself.
+
+    It yields what it believes to be better; the trainer lets acceptance decide on all validation
+    examples and tells it by `observe` before it goes on.
+    """
+
+    @abc.abstractmethod
+    def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
+        """Yield proposals that are worth a full comparison, until there is nothing more to try."""
+
+    async def aproposals(self) -> list[Proposal]:
+        """Return nothing: a search needs a trainer, which lets it try its candidates."""
+        return []

@@ -8,6 +8,7 @@ from typing import Any
 
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
+from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import ModelReplyError, ParameterError
 from lg_textgrad.guards import words
 from lg_textgrad.ledger import aask
@@ -81,13 +82,13 @@ class TextualGradientDescent(Optimizer):
         now = candidate_of(self.parameters)
         proposals: dict[str, Proposal] = {}
         for parameter, task in zip(blamed, tasks, strict=True):
-            written = [task.result()]
+            written = [("edits", task.result())]
             if self.notes_as_lines:
-                written.append(self._note_lines(parameter))
-            for edits in written:
+                written.append(("gradients as lines", self._note_lines(parameter)))
+            for kind, edits in written:
                 if edits:
-                    text = apply_edits(parameter.value, edits)
-                    proposal = Proposal({**now, parameter.name: text}, tuple(edits))
+                    text = render_demos(apply_edits(parameter.value, edits), parameter.demos)
+                    proposal = Proposal({**now, parameter.name: text}, tuple(edits), kind)
                     proposals.setdefault(proposal.hash, proposal)
         return list(proposals.values())
 
@@ -109,11 +110,11 @@ class TextualGradientDescent(Optimizer):
         if not edits:
             return "There are no edits."
         try:
-            text = apply_edits(parameter.value, edits)
+            text = render_demos(apply_edits(parameter.value, edits), parameter.demos)
             parameter.check(text)
         except ParameterError as error:
             return str(error)
-        if text == parameter.value:
+        if text == parameter.full:
             return "The edits change nothing."
         if any(a.proposal.candidate.get(parameter.name) == text for a in self.history):
             return "This was tried before and did not help; propose something else."

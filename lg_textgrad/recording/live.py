@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -43,7 +44,7 @@ class LiveSource:
         )
         self._breaks = bool(graph.interrupt_before_nodes or graph.interrupt_after_nodes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
         return fingerprint(self.graph)

@@ -19,34 +19,40 @@ from pydantic import BaseModel
 from lg_textgrad._hashing import AS_THEY_ARE, message_to_plain, to_plain
 from lg_textgrad.tracking import fields_of
 
-LONG = 32
-"""From how many items on a container is not looked into again at each node."""
+LONG = 64
+"""With more than so many objects in it, a container is not looked into at each node."""
 
-_SAID = ("content", "tool_calls", "name", "tool_call_id", "status")
+_SAID = ("content", "tool_calls")
 _SETTLED = AS_THEY_ARE | {str, float, bytes}
 
 
 class _Kept:
     """An object, what it was turned into, and what it had in it then."""
 
-    __slots__ = ("inner", "items", "keys", "names", "plain", "value")
+    __slots__ = ("inside", "items", "keys", "named", "plain", "value")
 
     def __init__(
-        self, value: Any, plain: Any, items: tuple[Any, ...], names: tuple[str, ...] | None
+        self,
+        value: Any,
+        plain: Any,
+        items: tuple[Any, ...],
+        named: tuple[dict[str, Any], tuple[str, ...]] | None,
     ) -> None:
         self.value = value  # held, so that its id stays its own
         self.plain = plain
         self.items = items
         self.keys = tuple(value) if type(value) is dict else None
-        self.names = names
-        self.inner = [item for item in items if type(item) not in _SETTLED]
+        self.named = named
+        """The attributes of an object, and the names of those that count."""
+        self.inside: list[_Kept] = []
+        """What is kept of everything inside of it, however deep; empty where that is a lot."""
 
     def moved(self) -> bool:
         """Return whether the object itself has other items now."""
         value, items = self.value, self.items
-        if self.names is not None:
-            own = _own(value)
-            return not all(map(is_, map(own.get, self.names), items))
+        if self.named is not None:
+            own, names = self.named
+            return not all(map(is_, map(own.get, names), items))
         if self.keys is None:
             return len(value) != len(items) or not all(map(is_, value, items))
         return (
@@ -70,7 +76,7 @@ class Plainer:
         if kind in AS_THEY_ARE:
             return value
         kept = self._kept.get(id(value))
-        if kept is not None and not self._moved(kept):
+        if kept is not None and not _moved(kept):
             return kept.plain
         return self._turn(value, kind)
 
@@ -88,14 +94,14 @@ class Plainer:
     def moved(self, value: Any) -> bool:
         """Return whether something in `value` was changed in place since it was turned last."""
         kept = self._kept.get(id(value))
-        return kept is not None and self._moved(kept)
+        return kept is not None and _moved(kept)
 
     def changed(self) -> Iterator[Any]:
         """Yield the objects that were changed in place since they were turned last."""
         return (kept.value for kept in list(self._kept.values()) if kept.moved())
 
     def _turn(self, value: Any, kind: type) -> Any:
-        names: tuple[str, ...] | None = None
+        named: tuple[dict[str, Any], tuple[str, ...]] | None = None
         if kind is list or kind is tuple:
             items = tuple(value)
             plain: Any = self.each(items)
@@ -103,14 +109,13 @@ class Plainer:
             items = tuple(value.values())
             plain = dict(zip(map(_key, value), self.each(items), strict=True))
         elif isinstance(value, BaseMessage):
-            names = _SAID
-            items = tuple(map(_own(value).get, names))
+            named = (_own(value), _SAID)
+            items = tuple(map(named[0].get, _SAID))
             plain = message_to_plain(value)
-            for item in items[:2]:
-                self.of(item)  # kept, so that a change further inside is noticed
-        elif fields := tuple(_in_order(kind)):
-            names = fields
-            items = tuple(map(_own(value).get, names))
+            self.each(items)  # kept, so that a change further inside is noticed
+        elif names := tuple(_in_order(kind)):
+            named = (_own(value), names)
+            items = tuple(map(named[0].get, names))
             plain = dict(zip(names, self.each(items), strict=True))
         elif isinstance(value, Mapping):
             # Not kept: most are made for the moment. `dict.items` is not seen by who counts reads.
@@ -118,18 +123,23 @@ class Plainer:
             return {_key(k): self.of(v) for k, v in pairs}
         else:
             return to_plain(value)
-        self._kept[id(value)] = _Kept(value, plain, items, names)
+        kept = self._kept[id(value)] = _Kept(value, plain, items, named)
+        if len(items) <= LONG:
+            self._look_into(kept)
         return plain
 
-    def _moved(self, kept: _Kept) -> bool:
-        if kept.moved():
-            return True
-        if 0 < len(kept.inner) <= LONG:
-            for item in kept.inner:
-                inner = self._kept.get(id(item))
-                if inner is not None and self._moved(inner):
-                    return True
-        return False
+    def _look_into(self, kept: _Kept) -> None:
+        found: list[_Kept] = []
+        for item in kept.items:
+            if type(item) not in _SETTLED and (inner := self._kept.get(id(item))) is not None:
+                found.append(inner)
+                found.extend(inner.inside)
+        if len(found) <= LONG:
+            kept.inside = found
+
+
+def _moved(kept: _Kept) -> bool:
+    return kept.moved() or any(inner.moved() for inner in kept.inside)
 
 
 def _key(key: Any) -> str:

@@ -112,7 +112,7 @@ def outputs_of(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 def executions_of(
     parts: Sequence[Mapping[str, Any]],
-    routers: Mapping[str, set[str]],
+    routers: Mapping[str, set[str] | None],
     texts: Mapping[str, str],
     readers: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[Execution, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
@@ -228,6 +228,11 @@ class _Replay:
             if self._node_runs.get(namespace) == run_id:
                 self._spans[namespace][1] = at
                 self._ended.add(namespace)
+        elif event == "on_chain_error":
+            recorder.on_chain_error(_exception(said.get("error")), run_id=run_id)
+            if self._node_runs.get(namespace) == run_id:
+                self._spans[namespace][1] = at
+                self._ended.add(namespace)
         elif event == "on_chat_model_start":
             messages = revived((said.get("input") or {}).get("messages") or [[]])
             self._open[run_id] = (namespace, at)
@@ -238,7 +243,11 @@ class _Replay:
                 parent_run_id=host,
                 metadata=metadata,
                 name=data["name"],
+                invocation_params=said.get("invocation_params"),
             )
+        elif event == "on_chat_model_error":
+            self._open.pop(run_id, None)
+            recorder.on_llm_error(_exception(said.get("error")), run_id=run_id)
         elif event == "on_chat_model_end":
             namespace, started = self._open.pop(run_id, (namespace, at))
             self._call_seconds.setdefault(namespace, {})[run_id] = at - started
@@ -330,7 +339,9 @@ class _Replay:
                 execution, started=started, seconds=ended - started, model_calls=tuple(calls)
             )
 
-    def chosen(self, execution: Execution, routers: Mapping[str, set[str]]) -> list[str]:
+    def chosen(
+        self, execution: Execution, routers: Mapping[str, set[str] | None]
+    ) -> list[str]:
         """Return the nodes of the next superstep that the execution led to.
 
         Through its conditional edges, or through a Command for the parent.
@@ -411,6 +422,8 @@ def _sends_in(output: Any) -> Iterator[Send]:
 
 def _exception(error: Any) -> Exception:
     """Return an exception of the type's name and message that the server told."""
+    if isinstance(error, Exception):
+        return error
     if not isinstance(error, Mapping):
         return Exception(str(error))
     made: Exception = type(str(error.get("error", "Error")), (Exception,), {})(

@@ -112,6 +112,18 @@ class Structure:
             path = f"{above}/{name}" if above else name
         return self.nodes.get(path, UNKNOWN)
 
+    @property
+    def leads(self) -> dict[str, set[str] | None]:
+        """Path of node -> where its conditional edges may lead; None where that isn't said."""
+        found: dict[str, set[str] | None] = {}
+        for path, node in self.nodes.items():
+            ends = [router.ends for router in node.routers]
+            if any(e is None for e in ends):
+                found[path] = None
+            elif ends:
+                found[path] = {target for e in ends for target in (e or {}).values()}
+        return found
+
     def knows(self, path: str, nodes: Iterable[str]) -> bool:
         """Return whether the graph at `path` is known and is the one that has these nodes.
 

@@ -1,0 +1,48 @@
+"""From a configuration to optimizers."""
+
+from __future__ import annotations
+
+import pytest
+
+import lg_textgrad as tg
+from lg_textgrad.assembly import OPTIMIZERS, make_optimizer
+from lg_textgrad.errors import ConfigurationError
+from tests.parts import Scripted
+
+MODEL = Scripted(lambda request: "")
+
+
+class Mine(tg.optim.TextualGradientDescent):
+    pass
+
+
+def build():
+    return 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_name_makes_its_optimizer(name):
+    assert type(make_optimizer(name, MODEL, 7, {})) is OPTIMIZERS[name]
+
+
+def test_options_and_seed_reach_the_optimizer():
+    made = make_optimizer("tgd", MODEL, 7, {"max_edits": 2})
+    assert (made.model, made.seed, made.max_edits) == (MODEL, 7, 2)
+
+
+def test_optimizer_of_the_users_own_is_named_by_its_place():
+    assert type(make_optimizer(f"{__name__}:Mine", MODEL, 0, {})) is Mine
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("sgd", {}, "There is no optimizer 'sgd'; there are 'tgd'"),
+        ("tgd", {"momentum_": 1}, "has no option 'momentum_'; it has constraints"),
+        (f"{__name__}:build", {}, "makes a int, which is no lg_textgrad Optimizer"),
+        (f"{__name__}:Missing", {}, "has no 'Missing'"),
+    ],
+)
+def test_what_cannot_be_made_is_said(name, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        make_optimizer(name, MODEL, 0, options)

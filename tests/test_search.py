@@ -1,0 +1,222 @@
+"""Optimizers with a loop of their own, other parents than the incumbent, early verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import pytest
+from langgraph.graph import START, StateGraph
+
+import lg_textgrad as tg
+from lg_textgrad.optim import Proposal, Search
+from lg_textgrad.optim.base import merged
+from lg_textgrad.parameter import apply_edits
+from tests.parts import BlamesUpstream
+
+
+class S(TypedDict, total=False):
+    q: str
+    a: str
+
+
+def words_graph():
+    """One node that answers with the words of its prompt."""
+    prompt = tg.Parameter("say", "zero")
+
+    def node(state):
+        return {"a": str(prompt)}
+
+    return tg.TrainableGraph(StateGraph(S).add_node(node).add_edge(START, "node").compile(), [prompt])
+
+
+def share(outputs, reference_outputs):
+    wanted = reference_outputs["words"]
+    return sum(w in outputs["a"] for w in wanted) / len(wanted)
+
+
+def rows(*words):
+    return [{"inputs": {"q": w}, "outputs": {"words": [w]}} for w in words]
+
+
+class Words(Search):
+    """Yields one text after another; notes what it was told."""
+
+    needs_gradients = False
+
+    def __init__(self, *texts):
+        super().__init__()
+        self.texts = texts
+
+    @property
+    def fingerprint(self):
+        return {"optimizer": "words"}
+
+    async def asearch(self, bench):
+        for text in self.texts:
+            scored = await bench.ascore(bench.train, {"say": text})
+            if any(s.score for s in scored):
+                yield Proposal({"say": text}, kind="words")
+
+
+class NeverAsked:
+    async def acriticize(self, request):
+        raise AssertionError("a search asked for no gradients")
+
+
+def fit(optimizer, **options):
+    events = []
+    trainer = tg.Trainer(
+        words_graph(), tg.Objective([share]), critic=NeverAsked(), optimizer=optimizer,
+        on_event=lambda kind, data: events.append((kind, data)), **options,
+    )  # fmt: skip
+    return trainer.fit(rows("one", "two", "three"), rows("one", "two", "four")), trainer, events
+
+
+def test_search_is_gated_and_told_what_came_of_each_candidate():
+    search = Words("nothing", "one", "two", "one two", "two one four")
+    result, trainer, _ = fit(search)
+    assert result.after == {"say": "two one four"}
+    assert (result.best.val, result.steps, result.accepted, result.rejected) == (1.0, 4, 3, 1)
+    assert [(a.proposal.candidate["say"], a.accepted, a.stage) for a in search.history] == [
+        ("one", True, "val"), ("two", False, "val"), ("one two", True, "val"), ("two one four", True, "val"),
+    ]  # fmt: skip
+    assert set(search.history[0].scores.values()) == {0.0, 1.0}
+    assert trainer.graph.parameters["say"].value == "two one four"
+    assert result.stopped_by == "full_marks"
+
+
+def test_searched_candidate_that_breaks_a_promise_costs_no_validation_run():
+    search = Words("one two forbidden")
+    graph = words_graph()
+    graph.parameters["say"].forbidden = ("forbidden",)
+    trainer = tg.Trainer(graph, tg.Objective([share]), critic=NeverAsked(), optimizer=search)
+    result = trainer.fit(rows("one"), rows("two"))
+    assert (result.accepted, result.rejected) == (0, 0)
+    assert "forbidden" in search.refused[0]
+
+
+@dataclass(frozen=True)
+class EarlyNo:
+    """Refuses after two examples without a win."""
+
+    chunk = 2
+    fingerprint = {"acceptance": "early"}
+
+    def settled(self, incumbent, candidate, total):
+        verdict = tg.Better().decide(incumbent, candidate)
+        return None if verdict.won else verdict
+
+    def decide(self, incumbent, candidate):
+        return tg.Better().decide(incumbent, candidate)
+
+
+def test_acceptance_that_can_tell_early_spares_the_rest_of_validation():
+    result, trainer, events = fit(Words("three", "one"), acceptance=EarlyNo())
+    tried = [d["scored"].run.example.inputs["q"] for k, d in events if k == "run" and d["purpose"] == "val"]
+    assert tried == ["one", "two", "one", "two", "four"]
+    assert result.after == {"say": "one"}
+    early = [d for k, d in events if k == "decision"][0]
+    assert early["val_after"] is None
+
+
+class Growing(tg.optim.Optimizer):
+    """Adds a word to whatever text it works on."""
+
+    words = iter(())
+
+    @property
+    def fingerprint(self):
+        return {"optimizer": "growing"}
+
+    async def aproposals(self):
+        text = self.parameters["say"].value
+        self.seen.append((text, [g.parameter for g in self.parameters["say"].grad]))
+        return [Proposal({"say": f"{text} {next(self.words)}"})]
+
+
+@dataclass
+class First:
+    """Starts every step from the baseline."""
+
+    fingerprint = {"selection": "first"}
+
+    def parent(self, pool, incumbent, random):
+        return pool[0]
+
+
+def test_step_from_another_parent_works_on_its_texts_and_leaves_the_incumbent_alone():
+    optimizer = Growing()
+    optimizer.words, optimizer.seen = iter(["one two", "four", "one two four"]), []
+    graph = words_graph()
+    trainer = tg.Trainer(
+        graph, tg.Objective([share]), critic=BlamesUpstream(), optimizer=optimizer, selection=First(),
+        schedule=tg.Schedule(steps=3, batch_size=3),
+    )  # fmt: skip
+    result = trainer.fit(rows("one", "two", "four"), rows("one", "two", "four", "five"))
+    assert [text for text, _ in optimizer.seen] == ["zero", "zero", "zero"]
+    assert result.after == {"say": "zero one two four"}
+    assert len(result.lineage) == 3
+    parents = {c["texts"]["say"]: c["parent"] for c in result.candidates.values()}
+    assert parents["zero one two four"] == parents["zero four"] == result.lineage[0]
+    assert optimizer.parameters["say"] is graph.parameters["say"]
+
+
+BEFORE = {"a": "Old.\n\nExamples:\n\nInput: 1\nOutput: 2", "b": "Be."}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ({"b": "Be kind."}, {"a": "New."}, {"b": "Be kind.", "a": "New."}),
+        (
+            {"a": "New.\n\nExamples:\n\nInput: 1\nOutput: 2"},
+            {"a": "Old.\n\nExamples:\n\nInput: 3\nOutput: 4"},
+            {"a": "New.\n\nExamples:\n\nInput: 3\nOutput: 4"},
+        ),
+        ({"b": "Be kind."}, {"b": "Be quick.", "a": "New."}, {"b": "Be kind."}),
+    ],
+)
+def test_merged_proposals_change_instruction_and_demonstrations_independently(first, second, together):
+    made = merged([Proposal({**BEFORE, **first}, kind="x"), Proposal({**BEFORE, **second}, kind="y")], BEFORE)
+    assert made.candidate == {**BEFORE, **together}
+
+
+def edited(text, *edits):
+    return Proposal({**BEFORE, "b": apply_edits(BEFORE["b"], edits)}, tuple(edits), text)
+
+
+def add(text):
+    return tg.Edit("b", "add", 1, text)
+
+
+def replace(text):
+    return tg.Edit("b", "replace", 1, text)
+
+
+def test_merged_proposals_keep_the_lines_that_both_add():
+    made = merged([edited("x", add("Be kind.")), edited("y", add("Be quick."), replace("Exist."))], BEFORE)
+    assert made.candidate["b"] == "Exist.\nBe kind.\nBe quick."
+    assert [e.text for e in made.edits] == ["Be kind.", "Be quick.", "Exist."]
+    assert made.kind == "x, y"
+
+
+def test_line_that_two_proposals_add_stands_once_with_the_gradients_of_both():
+    one, other = (tg.Edit("b", "add", 1, "Be kind.", (g,)) for g in ("g1", "g2"))
+    made = merged([edited("x", one), edited("y", other, add("Be quick."))], BEFORE)
+    assert made.candidate["b"] == "Be.\nBe kind.\nBe quick."
+    assert made.edits[0].gradients == ("g1", "g2")
+
+
+def test_merged_proposals_that_rewrite_one_line_are_at_odds():
+    made = merged([edited("x", replace("Exist.")), edited("y", replace("Vanish."), add("Z."))], BEFORE)
+    assert (made.candidate["b"], made.kind) == ("Exist.", "x")
+    rewritten = Proposal({**BEFORE, "b": "Anew."}, kind="rewrite")
+    assert merged([edited("x", add("Z.")), rewritten], BEFORE).candidate["b"] == "Be.\nZ."
+
+
+def test_proposal_that_is_at_odds_somewhere_is_left_out_whole():
+    other = Proposal({"a": "New.", "b": "Be.\nZ."}, (add("Z."),), "z")
+    first = Proposal({**edited("", add("Be kind.")).candidate, "a": "Newer."}, (add("Be kind."),), "x")
+    made = merged([first, other], BEFORE)
+    assert made.candidate == {"a": "Newer.", "b": "Be.\nBe kind."}
