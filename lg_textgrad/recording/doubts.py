@@ -19,8 +19,7 @@ def changed(task: Task) -> Iterator[str]:
     written = {id(value) for _, value in task.values}
     plainer = task.root.plainer
     for channel, value in items_of(given):
-        if plainer.moved(value) and id(value) not in written:
-            plainer.of(value)  # from now on as it is
+        if id(value) not in written and plainer.changed(value):
             yield (
                 f"While the node '{task.path}' ran, the value of '{channel}' that it was given was "
                 "changed in place; the trace has no write for that. Return the new value from the "
@@ -30,7 +29,7 @@ def changed(task: Task) -> Iterator[str]:
 
 def changed_further_inside(root: Root, tasks: Iterable[Task]) -> Iterator[str]:
     """Yield a warning for each value that was changed in place where no node's end showed it."""
-    moved = {id(value): value for value in root.plainer.changed()}
+    moved = {id(value): value for value in root.plainer.changes()}
     if not moved:
         return
     held: dict[str, dict[str, None]] = {}

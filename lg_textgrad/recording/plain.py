@@ -3,7 +3,7 @@
 A state's values go from node to node as the same objects: a list of messages grows by the few that
 are new. So what an object was turned into is kept, and used again while the object still has the
 same items. Turning the inputs of a node then costs a glance at what is in them, and that of a long
-list not even a glance at what is inside its items: `changed` looks at all of it, once.
+list not even a glance at what is inside its items: `changes` looks at all of it, once.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ _SETTLED = AS_THEY_ARE | {str, float, bytes}
 class _Kept:
     """An object, what it was turned into, and what it had in it then."""
 
-    __slots__ = ("inside", "items", "keys", "named", "plain", "value")
+    __slots__ = ("inside", "items", "keys", "named", "own", "plain", "value")
 
     def __init__(
         self,
         value: Any,
         plain: Any,
         items: tuple[Any, ...],
-        named: tuple[dict[str, Any], tuple[str, ...]] | None,
+        named: tuple[str, ...] | None,
     ) -> None:
         self.value = value  # held, so that its id stays its own
         self.plain = plain
         self.items = items
         self.keys = tuple(value) if type(value) is dict else None
         self.named = named
-        """The attributes of an object, and the names of those that count."""
+        """The attributes of an object that count."""
+        self.own = None if named is None else _own(value)
         self.inside: list[_Kept] = []
         """What is kept of everything inside of it, however deep; empty where that is a lot."""
 
@@ -51,8 +52,8 @@ class _Kept:
         """Return whether the object itself has other items now."""
         value, items = self.value, self.items
         if self.named is not None:
-            own, names = self.named
-            return not all(map(is_, map(own.get, names), items))
+            own = self.own or fields_of(value) or {}
+            return not all(map(is_, map(own.get, self.named), items))
         if self.keys is None:
             return len(value) != len(items) or not all(map(is_, value, items))
         return (
@@ -91,17 +92,24 @@ class Plainer:
             for item in items
         ]
 
-    def moved(self, value: Any) -> bool:
-        """Return whether something in `value` was changed in place since it was turned last."""
-        kept = self._kept.get(id(value))
-        return kept is not None and _moved(kept)
+    def changed(self, value: Any) -> bool:
+        """Return whether `value` says something else than when it was turned last.
 
-    def changed(self) -> Iterator[Any]:
-        """Yield the objects that were changed in place since they were turned last."""
-        return (kept.value for kept in list(self._kept.values()) if kept.moved())
+        It is turned anew then. What is deep inside of something long is not looked at.
+        """
+        kept = self._kept.get(id(value))
+        if kept is None or not _moved(kept):
+            return False
+        return bool(kept.plain != self._turn(value, type(value)))
+
+    def changes(self) -> Iterator[Any]:
+        """Yield the objects that say something else now, of all that were ever turned."""
+        for kept in list(self._kept.values()):
+            if kept.moved() and kept.plain != self._turn(kept.value, type(kept.value)):
+                yield kept.value
 
     def _turn(self, value: Any, kind: type) -> Any:
-        named: tuple[dict[str, Any], tuple[str, ...]] | None = None
+        named: tuple[str, ...] | None = None
         if kind is list or kind is tuple:
             items = tuple(value)
             plain: Any = self.each(items)
@@ -109,13 +117,13 @@ class Plainer:
             items = tuple(value.values())
             plain = dict(zip(map(_key, value), self.each(items), strict=True))
         elif isinstance(value, BaseMessage):
-            named = (_own(value), _SAID)
-            items = tuple(map(named[0].get, _SAID))
+            named = _SAID
+            items = _items(value, named)
             plain = message_to_plain(value)
             self.each(items)  # kept, so that a change further inside is noticed
         elif names := tuple(_in_order(kind)):
-            named = (_own(value), names)
-            items = tuple(map(named[0].get, names))
+            named = names
+            items = _items(value, named)
             plain = dict(zip(names, self.each(items), strict=True))
         elif isinstance(value, Mapping):
             # Not kept: most are made for the moment. `dict.items` is not seen by who counts reads.
@@ -152,10 +160,16 @@ def _in_order(kind: type) -> Iterable[str]:
     return (f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 
-def _own(value: Any) -> dict[str, Any]:
+def _own(value: Any) -> dict[str, Any] | None:
+    """Return the attributes of an object, live; None where it has slots instead."""
     try:
         # Not getattr: a state may note who looks at it.
         own: dict[str, Any] = object.__getattribute__(value, "__dict__")
     except AttributeError:
-        return fields_of(value) or {}
+        return None
     return own
+
+
+def _items(value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    own = _own(value) or fields_of(value) or {}
+    return tuple(map(own.get, names))
