@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -84,6 +84,56 @@ class BoundaryScope:
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
 
 
+def scope_in_place() -> BoundaryScope | None:
+    """Return the scope of the run that the current context belongs to."""
+    return _scope.get()
+
+
+def pay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Paid]) -> Any:
+    """Return what `call` returns, or the store has for the same question; note what it cost.
+
+    `call` is outside of the scope: what a model asks of another one to answer is part of its own
+    call, paid for with it, and takes no second place under the limit.
+    """
+
+    def alone() -> Paid:
+        with _left():
+            return call()
+
+    try:
+        stored, usage = scope.ledger.pay(scope.key(asked), scope.kind, asked, alone)
+    except Exception as error:
+        scope.failure = scope.failure or _systemic(error)
+        raise
+    scope.add(usage)
+    return stored
+
+
+async def apay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Awaitable[Paid]]) -> Any:
+    """Return what `pay_in` returns, for coroutines."""
+
+    async def alone() -> Paid:
+        with _left():
+            return await call()
+
+    try:
+        stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, alone)
+    except Exception as error:
+        scope.failure = scope.failure or _systemic(error)
+        raise
+    scope.add(usage)
+    return stored
+
+
+@contextmanager
+def _left() -> Iterator[None]:
+    token = _scope.set(None)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
 def warn(text: str) -> None:
     """Add a warning to the run in scope, once."""
     scope = _scope.get()
@@ -104,7 +154,7 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
         if "client" in name or "api_key" in name or "token_" in name:
             continue
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            value = _address(value)
+            value = address(value)
         plain = to_plain(value)
         if callable(value):
             plain = getattr(value, "__qualname__", type(value).__qualname__)
@@ -112,7 +162,8 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
     return identity
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
+    """Return host, port and path; a loopback address without its port."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host in ("127.0.0.1", "localhost", "::1"):
@@ -208,20 +259,15 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
         if scope is None:
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         asked = _asked(self, messages, stop, kwargs)
-        try:
-            stored, usage = scope.ledger.pay(
-                scope.key(asked),
-                scope.kind,
+        return _decode(
+            pay_in(
+                scope,
                 asked,
                 lambda: _encode(
                     original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
                 ),
             )
-        except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        )
 
     return generate
 
@@ -248,13 +294,7 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
                 await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
             )
 
-        try:
-            stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, call)
-        except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        return _decode(await apay_in(scope, asked, call))
 
     return agenerate
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
@@ -443,3 +444,31 @@ async def test_sync_call_in_an_async_node_does_not_block_the_loop_for_ever():
         task = one_node(node).arecord([{"inputs": {"q": "await"}}, {"inputs": {"q": "block"}}])
         runs = await asyncio.wait_for(task, 10)
     assert [r.outputs["a"] for r in runs] == ["x", "y"]
+
+
+class HandsOn(Chat):
+    """A chat model that asks another one in its own call."""
+
+    inner: BaseChatModel
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=self.inner.invoke(messages))])
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        message = await self.inner.ainvoke(messages)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_call_that_a_model_hands_on_is_one_call_and_takes_one_place_under_the_limit(sync):
+    model = HandsOn(answer=echo, inner=Chat(answer=echo))
+
+    async def awaited(s):
+        return {"a": (await model.ainvoke(s["q"])).content}
+
+    graph = one_node(awaited if not sync else lambda s: {"a": model.invoke(s["q"]).content})
+    ledger = tg.Ledger(max_concurrency=1)
+    with tg.use_ledger(ledger):
+        [run] = await asyncio.wait_for(graph.arecord(BATCH), 10)
+    assert run.outputs["a"] == "hi"
+    assert (run.usage.calls, ledger.account.spent.calls, len(model.inner.calls)) == (1, 1, 1)
