@@ -34,6 +34,7 @@ from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.trainer import Trainer
+from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
@@ -78,6 +79,7 @@ __all__ = [
     "Trainer",
     "Usage",
     "Verdict",
+    "Watched",
     "__version__",
     "adiscover",
     "candidate_hash",
@@ -87,4 +89,5 @@ __all__ = [
     "prompts",
     "read_examples",
     "use_ledger",
+    "watch",
 ]

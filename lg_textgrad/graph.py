@@ -128,7 +128,9 @@ class TrainableGraph:
     def run_id(self, example: Example, candidate: Mapping[str, str], sample: int = 0) -> str:
         """Return the id of the run of `example` under `candidate`: the same run, the same id."""
         context = self._context.at(example).identity
-        given = () if context is None else (context,)
+        resume = example.metadata.get("resume")
+        given = [] if context is None else [context]
+        given += [] if resume is None else [{"resume": resume}]
         return digest(
             "run", self.fingerprint, dict(candidate), example.id, example.inputs, sample, *given
         )[:32]

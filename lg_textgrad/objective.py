@@ -84,7 +84,9 @@ class Objective:
 
     `evaluators` are what LangSmith's `evaluate` accepts, sync or async. `weights` says how much
     each feedback key counts (default 1 each); the score is the weighted mean. `summary` evaluators
-    look at all runs of a batch at once; what they say is reported and decides nothing.
+    look at all runs of a batch at once; what they say is reported and decides nothing. With
+    `repeats` n each evaluator is asked n times about each run, for judges that waver: scores are
+    means, and the comment is that of the judgement nearest to the mean.
     """
 
     def __init__(
@@ -93,7 +95,11 @@ class Objective:
         *,
         weights: Mapping[str, float] | None = None,
         summary: Iterable[Evaluator] = (),
+        repeats: int = 1,
     ) -> None:
+        if repeats < 1:
+            raise ConfigurationError(f"repeats must be at least 1, not {repeats}.")
+        self.repeats = repeats
         self.evaluators = list(evaluators)
         self.weights = dict(weights or {})
         self.summary = list(summary)
@@ -109,7 +115,8 @@ class Objective:
     @property
     def fingerprint(self) -> str:
         """A hash of the evaluators' code and the weights: feedback is kept under it."""
-        return digest("objective", self._told, self.weights)[:16]
+        again = (self.repeats,) if self.repeats > 1 else ()
+        return digest("objective", self._told, self.weights, *again)[:16]
 
     def __call__(self, runs: Iterable[Run]) -> Loss:
         """`acall` for sync code."""
@@ -151,9 +158,12 @@ class Objective:
         if run.error is not None:
             feedback = [Feedback("error", 0.0, f"The run failed: {run.error}")]
         else:
-            feedback = []
-            for evaluator in self.evaluators:
-                feedback.extend(await _ask(evaluator, run))
+            async with task_group() as group:
+                asked = [
+                    [group.create_task(_ask(e, run, n)) for n in range(self.repeats)]
+                    for e in self.evaluators
+                ]
+            feedback = [f for tasks in asked for f in _settled([t.result() for t in tasks])]
         score = self._reduce(feedback, run)
         if ledger is not None:
             ledger.store.put_feedback(run.id, self.fingerprint, score, feedback)
@@ -177,7 +187,32 @@ class Objective:
         return total / weight
 
 
-async def _ask(evaluator: Evaluator, run: Run) -> list[Feedback]:
+def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:
+    """Return one evaluator's repeated judgements as one: of each key the mean score."""
+    if len(judgements) == 1:
+        return list(judgements[0])
+    by_key: dict[str, list[Feedback]] = {}
+    for feedback in judgements:
+        for f in feedback:
+            by_key.setdefault(f.key, []).append(f)
+    found = []
+    for key, said in by_key.items():
+        scores = [f.score for f in said if f.score is not None]
+        mean = math.fsum(scores) / len(scores) if scores else None
+        nearest = said[0]
+        if mean is not None:
+            scored = [f for f in said if f.score is not None]
+            nearest = min(scored, key=lambda f: abs((f.score or 0.0) - mean))
+        reads = [f.reads for f in said]
+        together = frozenset(k for r in reads for k in r or ())
+        found.append(
+            Feedback(key, mean, nearest.comment, None if None in reads else together)
+        )
+    return found
+
+
+async def _ask(evaluator: Evaluator, run: Run, repeat: int = 0) -> list[Feedback]:
+    """Return one judgement. Each repeat is another sample, so a judge is really asked again."""
     outputs = ReadTrackingDict(run.outputs or {})
     name = name_of(evaluator)
 
@@ -185,12 +220,16 @@ async def _ask(evaluator: Evaluator, run: Run) -> list[Feedback]:
         return await acall_evaluator(evaluator, run, outputs)
 
     where = f"example '{run.example.id}'"
-    result = await _paid(call, name, where, run.sample, run.id)
+    result = await _paid(call, name, where, run.sample + _REPEAT * repeat, run.id)
     reads = frozenset(outputs.keys_read) or None
     return [
         Feedback(f.key, f.score, f.comment, reads)
         for f in read_result(result, name, where)
     ]
+
+
+_REPEAT = 1_000_000
+"""Keeps the samples of repeated judgements apart from those of repeated runs."""
 
 
 async def _paid(

@@ -19,12 +19,14 @@ class ReadTrackingDict(dict[str, Any]):
         super().__init__(values)
         self.keys_read: set[str] = set() if keys_read is None else keys_read
 
-    def start(self) -> None:
-        """Forget what was read so far, and what copies made so far will read.
+    def start(self, sheet: set[str] | None = None) -> set[str]:
+        """Forget what was read so far, and what copies made so far will read; return the new sheet.
 
-        LangGraph copies one state for all tasks of a superstep; each starts with a clean sheet.
+        LangGraph copies one state for all tasks of a superstep; each starts with a clean sheet, or
+        goes on with the one that it is given.
         """
-        self.keys_read = set()
+        self.keys_read = set() if sheet is None else sheet
+        return self.keys_read
 
     def __copy__(self) -> ReadTrackingDict:
         return ReadTrackingDict(dict.items(self), self.keys_read)

@@ -466,3 +466,56 @@ async def test_evaluator_that_counts_stays_the_same_one():
     before = objective.fingerprint
     await objective.acall([run()])
     assert objective.fingerprint == before
+
+
+# Judges that waver.
+
+
+async def test_repeated_judgements_are_really_asked_again_paid_once_and_averaged():
+    model = Chat(answer=lambda m: str(len(model.calls)))
+
+    async def judge(outputs):
+        n = int((await model.ainvoke("How good is it? " + outputs["a"])).content)
+        return {"key": "k", "score": n / 10, "comment": f"judgement {n}"}
+
+    ledger = tg.Ledger()
+    with tg.use_ledger(ledger):
+        one = await scored(judge, repeats=3)
+        again = await scored(judge, repeats=3)
+    assert one.score == pytest.approx(0.2)
+    assert [(f.key, f.comment, f.reads) for f in one.feedback] == [("k", "judgement 2", frozenset({"a"}))]
+    assert list(again.feedback) == list(one.feedback)
+    assert ledger.account.spent.calls == 3
+
+
+async def test_repeats_of_several_keys_are_joined_by_key():
+    turns = iter([1.0, 0.0])
+
+    def judge(outputs):
+        score = next(turns)
+        return [{"key": "a", "score": score}, {"key": "b", "comment": "fine"}]
+
+    result = await scored(judge, repeats=2)
+    assert [(f.key, f.score, f.comment) for f in result.feedback] == [("a", 0.5, ""), ("b", None, "fine")]
+
+
+def test_repeats_make_another_objective_and_one_must_be_there():
+    assert tg.Objective([by_name]).fingerprint == tg.Objective([by_name], repeats=1).fingerprint
+    assert tg.Objective([by_name], repeats=2).fingerprint != tg.Objective([by_name]).fingerprint
+    with pytest.raises(ConfigurationError, match="repeats must be at least 1, not 0"):
+        tg.Objective([by_name], repeats=0)
+
+
+async def test_evaluators_of_one_run_are_asked_at_once():
+    barrier = asyncio.Barrier(2)
+
+    async def one(outputs):
+        await barrier.wait()
+        return True
+
+    async def two(outputs):
+        await barrier.wait()
+        return True
+
+    async with asyncio.timeout(5):
+        await scored(one, two)

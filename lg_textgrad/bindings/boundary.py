@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -61,6 +62,11 @@ class BoundaryScope:
     """The first error that makes every further call pointless, even if a node swallowed it."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
+    witness: Callable[[UUID | None], None] | None = None
+    """Told of each call, by the id of its run in callbacks."""
+    stranger: Callable[[], None] | None = None
+    """Told of each call in a thread that began during the run and has nothing of its context."""
+    _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,12 +82,18 @@ class BoundaryScope:
             self._seen[base] = count + 1
         return f"{base}.{self.sample}.{count}"
 
+    def notice(self, run_manager: Any) -> None:
+        """Tell whoever records the run of a call in it."""
+        if self.witness is not None:
+            self.witness(getattr(run_manager, "run_id", None))
+
     def add(self, usage: Usage) -> None:
         with self._guard:
             self.usage += usage
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+_inside_call: ContextVar[bool] = ContextVar("lg_textgrad_inside_call", default=False)
 
 
 def scope_in_place() -> BoundaryScope | None:
@@ -127,11 +139,29 @@ async def apay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Awaitable
 
 @contextmanager
 def _left() -> Iterator[None]:
-    token = _scope.set(None)
+    tokens = _scope.set(None), _inside_call.set(True)
     try:
         yield
     finally:
-        _scope.reset(token)
+        _scope.reset(tokens[0])
+        _inside_call.reset(tokens[1])
+
+
+_open: dict[int, BoundaryScope] = {}
+
+
+def notice_stranger() -> None:
+    """Tell the runs in scope of a call that has no scope, in a thread that they may have started.
+
+    Contexts don't reach threads by themselves. Other callers in the process are no business of
+    ours: they have threads of their own.
+    """
+    if _inside_call.get():
+        return
+    here = threading.current_thread()
+    for scope in list(_open.values()):
+        if scope.stranger is not None and here not in scope._threads:  # noqa: SLF001 - ours
+            scope.stranger()
 
 
 def warn(text: str) -> None:
@@ -257,7 +287,9 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
+            notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
         return _decode(
             pay_in(
@@ -283,10 +315,12 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
+            notice_stranger()
             result: ChatResult = await original(
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
             return result
+        scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
 
         async def call() -> Paid:
@@ -307,8 +341,11 @@ register("_agenerate_with_cache", _agenerate)
 def pay_through(scope: BoundaryScope) -> Iterator[None]:
     """Send the chat-model calls of the current context through the scope's ledger."""
     with replaced():
+        scope._threads = frozenset(threading.enumerate())  # noqa: SLF001 - ours
+        _open[id(scope)] = scope
         token = _scope.set(scope)
         try:
             yield
         finally:
             _scope.reset(token)
+            _open.pop(id(scope), None)

@@ -22,7 +22,14 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.bodies import Api, ChatCompletions, Place, Responses, put, without_ids
-from lg_textgrad.bindings.boundary import address, apay_in, pay_in, scope_in_place, warn
+from lg_textgrad.bindings.boundary import (
+    address,
+    apay_in,
+    notice_stranger,
+    pay_in,
+    scope_in_place,
+    warn,
+)
 from lg_textgrad.bindings.rewriting import any_rewriters, rewritten
 from lg_textgrad.errors import ConfigurationError, ModelError
 from lg_textgrad.ledger import Paid
@@ -78,6 +85,7 @@ class _Wrapped:
             return send(cast_to, asked.options, stream=stream, stream_cls=stream_cls)
         manager = _manager(CallbackManager)
         runs = manager.on_chat_model_start(*asked.start, **asked.details) if manager else []
+        scope.notice(runs[0] if runs else None)
         try:
             result = pay_in(scope, asked.key, lambda: asked.paid(send(object, asked.whole)))
         except Exception as error:
@@ -104,6 +112,7 @@ class _AsyncWrapped:
             return await send(cast_to, asked.options, stream=stream, stream_cls=stream_cls)
         manager = _manager(AsyncCallbackManager)
         runs = await manager.on_chat_model_start(*asked.start, **asked.details) if manager else []
+        scope.notice(runs[0] if runs else None)
 
         async def call() -> Paid:
             return asked.paid(await send(object, asked.whole))
@@ -192,9 +201,12 @@ def _asked(client: Any, options: Any) -> _Asked | None:
     """Return the request, rewritten; None where it is none of ours or nothing is in scope."""
     api = _APIS.get(options.url)
     body = options.json_data
-    nothing = scope_in_place() is None and not any_rewriters()
-    if nothing or api is None or options.method.lower() != "post" or not isinstance(body, Mapping):
+    if api is None or options.method.lower() != "post" or not isinstance(body, Mapping):
         return None
+    if scope_in_place() is None:
+        notice_stranger()
+        if not any_rewriters():
+            return None
     if body.get("background"):
         warn(
             "A node sent a background request through the openai SDK, which is neither recorded "

@@ -23,10 +23,9 @@ from lg_textgrad.recording.replay import executions_of, revived, usage_of
 from lg_textgrad.recording.reprs import parse_error, parse_send
 from lg_textgrad.recording.structure import (
     AnyGraph,
-    accumulating_channels,
+    Structure,
     graphs_by_path,
     node_path,
-    routers,
 )
 from lg_textgrad.run import Execution, Usage
 
@@ -56,10 +55,9 @@ def recorded_from(
         raise ValueError("The trace has no root run.")
     root = roots[0]
     parts = _Parts(ordered, graph).parts
-    executions, _, warnings = executions_of(
-        parts, {} if graph is None else routers(graph), texts, readers
-    )
-    keeps = _inferred(executions) if graph is None else accumulating_channels(graph)
+    structure = Structure() if graph is None else Structure.of(graph)
+    executions, _, warnings = executions_of(parts, structure.leads, texts, readers)
+    keeps = _inferred(executions) if graph is None else structure.accumulating
     error = root.get("error")
     failure = parse_error(error) if error else None
     outputs = revived(_unreal(root.get("outputs") or {}))

@@ -40,6 +40,11 @@ _MESSAGES: Mapping[str, type[BaseMessage]] = {
 _MESSAGE_KEYS = {"type", "content", "additional_kwargs", "response_metadata"}
 _COMMAND_KEYS = {"graph", "update", "resume", "goto"}
 _SEND_KEYS = {"node", "args"}
+_KEPT_METADATA = (
+    "langgraph_checkpoint_ns", "langgraph_path", "langgraph_step", "langgraph_triggers",
+)  # fmt: skip
+_ROOT = UUID(int=0)
+"""The run that a stream's first events are in, which it may not tell."""
 _KEPT_EVENTS = frozenset(
     f"on_{kind}_{when}"
     for kind in ("chain", "chat_model", "tool")
@@ -58,8 +63,7 @@ def slim(event: str, data: Any, seconds: float) -> dict[str, Any] | None:
         metadata = {
             n: v
             for n, v in (data.get("metadata") or {}).items()
-            if n in ("langgraph_checkpoint_ns", "langgraph_step", "langgraph_triggers")
-            or n.startswith("ls_model")
+            if n in _KEPT_METADATA or n.startswith("ls_model")
         }
         return {
             "event": event,
@@ -69,6 +73,7 @@ def slim(event: str, data: Any, seconds: float) -> dict[str, Any] | None:
                 "name": data["name"],
                 "run_id": data["run_id"],
                 "parent": (data.get("parent_ids") or [None])[-1],
+                "tags": [t for t in data.get("tags") or () if t.startswith("seq:step:")],
                 "metadata": metadata,
                 "data": said,
             },
@@ -168,7 +173,8 @@ class _Replay:
     """Tells a recorder what the stream told, in its order."""
 
     def __init__(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        self._recorder = Recorder()
+        self._recorder = Recorder(copies=True)
+        self._recorder.on_chain_start(None, None, run_id=_ROOT)
         self._namespaces: dict[str, str] = {}
         self._node_runs: dict[str, UUID] = {}
         self._spans: dict[str, list[float]] = {}
@@ -194,9 +200,11 @@ class _Replay:
         recorder, event = self._recorder, data["event"]
         run_id, said, metadata = UUID(data["run_id"]), data["data"], dict(data["metadata"])
         namespace = metadata.get("langgraph_checkpoint_ns", "")
-        if event == "on_chain_start":
-            parent = data["parent"]
+        parent = data["parent"]
+        host = UUID(parent) if parent else _ROOT
+        if event.endswith("start"):
             self._namespaces[data["run_id"]] = namespace
+        if event == "on_chain_start":
             triggers = metadata.get("langgraph_triggers") or ()
             inputs = revived(said.get("input"))
             if namespace and namespace != self._namespaces.get(parent, ""):
@@ -209,7 +217,8 @@ class _Replay:
                 None,
                 inputs,
                 run_id=run_id,
-                parent_run_id=UUID(parent) if parent else None,
+                parent_run_id=host,
+                tags=data.get("tags"),
                 metadata=metadata,
             )
         elif event == "on_chain_end":
@@ -231,6 +240,7 @@ class _Replay:
                 None,
                 messages,
                 run_id=run_id,
+                parent_run_id=host,
                 metadata=metadata,
                 name=data["name"],
                 invocation_params=said.get("invocation_params"),
@@ -252,6 +262,7 @@ class _Replay:
                 {"name": data["name"]},
                 "",
                 run_id=run_id,
+                parent_run_id=host,
                 metadata=metadata,
                 inputs=revived(said.get("input")),
             )
@@ -324,7 +335,9 @@ class _Replay:
                 else c
                 for c in execution.model_calls
             ]
-            yield replace(execution, seconds=ended - started, model_calls=tuple(calls))
+            yield replace(
+                execution, started=started, seconds=ended - started, model_calls=tuple(calls)
+            )
 
     def chosen(
         self, execution: Execution, routers: Mapping[str, set[str] | None]

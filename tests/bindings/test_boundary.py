@@ -470,5 +470,5 @@ async def test_call_that_a_model_hands_on_is_one_call_and_takes_one_place_under_
     ledger = tg.Ledger(max_concurrency=1)
     with tg.use_ledger(ledger):
         [run] = await asyncio.wait_for(graph.arecord(BATCH), 10)
-    assert run.outputs["a"] == "hi"
+    assert (run.outputs["a"], run.warnings) == ("hi", ())
     assert (run.usage.calls, ledger.account.spent.calls, len(model.inner.calls)) == (1, 1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import TypedDict
 
 import openai
@@ -520,6 +521,29 @@ async def test_background_responses_go_through_with_a_warning(clients):
     assert run.executions[0].model_calls == ()
     [warning] = run.warnings
     assert "background" in warning
+
+
+async def test_call_in_a_thread_without_context_is_not_recorded_and_told(clients):
+    with OpenAIServer(said) as server:
+        pair = clients.make(server)
+
+        async def writer(state):
+            found = []
+
+            def work():
+                reply = pair[0].chat.completions.create(model="test-model", messages=asked(state))
+                found.append(reply.choices[0].message.content)
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            await asyncio.to_thread(thread.join)
+            return {"a": found[0]}
+
+        [run] = await tg.TrainableGraph(one(writer)).arecord(BATCH)
+    assert (run.outputs["a"], run.usage.calls) == ("You write. / hi", 0)
+    [warning] = run.warnings
+    assert "writer" in warning
+    assert "thread" in warning
 
 
 async def test_langchain_model_on_a_wrapped_client_is_one_call(clients):

@@ -250,10 +250,13 @@ def stored():
 
 
 def comparable(execution):
-    """What two recordings have in common: no ids of tasks, no times, no reads."""
+    """What two recordings have in common: no ids of tasks, no times, no reads, no object's identity."""
     calls = tuple(replace(c, usage=replace(c.usage, seconds=0)) for c in execution.model_calls)
     names = "|".join(part.split(":")[0] for part in execution.namespace.split("|"))
-    return replace(execution, namespace=names, seconds=0, reads=None, model_calls=calls)
+    return replace(
+        execution, namespace=names, seconds=0, started=0, reads=None, model_calls=calls,
+        sources=None, passed={}, erased={}, interrupts=(),
+    )  # fmt: skip
 
 
 def edges(run):
@@ -261,6 +264,8 @@ def edges(run):
 
 
 PROMPT = {"p": "Be kind."}
+WIDER = {"subgraph-inside", "functional"}
+"""There a live recording knows which object came from where, and a stored trace doesn't."""
 
 
 async def live(name):
@@ -281,8 +286,12 @@ async def test_stored_trace_gives_the_executions_and_edges_of_a_live_recording(s
     recorded, usage, seconds = recorded_from(stored[name], graph, PROMPT, {})
     there = replace(here, outputs=recorded.outputs, executions=tuple(recorded.executions), error=recorded.error)
     assert [comparable(e) for e in there.executions] == [comparable(e) for e in here.executions]
-    assert edges(there) == edges(here)
-    assert dict(recorded.accumulating) == dict(here.accumulating)
+    if name in WIDER:
+        assert edges(there) > edges(here)
+    else:
+        assert edges(there) == edges(here)
+    kept = {path: names for path, names in here.accumulating.items() if names}
+    assert {p: n for p, n in recorded.accumulating.items() if n} == kept
     assert recorded.error == here.error
     assert usage.prompt_tokens == sum(c.usage.prompt_tokens for e in here.executions for c in e.model_calls)
     assert seconds > 0
