@@ -14,6 +14,7 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -72,6 +73,7 @@ __all__ = [
     "Selection",
     "Sequential",
     "Significant",
+    "StateText",
     "Store",
     "ToolCall",
     "Trace",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.pregel import Pregel
 
 from lg_textgrad._sync import run_sync, task_group
-from lg_textgrad.bindings.base import Binding
+from lg_textgrad.bindings.base import Binding, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding
 from lg_textgrad.bindings.discovered import Discovered, Finding
@@ -152,15 +153,18 @@ async def _run(
     graph: AnyGraph, plain: TrainableGraph, example: Example, ledger: Ledger
 ) -> tuple[Recorded, list[Template], list[Offered]]:
     # Not through `arecord`: a run that the store has already would show no templates.
-    templates, tools = _Templates(), NotesTools()
+    templates, tools, candidate = _Templates(), NotesTools(), plain.candidate()
     scope = BoundaryScope(ledger)
     source = LiveSource(graph, callbacks=[templates])
     bindings = [b.at(example) if isinstance(b, ContextBinding) else b for b in plain.bindings]
     with rewriting(tools):
-        recorded = await source.arun(example, plain.candidate(), bindings, scope)
+        recorded = await source.arun(example, candidate, bindings, scope)
     if scope.failure is not None:
         raise scope.failure
-    return recorded, templates.found, tools.found
+    noted = replace(
+        recorded, executions=with_readers(recorded.executions, bindings, candidate)
+    )
+    return noted, templates.found, tools.found
 
 
 def _failure(run: Recorded) -> Finding:
