@@ -7,6 +7,7 @@ puts that in place and takes it away again.
 from __future__ import annotations
 
 import functools
+import heapq
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from pydantic import SecretStr
 
 from lg_textgrad._hashing import digest, message_to_plain, to_plain
 from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
@@ -68,6 +70,7 @@ class BoundaryScope:
     """Told of each call in a thread that began during the run and has nothing of its context."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
+    _free: dict[str, list[int]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def key(self, asked: Any) -> str:
@@ -78,9 +81,20 @@ class BoundaryScope:
         """
         base = digest("chat", asked)
         with self._guard:
-            count = self._seen.get(base, 0)
-            self._seen[base] = count + 1
+            free = self._free.setdefault(base, [])
+            if not free:
+                self._seen[base] = self._seen.get(base, 0) + 1
+            count = heapq.heappop(free) if free else self._seen[base] - 1
         return f"{base}.{self.sample}.{count}"
+
+    def give_back(self, key: str) -> None:
+        """Let the next call that asks the same have the key of one that failed.
+
+        So a retry is kept where a run that is repeated looks first.
+        """
+        base, _, count = key.split(".")
+        with self._guard:
+            heapq.heappush(self._free[base], int(count))
 
     def notice(self, run_manager: Any) -> None:
         """Tell whoever records the run of a call in it."""
@@ -112,9 +126,11 @@ def pay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Paid]) -> Any:
         with _left():
             return call()
 
+    key = scope.key(asked)
     try:
-        stored, usage = scope.ledger.pay(scope.key(asked), scope.kind, asked, alone)
+        stored, usage = scope.ledger.pay(key, scope.kind, asked, alone)
     except Exception as error:
+        scope.give_back(key)
         scope.failure = scope.failure or _systemic(error)
         raise
     scope.add(usage)
@@ -128,9 +144,11 @@ async def apay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Awaitable
         with _left():
             return await call()
 
+    key = scope.key(asked)
     try:
-        stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, alone)
+        stored, usage = await scope.ledger.apay(key, scope.kind, asked, alone)
     except Exception as error:
+        scope.give_back(key)
         scope.failure = scope.failure or _systemic(error)
         raise
     scope.add(usage)
@@ -291,15 +309,19 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
-        return _decode(
+        alone = quiet(run_manager)
+        result = _decode(
             pay_in(
                 scope,
                 asked,
                 lambda: _encode(
-                    original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                    original(self, messages, stop=stop, run_manager=alone, **kwargs)
                 ),
             )
         )
+        for tell, said, more in told(self, run_manager, result, is_async=False, **kwargs):
+            tell(*said, **more)
+        return result
 
     return generate
 
@@ -316,19 +338,22 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
         scope = _scope.get()
         if scope is None:
             notice_stranger()
-            result: ChatResult = await original(
+            plain: ChatResult = await original(
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
-            return result
+            return plain
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
 
-        async def call() -> Paid:
-            return _encode(
-                await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-            )
+        alone = quiet(run_manager)
 
-        return _decode(await apay_in(scope, asked, call))
+        async def call() -> Paid:
+            return _encode(await original(self, messages, stop=stop, run_manager=alone, **kwargs))
+
+        result = _decode(await apay_in(scope, asked, call))
+        for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):
+            await tell(*said, **more)
+        return result
 
     return agenerate
 
