@@ -29,7 +29,7 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad._hashing import canonical, digest, message_to_plain, to_plain
 from lg_textgrad.bindings.patching import register, replaced
 from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
@@ -234,7 +234,23 @@ def _asked(
     options = {
         k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k != "ls_structured_output_format"
     }
-    return {"model": model_identity(model), "messages": plain, "stop": stop, "options": options}
+    return {
+        "model": model_identity(model),
+        "messages": plain,
+        "stop": stop,
+        "options": unordered(options),
+    }
+
+
+def unordered(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the tools in an order of ours.
+
+    Agents that keep their tools in a set offer them in another order in each process.
+    """
+    tools = options.get("tools")
+    if not isinstance(tools, list):
+        return options
+    return {**options, "tools": sorted(tools, key=canonical)}
 
 
 def _schema_of(value: Any) -> Any:

@@ -28,6 +28,7 @@ from lg_textgrad.bindings.boundary import (
     notice_stranger,
     pay_in,
     scope_in_place,
+    unordered,
     warn,
 )
 from lg_textgrad.bindings.rewriting import any_rewriters, rewritten
@@ -158,7 +159,7 @@ class _Asked:
         return {
             "model": {"class": "openai", "base_url": address(self.base_url), "path": self.url},
             "messages": without_ids({n: to_plain(self.body.get(n)) for n in self.api.prompts}),
-            "options": to_plain(self.parameters),
+            "options": unordered(to_plain(self.parameters)),
             "query": to_plain(self.options.params),
         }
 

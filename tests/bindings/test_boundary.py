@@ -288,6 +288,9 @@ async def test_key(make):
     assert len({key(m) for m in [base, *other]}) == 1 + len(other)
     assert key(base, tools=[{"name": "t"}]) != key(base)
     assert key(base, "hi") != key(base, "ho")
+    # What keeps its tools in a set offers them in another order in each process.
+    tools = [{"name": "t"}, {"name": "u"}]
+    assert key(base, tools=tools) == key(base, tools=tools[::-1]) != key(base, tools=tools[:1])
 
 
 def test_tool_call_ids_do_not_change_the_key():
