@@ -20,10 +20,12 @@ from lg_textgrad.bindings.boundary import warn
 from lg_textgrad.bindings.discovered import Finding
 from lg_textgrad.bindings.rewriting import rewriting
 from lg_textgrad.errors import DataError
-from lg_textgrad.parameter import Parameter, prompts
+from lg_textgrad.parameter import Parameter, count_tokens, prompts
 
 # Where a format keeps the tool itself, and under which name the schema of its arguments.
 _WRAPPERS = ("function", "toolSpec")
+_LONGEST = 256
+"""Tokens; some servers refuse descriptions of more than 1,024 characters."""
 _SCHEMAS = (("parameters",), ("input_schema",), ("inputSchema", "json"), ("args_schema",))
 
 
@@ -79,7 +81,13 @@ class DiscoveredTools:
         self.findings = tuple(findings)
         # Whatever is in braces is part of the text: nothing fills a tool's description.
         self._parameters = {
-            one.name: Parameter(one.name, one.text, role=_role(one), placeholders=())
+            one.name: Parameter(
+                one.name,
+                one.text,
+                role=_role(one),
+                placeholders=(),
+                max_tokens=max(_LONGEST, count_tokens(one.text)),
+            )
             for one in self.found
         }
         self._at: dict[tuple[str, str], dict[str, FoundDescription]] = {}

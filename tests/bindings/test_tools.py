@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, PrivateAttr
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.tools import DiscoveredTools, descriptions, tool_name
-from lg_textgrad.errors import DataError
+from lg_textgrad.errors import DataError, ParameterError
 from tests.parts import BlamesUpstream, Chat, echo
 from tests.servers.openai_server import OpenAIServer, Reply
 
@@ -131,6 +131,16 @@ def test_sync_twin_and_how_they_are_held():
         ("agent", "agent.tools.search.query", "What to look for."),
     ]
     assert "search" in graph.parameters["agent.tools.search"].role
+
+
+async def test_descriptions_stay_as_short_as_servers_want_them():
+    long = "x" * 2000
+    compiled, _ = asking([OPENAI, {**FLAT, "name": "long", "description": long}])
+    graph = await tg.adiscover(compiled, ONE, tools=True)
+    with pytest.raises(ParameterError, match="more than the limit of 256"):
+        graph.parameters["agent.tools.search"].check("y" * 1025)
+    graph.parameters["agent.tools.search"].check("y" * 1024)
+    graph.parameters["agent.tools.long"].check(long)
 
 
 class Address(BaseModel):
