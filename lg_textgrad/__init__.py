@@ -15,6 +15,7 @@ from lg_textgrad.acceptance import (
     Verdict,
 )
 from lg_textgrad.approval import Approval, Approver, Review
+from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -76,6 +77,7 @@ __all__ = [
     "Selection",
     "Sequential",
     "Significant",
+    "StateText",
     "Store",
     "ToolCall",
     "Trace",

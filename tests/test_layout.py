@@ -71,6 +71,7 @@ LAYERS = (
 AGAINST_THE_ORDER = {
     ("objective", "backward", "lazy"): "loss.backward(critic) is PyTorch's spelling",
     ("objective", "critics", "typing"): "the annotation of that critic",
+    ("models", "bindings", "lazy"): "models.wrap_openai() is where people look for it",
     ("parameter", "bindings", "lazy"): "parameter.middleware() is where people look for it",
 }
 
