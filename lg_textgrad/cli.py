@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.isolation import untraced_process
 from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Example
-from lg_textgrad.store import FILE_NAME, Store
+from lg_textgrad.sessions import fork, resumable, salvage, settings_of
+from lg_textgrad.store import Store, run_name, without_password
 from lg_textgrad.trainer import Trainer
 
 DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
@@ -101,10 +102,10 @@ def _how_to_resume(options: argparse.Namespace, people: Console) -> None:
     if options.command not in (_optimize, _resume):
         return
     run_dir = getattr(options, "run_dir", None) or options.out
-    if run_dir and (Path(run_dir) / FILE_NAME).is_file():
+    if run_dir and resumable(run_dir):
         people.print(
             "Everything that was paid for is kept. Go on with: "
-            f"lg-textgrad resume {shlex.quote(run_dir)}",
+            f"lg-textgrad resume {shlex.quote(without_password(run_dir))}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -138,10 +139,16 @@ def _parser() -> argparse.ArgumentParser:
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     _add_settings(optimize)
     cli_langsmith.add_options(optimize)
-    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>)")
+    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>) or URL")
+    optimize.add_argument(
+        "--fork", metavar="RUN_DIR", help="take over what this run has paid for, and its settings"
+    )
 
     resume = add("resume", _resume, "go on where a run stopped, paying for nothing twice")
     resume.add_argument("run_dir", metavar="RUN_DIR")
+    resume.add_argument(
+        "--salvage", action="store_true", help="first save what is good in a damaged run directory"
+    )
     _add_limits(resume)
 
     evaluate = add("evaluate", _evaluate, "score the prompts, without training")
@@ -213,7 +220,13 @@ def _given(config: Config, options: argparse.Namespace) -> Config:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    config = _given(read_config(options.config) if options.config else Config(), options)
+    forked = None if options.config else getattr(options, "fork", None)
+    if forked and not options.out:
+        raise ConfigurationError("A fork is a run of its own; give it a place with --out.")
+    if forked:
+        config = _given(settings_of(forked), options)
+    else:
+        config = _given(read_config(options.config) if options.config else Config(), options)
     if not config.out:
         base = Path(options.config).parent.name if options.config else ""
         config.out = str(Path("runs") / (base or "run"))
@@ -250,23 +263,17 @@ def _objective(config: Config) -> Objective:
 def _optimize(options: argparse.Namespace, people: Console) -> int:
     config = _config(options)
     options.out = config.out
+    if options.fork:
+        config.check()
+        taken = fork(options.fork, config.out)
+        people.print(f"Took over {taken} replies that were paid for.", highlight=False)
     return _train(config, options.json, people)
 
 
 def _resume(options: argparse.Namespace, people: Console) -> int:
-    with Store(options.run_dir, read_only=True) as store:
-        kept, begun = store.get_meta("command"), store.get_meta("configuration") is not None
-    if not begun:
-        raise ConfigurationError(
-            f"There is nothing to go on with in '{options.run_dir}': its run stopped before the "
-            "first call. Start it with `lg-textgrad optimize`."
-        )
-    if kept is None:
-        raise ConfigurationError(
-            f"The run in '{options.run_dir}' was not started by `lg-textgrad optimize`; "
-            "call the same Trainer.fit again to go on."
-        )
-    config = _given(Config(**kept), options)
+    if options.salvage:
+        _render.show_salvaged(people, salvage(options.run_dir))
+    config = _given(settings_of(options.run_dir), options)
     config.out = options.run_dir
     return _train(config, options.json, people)
 
@@ -295,7 +302,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
 
         def on_event(kind: str, data: Mapping[str, Any]) -> None:
             if kind == "start":  # only now is it known that the directory is this run's
-                store.put_meta("command", asdict(config))
+                store.put_meta("command", config.kept())
             session.on_event(kind, data)
             watch(kind, data)
 
@@ -370,6 +377,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         ended, decisions = store.get_meta("result") is not None, store.decisions()
         result, paid = _render.outcome(store), store.paid()
+        where = shlex.quote(str(store.where))
     for d in decisions:
         word = _render.word_for(d["stage"], d["accepted"])
         people.print(
@@ -384,7 +392,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
             people.print(f"{name}: {before:.3f} → {after:.3f}", highlight=False)
     if not ended:
         people.print(
-            f"The run has not ended; go on with: lg-textgrad resume {shlex.quote(options.run_dir)}",
+            f"The run has not ended; go on with: lg-textgrad resume {where}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     if options.json:
@@ -406,7 +414,7 @@ def _export(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         changes, result = _render.explain(store), store.get_meta("result")
     prompts = {name: change["after"] for name, change in changes.items()}
-    comment = f"The accepted prompts of the run in {Path(options.run_dir).name}."
+    comment = f"The accepted prompts of the run in {run_name(options.run_dir)}."
     if result is not None:
         scores = [
             f"{n}: {result['baseline'][n]:.3f} -> {result['best'][n]:.3f}"

@@ -95,6 +95,11 @@ class TrainableGraph:
         return self.source.fingerprint
 
     @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node; empty where that is not known."""
+        return dict(getattr(self.source, "parts", {}))
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Paths of all nodes that LangGraph can tell without a run; empty for a remote graph."""
         found = graphs_by_path(self.graph) if self.graph is not None else {}
@@ -184,7 +189,7 @@ class TrainableGraph:
     ) -> Run:
         run_id = self.run_id(example, candidate, sample)
         store = ledger.store if kept else None
-        if store is not None and (known := store.get_run(run_id, example)) is not None:
+        if store is not None and (known := await store.aget_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
         started = time.monotonic()
@@ -210,7 +215,7 @@ class TrainableGraph:
             parameters=self.parameters,
         )
         if store is not None:
-            store.put_run(run)
+            await store.aput_run(run)
         return run
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.reachable import reachable_parameters
+from lg_textgrad.store import is_url, without_password
 
 
 def load_graph(spec: str) -> TrainableGraph:
@@ -178,6 +179,13 @@ class Config:
     approve_wait: float | None = None
     out: str = ""
 
+    def kept(self) -> dict[str, Any]:
+        """Return the settings as a run keeps them: without the passwords of databases."""
+        paths = {"out": without_password(self.out)}
+        if self.reuse is not None:
+            paths["reuse"] = without_password(self.reuse)
+        return {**asdict(self), **paths}
+
     def check(self, *, needs: tuple[str, ...] = ("graph", "train", "val", "evaluator")) -> None:
         """Raise `ConfigurationError` for what is missing or makes no sense."""
         elsewhere = {"train", "val", "test"} if self.dataset else set()
@@ -239,7 +247,7 @@ def read_config(path: str | Path) -> Config:
     config = Config(**document)
     for name in ("train", "val", "test", "reference", "reuse", "out"):
         value = getattr(config, name)
-        if value:
+        if value and not is_url(value):
             setattr(config, name, os.path.relpath(path.parent / value))
     return config
 

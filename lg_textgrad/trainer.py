@@ -18,6 +18,7 @@ from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic
 from lg_textgrad.data import batches, unique
+from lg_textgrad.differences import Details, row_details
 from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,
@@ -165,7 +166,7 @@ class Trainer:
         if reference is not None:  # before anything is paid for, and over untrained prompts
             reference = self.graph.candidate({**start, **reference})
         first = store.get_meta("configuration") is None
-        match(store, self._made_of(splits, start), start)
+        match(store, self._made_of(splits, start), start, self._details(splits))
         store.put_meta("result", None)  # that of an earlier session, when it goes on
         paid = store.paid()
         account = Account(
@@ -231,7 +232,7 @@ class Trainer:
                 store.put_meta("elapsed", account.elapsed)
         baseline, best, compared = finished
         result = Result(
-            run_dir=str(store.directory) if store.directory is not None else None,
+            run_dir=store.where,
             stopped_by=stopped_by,
             baseline=Scores(progress.pool[0].score, baseline.test),
             best=Scores(progress.best.score, best.test),
@@ -283,6 +284,10 @@ class Trainer:
                 for name, examples in splits.items()
             },
         }
+
+    def _details(self, splits: Mapping[str, list[Example]]) -> Details:
+        graph, evaluators = self.graph.parts, self.objective.parts
+        return {"graph": graph, "evaluators": evaluators, **row_details(splits)}
 
     async def _baseline(self, store: Store, bench: Workbench, progress: _Progress) -> None:
         baseline = candidate_hash(progress.baseline)

@@ -50,6 +50,7 @@ LAYERS = (
     "provenance",
     "bench",
     "screening",
+    "differences",
     "planning",
     "result",
     "trainer",
@@ -59,6 +60,7 @@ LAYERS = (
     "reachable",
     "loading",
     "assembly",
+    "sessions",
     "_render",
     "cli_langsmith",
     "cli",
@@ -86,7 +88,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"cli": 520, "models/openai": 600, "trainer": 550}
+LONGER = {"cli": 540, "models/openai": 600, "trainer": 550}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,13 @@ from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
 from lg_textgrad.recording.resuming import arun_resumed, at_breakpoint, resume_values
-from lg_textgrad.recording.structure import AnyGraph, Structure, fingerprint, graphs_by_path
+from lg_textgrad.recording.structure import (
+    AnyGraph,
+    Structure,
+    fingerprint,
+    graphs_by_path,
+    parts,
+)
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -50,6 +56,11 @@ class LiveSource:
     def fingerprint(self) -> str:
         """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
         return fingerprint(self.graph)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node."""
+        return parts(self.graph)
 
     async def arun(
         self,

@@ -182,9 +182,23 @@ def _reducer(channel: Any) -> Any:
 
 def fingerprint(graph: AnyGraph) -> str:
     """Return a hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
-    shape = {}
-    for path, sub in graphs_by_path(graph).items():
-        shape[path] = {
+    return digest("graph", _shape(graph))[:16]
+
+
+def parts(graph: AnyGraph) -> dict[str, str]:
+    """Return path of node -> hash of its edges and code, and one for the channels of each graph."""
+    found = {}
+    for path, shape in _shape(graph).items():
+        inside = f"{path}/" if path else ""
+        for node, described in shape["nodes"].items():
+            found[f"{inside}{node}"] = digest(described)[:12]
+        found[f"channels of {path}" if path else "channels"] = digest(shape["channels"])[:12]
+    return found
+
+
+def _shape(graph: AnyGraph) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        path: {
             "channels": {n: type(c).__name__ for n, c in sub.channels.items()},
             "nodes": {
                 n: {
@@ -195,7 +209,8 @@ def fingerprint(graph: AnyGraph) -> str:
                 for n, p in sub.nodes.items()
             },
         }
-    return digest("graph", shape)[:16]
+        for path, sub in graphs_by_path(graph).items()
+    }
 
 
 def _code(bound: Any) -> str | None:
