@@ -14,6 +14,8 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.approval import Approval, Approver, Review
+from lg_textgrad.bindings.state import StateText
 from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
@@ -40,6 +42,8 @@ from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
+    "Approval",
+    "Approver",
     "Better",
     "Budget",
     "Candidate",
@@ -68,6 +72,7 @@ __all__ = [
     "Priced",
     "RemoteSource",
     "Result",
+    "Review",
     "Run",
     "Schedule",
     "Scored",
@@ -75,6 +80,7 @@ __all__ = [
     "Selection",
     "Sequential",
     "Significant",
+    "StateText",
     "Store",
     "ToolCall",
     "Tools",

@@ -43,6 +43,17 @@ class Watch:
             finally:
                 self._status = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the live line away, while a person is asked something."""
+        if self._status is not None:
+            self._status.stop()
+        try:
+            yield
+        finally:
+            if self._status is not None:
+                self._status.start()
+
     def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:

@@ -139,6 +139,6 @@ def _unpriced(route: Route | None) -> ConfigurationError:
         )
     return ConfigurationError(
         f"The price of {route} is not known, so a budget in dollars cannot be kept. Give it with "
-        f"prices = {{\"{route.model}\" = [in, out]}}, in dollars per million tokens, or cap calls or "
-        "tokens instead."
+        f'prices = {{"{route.model}" = [in, out]}}, in dollars per million tokens, or cap calls '
+        "or tokens instead."
     )

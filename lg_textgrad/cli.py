@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lg_textgrad import _render
+from lg_textgrad import _render, cli_langsmith
 from lg_textgrad._version import __version__
 from lg_textgrad.assembly import make_acceptance, make_optimizer
 from lg_textgrad.budget import Budget
@@ -25,6 +25,9 @@ from lg_textgrad.errors import (
     BudgetTooSmallError,
     ConfigurationError,
     EvaluatorError,
+    InterruptedRunError,
+    LangSmithError,
+    LangSmithUnavailableError,
     LGTextGradError,
     ModelAuthenticationError,
     ModelUnreachableError,
@@ -48,6 +51,7 @@ from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
 from lg_textgrad.parameter import count_tokens
 from lg_textgrad.planning import Schedule
+from lg_textgrad.recording.isolation import untraced_process
 from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Example
 from lg_textgrad.sessions import fork, resumable, salvage, settings_of
@@ -59,6 +63,7 @@ DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
 _BAD_INPUT = (
     ConfigurationError,
     EvaluatorError,
+    LangSmithError,
     ModelAuthenticationError,
     ModelUnreachableError,
     UnknownModelError,
@@ -75,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     people = Console(stderr=True)
     try:
-        return int(options.command(options, people))
+        with untraced_process():
+            return int(options.command(options, people))
     except KeyboardInterrupt:
         people.print("\n[yellow]Stopped.[/yellow]", highlight=False)
         _how_to_resume(options, people)
@@ -85,10 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         people.print(str(error), markup=False, highlight=False, soft_wrap=True)
         if isinstance(error, BudgetTooSmallError):
             return SMALL_BUDGET
-        if isinstance(error, _BAD_INPUT):
+        later = isinstance(error, LangSmithUnavailableError)
+        if isinstance(error, _BAD_INPUT) and not later:
             return BAD_INPUT
         _how_to_resume(options, people)
-        return FAILED
+        return RESUMABLE if isinstance(error, InterruptedRunError) else FAILED
 
 
 def _how_to_resume(options: argparse.Namespace, people: Console) -> None:
@@ -131,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     _add_settings(optimize)
+    cli_langsmith.add_options(optimize)
     optimize.add_argument("--out", help="run directory (runs/<name of the configuration>) or URL")
     optimize.add_argument(
         "--fork", metavar="RUN_DIR", help="take over what this run has paid for, and its settings"
@@ -145,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("evaluate", _evaluate, "score the prompts, without training")
     _add_settings(evaluate)
+    cli_langsmith.add_dataset(evaluate)
     evaluate.add_argument("--prompts", help="prompts file to score instead of the graph's own")
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"))
 
@@ -156,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "write the accepted prompts to a file")
     export.add_argument("run_dir", metavar="RUN_DIR")
     export.add_argument("--out", required=True, help="prompts file to write")
+
+    cli_langsmith.add_commands(add)
 
     local = add("local", _local, "serve the embedded model on loopback, until Ctrl-C")
     local.add_argument("action", choices=["serve"])
@@ -247,7 +258,8 @@ def _rows(path: str | None, limit: int | None) -> list[Example]:
 
 
 def _objective(config: Config) -> Objective:
-    return Objective(load_evaluators(config.evaluator), weights=config.weights)
+    summary = load_evaluators(config.summary_evaluator)
+    return Objective(load_evaluators(config.evaluator), weights=config.weights, summary=summary)
 
 
 def _optimize(options: argparse.Namespace, people: Console) -> int:
@@ -285,18 +297,25 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else _model(config, name, people, held)
         watch = _render.Watch(people)
+        session = held.enter_context(
+            cli_langsmith.session_for(config, store, graph, objective, people, watch)
+        )
+        splits = session.splits(splits)
 
         def on_event(kind: str, data: Mapping[str, Any]) -> None:
             if kind == "start":  # only now is it known that the directory is this run's
                 store.put_meta("command", config.kept())
+            session.on_event(kind, data)
             watch(kind, data)
 
         trainer = Trainer(
             graph,
             objective,
             critic=LLMCritic(critic, brief=config.brief_critic),
-            optimizer=make_optimizer(
-                config.optimizer, rewriter, config.seed, config.optimizer_options
+            optimizer=session.optimizer(
+                make_optimizer(config.optimizer, rewriter, config.seed, config.optimizer_options),
+                config.steps,
+                config.batch_size,
             ),
             acceptance=make_acceptance(config.min_gain),
             budget=budget,
@@ -306,14 +325,17 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             patience=config.patience,
             reuse=held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None,
             on_event=on_event,
+            approve=session.approver,
         )
         with watch.live():
             result = trainer.fit(
                 splits["train"], splits["val"], splits["test"], reference=reference
             )
         _render.show_result(people, result)
+        told = session.finish()
+        cli_langsmith.show_told(people, session, told)
         if as_json:
-            print(json.dumps(result.to_json(), ensure_ascii=False, indent=2))
+            print(json.dumps({**result.to_json(), **told}, ensure_ascii=False, indent=2))
     return DONE
 
 
@@ -323,12 +345,15 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     graph, objective = load_graph(config.graph), _objective(config)
     prompts = read_prompts(options.prompts) if options.prompts else {}
     rows = _rows(getattr(config, options.split), getattr(config, f"{options.split}_rows"))
+    if not rows:
+        rows = cli_langsmith.rows_of(config, options.split)
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
         ledger = Ledger(max_concurrency=config.max_concurrency, patience=config.patience)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))
+            summary = {f.key: f.score for f in objective.summarize(loss.scored)}
     keys: dict[str, list[float]] = {}
     for scored in loss.scored:
         for feedback in scored.feedback:
@@ -338,13 +363,16 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     people.print(f"[bold]{options.split}[/bold]  {loss.score:.3f}  ({len(rows)} examples)")
     for key, mean in means.items():
         people.print(f"  {key}: {mean:.3f}", highlight=False)
+    for key, score in summary.items():
+        people.print(f"  all of them, {key}: {score}", markup=False, highlight=False)
     spent = ledger.account
     _render.show_spent(
         people, spent.spent, spent.by_kind, spent.elapsed, ledger.traffic.faults
     )
     if options.json:
         document = {
-            "split": options.split, "score": loss.score, "feedback": means, "rows": len(rows)
+            "split": options.split, "score": loss.score, "feedback": means, "rows": len(rows),
+            **({"summary": summary} if summary else {}),
         }  # fmt: skip
         print(json.dumps(document, ensure_ascii=False, indent=2))
     return DONE

@@ -12,7 +12,7 @@ from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync, task_group
-from lg_textgrad.bindings.base import Binding, Declared
+from lg_textgrad.bindings.base import Binding, Declared, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
 from lg_textgrad.bindings.tool_modes import ToolDesk, Tools
@@ -142,6 +142,8 @@ class TrainableGraph:
         resume = example.metadata.get("resume")
         given = [] if context is None else [context]
         given += [] if resume is None else [{"resume": resume}]
+        others = (getattr(b, "identity", None) for b in self.bindings if b is not self._context)
+        given += [identity for identity in others if identity is not None]
         return digest(
             "run", self.fingerprint, dict(candidate), example.id, example.inputs, sample, *given
         )[:32]
@@ -211,7 +213,7 @@ class TrainableGraph:
             example=example,
             candidate=candidate_hash(candidate),
             outputs=recorded.outputs,
-            executions=recorded.executions,
+            executions=with_readers(recorded.executions, bindings, candidate),
             error=recorded.error,
             failed_in=next(failed, None) if recorded.error else None,
             usage=scope.usage,

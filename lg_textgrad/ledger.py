@@ -149,7 +149,7 @@ class Ledger:
     ) -> Paid:
         """Return the reply under `key` and what it cost now: one call, or one cached call.
 
-        `route` says which model is asked; without it nothing is asked again, and nothing has a price.
+        `route` says which model is asked; without it nothing is asked again or has a price.
         Raises what `call` raises at last, `BudgetExceededError` when the budget has no room for it
         and `ModelDownError` when every call fails.
         """

@@ -158,6 +158,10 @@ class Objective:
             found.extend(read_result(result, name, f"{len(runs)} runs", bounded=False))
         return found
 
+    def summarize(self, scored: Sequence[Scored]) -> list[Feedback]:
+        """`asummarize` for sync code."""
+        return run_sync(self.asummarize(scored))
+
     async def _score(self, run: Run) -> Scored:
         ledger = ledger_in_scope()
         if ledger is not None:

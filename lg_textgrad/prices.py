@@ -86,7 +86,7 @@ def _listed(route: Route) -> Priced | None:
 
     def ask(come: int, go: int, cached: int = 0) -> Decimal:
         tokens = Tokens(
-            input_tokens=come, output_tokens=go, cache_read_tokens=cached if cached else None
+            input_tokens=come, output_tokens=go, cache_read_tokens=cached or None
         )
         return calc_price(tokens, route.model, **where).total_price
 

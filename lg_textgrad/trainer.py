@@ -13,6 +13,7 @@ from typing import Any
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.approval import Approver, Review, areviewed
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic
@@ -71,8 +72,8 @@ class Trainer:
     goes to acceptance the same way. `store` is a run
     directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
     called again with the same configuration, and pays for nothing twice. Model results that another
-    run has in `reuse` are not paid for again. `on_event(kind, data)` is
-    told what happens.
+    run has in `reuse` are not paid for again. `approve` is a person who has to agree before a
+    candidate is accepted. `on_event(kind, data)` is told what happens.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Trainer:
         reuse: Store | None = None,
         patience: Patience | None = None,
         on_event: OnEvent | None = None,
+        approve: Approver | None = None,
     ) -> None:
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
@@ -112,6 +114,7 @@ class Trainer:
         self.max_concurrency = max_concurrency
         self.reuse = reuse
         self.patience = patience
+        self.approve = approve
         self._on_event = on_event
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
@@ -427,11 +430,19 @@ class Trainer:
             verdict, outcomes, scored = await bench.acompare(
                 progress.best.outcomes, proposal.candidate, bench.val, self.acceptance
             )
+            stage = "val"
+            if verdict.accepted and self.approve is not None:
+                best = progress.best
+                seen = Review.of(
+                    step, best.candidate, proposal.candidate, verdict, best.outcomes, outcomes
+                )
+                verdict = await areviewed(self.approve, store, seen)
+                stage = "val" if verdict.accepted else "review"
             whole = len(outcomes) == len(bench.val)
             after = Loss(tuple(scored)).score if whole else None
             self._record(store, step, "val", proposal, verdict, progress, after)
             scores = {e: o.score for e, o in outcomes.items()}
-            self._observe(proposal, verdict, "val", scores)
+            self._observe(proposal, verdict, stage, scores)
             parents = proposal.parents or (base.hash,)
             entry = Entry(proposal.hash, proposal.candidate, outcomes, parents)
             if whole:

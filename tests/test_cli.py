@@ -555,7 +555,10 @@ def test_inspect_tells_runs_that_failed(here):
 
 # The commands and what is written about them.
 
-COMMANDS = ["init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "export", "local"]
+COMMANDS = [
+    "init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "export", "promote", "rollback",
+    "sync", "local",
+]  # fmt: skip
 
 
 def commands():

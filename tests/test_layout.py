@@ -21,6 +21,7 @@ LAYERS = (
     "redaction",
     "faults",
     "traffic",
+    "prices",
     "_hashing",
     "_sync",
     "demos",
@@ -47,6 +48,7 @@ LAYERS = (
     "optim",
     "significance",
     "acceptance",
+    "approval",
     "selection",
     "pareto",
     "provenance",
@@ -64,6 +66,7 @@ LAYERS = (
     "assembly",
     "sessions",
     "_render",
+    "cli_langsmith",
     "cli",
     "__main__",
 )
@@ -72,12 +75,14 @@ LAYERS = (
 AGAINST_THE_ORDER = {
     ("objective", "backward", "lazy"): "loss.backward(critic) is PyTorch's spelling",
     ("objective", "critics", "typing"): "the annotation of that critic",
+    ("models", "bindings", "lazy"): "models.wrap_openai() is where people look for it",
     ("parameter", "bindings", "lazy"): "parameter.middleware() is where people look for it",
 }
 
 # An SDK is imported in a file or folder of its name, and here.
 SDKS: Mapping[str, tuple[str, ...]] = {
     "gepa": (),
+    "genai_prices": ("prices",),
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
     "openai": ("models/openai_errors",),
@@ -89,7 +94,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"trainer": 550}
+LONGER = {"cli": 560, "trainer": 550}
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ def printing(package: Path) -> list[str]:
     return [
         f"{module.name}.py:{node.lineno} prints"
         for module in read(package)
-        if module.name != "cli"
+        if module.name not in ("cli", "cli_langsmith")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "builtins.print")
     ]
@@ -363,7 +368,7 @@ def test_what_the_rules_allow_is_not_reported(tmp_path: Path) -> None:
             "trainer.py": "\n" * (LONGEST + 1),
             "recording/__init__.py": "",
             "recording/isolation.py": "from langsmith.run_helpers import tracing_context\n",
-            "cli.py": "print('hello')\n",
+            "cli.py": "print('hello')\n" + "\n" * LONGEST,
         },
     )
     assert [wrong for rule in RULES for wrong in rule(package)] == []

@@ -25,7 +25,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.ledger import aask
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
-from lg_textgrad.traffic import Lane, Patience
+from lg_textgrad.traffic import Lane, Patience, Route
 from tests.parts import QUICK, Scripted
 from tests.servers.openai_server import Fault, OpenAIServer, Reply
 
@@ -164,7 +164,7 @@ async def test_crowded_server_gets_as_much_as_it_takes_from_threads_and_coroutin
         refused = ledger.traffic.faults["rate_limited"]
         assert said == ["ok"] * 80
         assert len(server.chats) == 80 + refused
-        assert ledger.traffic.lane(model.lane).width < 16
+        assert ledger.traffic.lane(model.route).width < 16
         assert refused < 80  # 16 at once for 80 calls would be refused far more often
 
 
@@ -197,7 +197,7 @@ async def test_rate_limit_headers_of_an_answer_are_heeded_before_the_next_call()
         with tg.use_ledger(ledger):
             await aask(model, request(), "critic")
         await model.aclose()
-        lane = ledger.traffic.lane(model.lane)
+        lane = ledger.traffic.lane(model.route)
     assert 1 < lane.pause(lane.course()) <= 2
 
 
@@ -225,7 +225,7 @@ def test_fault_is_asked_again_for_plain_threads_too():
         return end
 
     ledger = tg.Ledger(patience=QUICK)
-    assert ledger.pay("k", "rollout", {}, call, "m")[0] == "fine"
+    assert ledger.pay("k", "rollout", {}, call, Route("m"))[0] == "fine"
     assert ledger.traffic.faults == {"timeout": 1, "reset": 1}
 
 
@@ -271,7 +271,7 @@ async def test_nobody_asks_again_for_a_caller_that_is_gone():
         raise BROKEN
 
     ledger = tg.Ledger(patience=QUICK)
-    caller = asyncio.create_task(ledger.apay("k", "rollout", {}, call, "m"))
+    caller = asyncio.create_task(ledger.apay("k", "rollout", {}, call, Route("m")))
     while not made:
         await asyncio.sleep(0)
     caller.cancel()
@@ -293,7 +293,7 @@ async def test_caller_that_leaves_between_two_attempts_is_gone_at_once():
         raise BROKEN
 
     ledger = tg.Ledger(patience=patience)
-    caller = asyncio.create_task(ledger.apay("k", "rollout", {}, call, "m"))
+    caller = asyncio.create_task(ledger.apay("k", "rollout", {}, call, Route("m")))
     await failed.wait()
     while ledger.sent:
         await asyncio.sleep(0)
@@ -301,7 +301,7 @@ async def test_caller_that_leaves_between_two_attempts_is_gone_at_once():
     await asyncio.gather(caller, return_exceptions=True)
     while ledger._in_flight:
         await asyncio.sleep(0)
-    assert ledger.limiter.held == ledger.traffic.lane("m").places.held == 0
+    assert ledger.limiter.held == ledger.traffic.lane(Route("m")).places.held == 0
 
 
 async def test_hung_call_ends_at_the_timeout():
@@ -329,7 +329,7 @@ def test_hung_call_of_a_plain_thread_is_left_behind_at_the_timeout():
         return "fine", Usage(1)
 
     ledger = tg.Ledger(patience=replace(QUICK, timeout=0.02))
-    assert ledger.pay("k", "rollout", {}, call, "m")[0] == "fine"
+    assert ledger.pay("k", "rollout", {}, call, Route("m"))[0] == "fine"
     assert ledger.account.spent.calls == 1
     never.set()
     for thread in made:

@@ -7,8 +7,9 @@ puts that in place and takes it away again.
 from __future__ import annotations
 
 import functools
+import heapq
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,9 +29,10 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from lg_textgrad._hashing import digest_of_plain, message_to_plain, to_plain
+from lg_textgrad._hashing import canonical, digest_of_plain, message_to_plain, to_plain
 from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.bindings.patching import namespace_of, register, replaced
+from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
@@ -44,6 +46,7 @@ from lg_textgrad.faults import fault_of, out_of_credit, status_of
 from lg_textgrad.ledger import Ledger, Paid
 from lg_textgrad.models.langchain import route_of
 from lg_textgrad.run import Usage, node_path
+from lg_textgrad.traffic import Route
 
 # Fields of a chat model that don't change what it answers.
 _BOOKKEEPING = frozenset(
@@ -80,6 +83,7 @@ class BoundaryScope:
     """Answers the calls of tools, a `ToolDesk`; None calls each of them."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
+    _free: dict[str, list[int]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def key(self, asked: Any, run_manager: Any = None) -> str:
@@ -95,9 +99,20 @@ class BoundaryScope:
             place = self.place(getattr(run_manager, "run_id", None), namespace)
         base = digest_of_plain("chat", asked, place)
         with self._guard:
-            count = self._seen.get(base, 0)
-            self._seen[base] = count + 1
+            free = self._free.setdefault(base, [])
+            if not free:
+                self._seen[base] = self._seen.get(base, 0) + 1
+            count = heapq.heappop(free) if free else self._seen[base] - 1
         return f"{base}.{self.sample}.{count}"
+
+    def give_back(self, key: str) -> None:
+        """Let the next call that asks the same have the key of one that failed.
+
+        So a retry is kept where a run that is repeated looks first.
+        """
+        base, _, count = key.split(".")
+        with self._guard:
+            heapq.heappush(self._free[base], int(count))
 
     def notice(self, run_manager: Any) -> None:
         """Tell whoever records the run of a call in it."""
@@ -110,26 +125,99 @@ class BoundaryScope:
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+_inside_call: ContextVar[bool] = ContextVar("lg_textgrad_inside_call", default=False)
+
+
+def scope_in_place() -> BoundaryScope | None:
+    """Return the scope of the run that the current context belongs to."""
+    return _scope.get()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call of a node."""
+
+    request: Any
+    """What decides the reply, as plain data. No secrets."""
+    route: Route
+    run: Any = None
+    """The call's run manager in callbacks; None where nobody is told of it."""
+
+
+def pay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Paid]) -> Any:
+    """Return what `call` returns, or the store has for the same question; note what it cost.
+
+    `call` is outside of the scope: what a model asks of another one to answer is part of its own
+    call, paid for with it, and takes no second place under the limit.
+    """
+
+    def alone() -> Paid:
+        with _left():
+            return call()
+
+    with _asking(scope, asked) as key:
+        found = scope.ledger.pay(key, scope.kind, asked.request, alone, asked.route)
+    scope.add(found[1])
+    return found[0]
+
+
+async def apay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Awaitable[Paid]]) -> Any:
+    """Return what `pay_in` returns, for coroutines."""
+
+    async def alone() -> Paid:
+        with _left():
+            return await call()
+
+    with _asking(scope, asked) as key:
+        found = await scope.ledger.apay(key, scope.kind, asked.request, alone, asked.route)
+    scope.add(found[1])
+    return found[0]
+
+
+@contextmanager
+def _asking(scope: BoundaryScope, asked: Asked) -> Iterator[str]:
+    """Yield the key of a call, and note its failure for good."""
+    note_dependence()
+    if scope.failure is not None:
+        raise scope.failure  # a node that swallowed it may not spend on
+    key = scope.key(asked.request, asked.run)
+    try:
+        yield key
+    except Exception as error:
+        scope.give_back(key)
+        failure = _systemic(error)
+        if isinstance(failure, ModelError) and failure is not error:
+            scope.ledger.traffic.lane(asked.route).close(failure)
+        scope.failure = scope.failure or failure
+        scope.lost = scope.lost or fault_of(error) is not None
+        raise
+
+
+@contextmanager
+def _left() -> Iterator[None]:
+    tokens = _scope.set(None), _inside_call.set(True)
+    try:
+        yield
+    finally:
+        _scope.reset(tokens[0])
+        _inside_call.reset(tokens[1])
 
 
 _open: dict[int, BoundaryScope] = {}
 
 
-def _notice_stranger() -> None:
+def notice_stranger() -> None:
     """Tell the runs in scope of a call that has no scope, in a thread that they may have started.
 
     Contexts don't reach threads by themselves. Other callers in the process are no business of
     ours: they have threads of their own.
     """
+    if _inside_call.get():
+        return
     here = threading.current_thread()
     for scope in list(_open.values()):
         if scope.stranger is not None and here not in scope._threads:  # noqa: SLF001 - ours
             scope.stranger()
-
-
-def scope_in_force() -> BoundaryScope | None:
-    """Return the scope of the current context; None outside of a run."""
-    return _scope.get()
 
 
 def warn(text: str) -> None:
@@ -152,7 +240,7 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
         if "client" in name or "api_key" in name or "token_" in name:
             continue
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            value = _address(value)
+            value = address(value)
         plain = to_plain(value)
         if callable(value):
             plain = getattr(value, "__qualname__", type(value).__qualname__)
@@ -160,7 +248,8 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
     return identity
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
+    """Return host, port and path; a loopback address without its port."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host in ("127.0.0.1", "localhost", "::1"):
@@ -187,8 +276,19 @@ def _asked(
         "model": model_identity(model),
         "messages": plain,
         "stop": to_plain(stop),
-        "options": options,
+        "options": unordered(options),
     }
+
+
+def unordered(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the tools in an order of ours.
+
+    Agents that keep their tools in a set offer them in another order in each process.
+    """
+    tools = options.get("tools")
+    if not isinstance(tools, list):
+        return options
+    return {**options, "tools": sorted(tools, key=canonical)}
 
 
 def _schema_of(value: Any) -> Any:
@@ -256,15 +356,6 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     return None
 
 
-def _note(scope: BoundaryScope, model: BaseChatModel, error: Exception) -> None:
-    """Note a call that failed for good."""
-    failure = _systemic(error)
-    if isinstance(failure, ModelError) and failure is not error:
-        scope.ledger.traffic.lane(route_of(model)).close(failure)
-    scope.failure = scope.failure or failure
-    scope.lost = scope.lost or fault_of(error) is not None
-
-
 def _examined(scope: BoundaryScope, paid: Paid) -> Paid:
     """Count what is wrong with a reply; the graph gets it as it is."""
     message = paid[0]["message"]["data"]
@@ -289,31 +380,20 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
-            _notice_stranger()
+            notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         scope.notice(run_manager)
-        note_dependence()
-        if scope.failure is not None:
-            raise scope.failure  # a node that swallowed it may not spend on
-        asked = _asked(self, messages, stop, kwargs)
-        try:
-            stored, usage = scope.ledger.pay(
-                scope.key(asked, run_manager),
-                scope.kind,
-                asked,
-                lambda: _examined(
-                    scope,
-                    _encode(
-                        original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-                    ),
-                ),
-                route_of(self),
-            )
-        except Exception as error:
-            _note(scope, self, error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        alone = quiet(run_manager)
+
+        def call() -> Paid:
+            made = original(self, messages, stop=stop, run_manager=alone, **kwargs)
+            return _examined(scope, _encode(made))
+
+        asked = Asked(_asked(self, messages, stop, kwargs), route_of(self), run_manager)
+        result = _decode(pay_in(scope, asked, call))
+        for tell, said, more in told(self, run_manager, result, is_async=False, **kwargs):
+            tell(*said, **more)
+        return result
 
     return generate
 
@@ -329,33 +409,23 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
-            _notice_stranger()
-            result: ChatResult = await original(
+            notice_stranger()
+            plain: ChatResult = await original(
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
-            return result
+            return plain
         scope.notice(run_manager)
-        note_dependence()
-        if scope.failure is not None:
-            raise scope.failure  # a node that swallowed it may not spend on
-        asked = _asked(self, messages, stop, kwargs)
+        alone = quiet(run_manager)
 
         async def call() -> Paid:
-            return _examined(
-                scope,
-                _encode(
-                    await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-                ),
-            )
+            made = await original(self, messages, stop=stop, run_manager=alone, **kwargs)
+            return _examined(scope, _encode(made))
 
-        try:
-            key = scope.key(asked, run_manager)
-            stored, usage = await scope.ledger.apay(key, scope.kind, asked, call, route_of(self))
-        except Exception as error:
-            _note(scope, self, error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        asked = Asked(_asked(self, messages, stop, kwargs), route_of(self), run_manager)
+        result = _decode(await apay_in(scope, asked, call))
+        for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):
+            await tell(*said, **more)
+        return result
 
     return agenerate
 

@@ -21,7 +21,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import interrupt
 
 from lg_textgrad._hashing import digest, to_plain
-from lg_textgrad.bindings.boundary import scope_in_force, warn
+from lg_textgrad.bindings.boundary import scope_in_place, warn
 from lg_textgrad.bindings.nesting import Inside, inside_tool
 from lg_textgrad.bindings.patching import ensure, register
 from lg_textgrad.bindings.recorded import (
@@ -259,7 +259,7 @@ def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def run(self: BaseTool, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = scope_in_force()
+        scope = scope_in_place()
         if scope is None or scope.tools is None:
             return original(self, tool_input, *args, **kwargs)
         ensure(BaseTool, type(self))
@@ -275,7 +275,7 @@ def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
 def _aasked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def arun(self: BaseTool, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = scope_in_force()
+        scope = scope_in_place()
         if scope is None or scope.tools is None:
             return await original(self, tool_input, *args, **kwargs)
         ensure(BaseTool, type(self))
@@ -291,7 +291,7 @@ def _aasked(original: Callable[..., Any]) -> Callable[..., Any]:
 def _answered(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def _run(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
-        call, scope = _call.get(), scope_in_force()
+        call, scope = _call.get(), scope_in_place()
         if call is None or call.tool is not self or scope is None or scope.tools is None:
             return original(self, *args, **kwargs)
         token = _call.set(None)  # its super class's method, or another tool's, is not this call
@@ -306,7 +306,7 @@ def _answered(original: Callable[..., Any]) -> Callable[..., Any]:
 def _aanswered(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def _arun(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
-        call, scope = _call.get(), scope_in_force()
+        call, scope = _call.get(), scope_in_place()
         if call is None or call.tool is not self or scope is None or scope.tools is None:
             return await original(self, *args, **kwargs)
         token = _call.set(None)

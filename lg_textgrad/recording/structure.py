@@ -104,6 +104,14 @@ class Structure:
             {path: frozenset(_channels(sub, _merges_messages)) for path, sub in graphs.items()},
         )
 
+    def node(self, path: str, *, handles: bool = False) -> Node:
+        """Return what is known of a node. The handler of another's error stands beside that one."""
+        above, _, name = path.rpartition("/")
+        if handles:
+            above = above.rpartition("/")[0]
+            path = f"{above}/{name}" if above else name
+        return self.nodes.get(path, UNKNOWN)
+
     @property
     def leads(self) -> dict[str, set[str] | None]:
         """Path of node -> where its conditional edges may lead; None where that isn't said."""
