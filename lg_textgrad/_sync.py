@@ -20,7 +20,8 @@ _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
-def _background_loop() -> asyncio.AbstractEventLoop:
+def background_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop in which all sync calls of this process run."""
     global _loop  # noqa: PLW0603 - one loop a process is the point of this module
     with _lock:
         if _loop is None or _loop.is_closed():
@@ -37,7 +38,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     The caller's context variables hold inside. Ctrl-C cancels the coroutine, waits until it has
     cleaned up, and is raised again.
     """
-    loop = _background_loop()
+    loop = background_loop()
     if threading.current_thread().name == "lg_textgrad-sync":
         coroutine.close()
         raise RuntimeError(

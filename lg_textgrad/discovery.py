@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -29,6 +31,21 @@ from lg_textgrad.recording.structure import AnyGraph
 from lg_textgrad.run import Example, node_path
 
 logger = logging.getLogger("lg_textgrad")
+
+
+_elsewhere: ContextVar[Sequence[Binding] | None] = ContextVar(
+    "lg_textgrad_discovered_elsewhere", default=None
+)
+
+
+@contextmanager
+def discovered_elsewhere(bindings: Sequence[Binding]) -> Iterator[None]:
+    """Have `discover` run nothing inside, and find what `bindings` hold: another process ran it."""
+    token = _elsewhere.set(bindings)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
 
 
 async def adiscover(
@@ -62,6 +79,15 @@ async def adiscover(
         raise GraphError(
             "Discovery runs the graph in this process; give what StateGraph(...).compile() "
             "returns, or declare the parameters of a graph that runs elsewhere."
+        )
+    elsewhere = _elsewhere.get()
+    if elsewhere is not None:
+        return TrainableGraph(
+            graph,
+            given[0],
+            bindings=[*given[1], *elsewhere],
+            context=context,
+            context_prompts=fields,
         )
     examples = as_examples(_row(row) for row in inputs)
     if not examples:

@@ -16,6 +16,7 @@ LGTextGradError
 │   ├── ModelBusyError            rate limits or server errors outlasted every retry
 │   │   └── ModelDownError        and so did everybody else's: going on is pointless
 │   └── ModelReplyError           the reply is empty, cut off, or not what the schema asks for
+├── ExecutorError                 runs cannot be made where they should be, or got lost there
 ├── ToolReplayError               a tool may only be replayed, and there is no recording
 ├── EvaluatorError                an evaluator raised, or returned something that is no score
 ├── CriticError                   the critic said nothing usable about one execution
@@ -146,6 +147,10 @@ class ModelReplyError(ModelError):
         self.promised = promised
 
 
+class ExecutorError(LGTextGradError):
+    """Runs cannot be made where they should be: no worker is left, or it lost what it was given."""
+
+
 class ToolReplayError(LGTextGradError):
     """A tool may only be answered from a recording, and there is none for its arguments."""
 
@@ -200,4 +205,5 @@ SYSTEMIC: tuple[type[LGTextGradError], ...] = (
     ModelDownError,
     BudgetExceededError,
     StoreError,
+    ExecutorError,
 )

@@ -64,8 +64,27 @@ class Fault:
     """Whether the server asks for fewer calls at once."""
 
 
+class FailedElsewhere(Exception):  # noqa: N818 - it stands for an error, by that one's name
+    """Stands for what a call raised in another process: an SDK's exceptions don't travel.
+
+    They hold the request, with its key. `fault` is what the other process took it for.
+    """
+
+    def __init__(self, text: str, fault: Fault | None) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+    @classmethod
+    def named(cls, name: str, text: str, fault: Fault | None) -> FailedElsewhere:
+        """Return one whose type has the name of the original's, for messages."""
+        kind: type[FailedElsewhere] = type(name, (cls,), {})
+        return kind(text, fault)
+
+
 def fault_of(error: BaseException) -> Fault | None:
     """Return the fault that `error` stands for; None where asking again would change nothing."""
+    if isinstance(error, FailedElsewhere):
+        return error.fault
     if isinstance(error, ModelError) and error.fault is not None:
         return Fault(error.fault, error.wait, error.fault == "rate_limited")
     if isinstance(error, LGTextGradError):

@@ -25,7 +25,7 @@ from lg_textgrad.parameter import (
     candidate_of,
     values_in_scope,
 )
-from lg_textgrad.recording.base import Source
+from lg_textgrad.recording.base import Executor, Source
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.recording.structure import graphs_by_path
@@ -68,6 +68,8 @@ class TrainableGraph:
             raise GraphError(f"A {type(graph).__name__} is not a compiled LangGraph graph; {hint}.")
         self.tools = tools or Tools()
         """What tools do in runs; may be replaced before the first one."""
+        self.executor: Executor | None = None
+        """Where runs are made, such as `executors.Ray`; None makes them in this process."""
         self._context = ContextBinding(schema_of(self.source), context, context_prompts)
         declared = Declared(_named(parameters))
         self.bindings: tuple[Binding, ...] = (declared, self._context, *bindings)
@@ -204,7 +206,7 @@ class TrainableGraph:
         started = time.monotonic()
         context = self._context
         bindings = [context.at(example) if b is context else b for b in self.bindings]
-        recorded = await self.source.arun(example, candidate, bindings, scope)
+        recorded = await (self.executor or self.source).arun(example, candidate, bindings, scope)
         if scope.failure is not None:
             raise scope.failure
         failed = (e.id for e in reversed(recorded.executions) if e.error)

@@ -102,7 +102,8 @@ class Ledger:
 
     def _leave(self, key: str, future: Future[Paid], paid: Paid | None) -> None:
         with self._guard:
-            del self._in_flight[key]
+            if self._in_flight.get(key) is future:  # not so for one that did not wait its turn
+                del self._in_flight[key]
         # A call that failed is nobody else's result: those who waited try for themselves.
         if paid is None:
             future.cancel()
@@ -146,21 +147,26 @@ class Ledger:
         request: Any,
         call: Callable[[], Awaitable[Paid]],
         route: Route | None = None,
+        *,
+        urgent: bool = False,
     ) -> Paid:
         """Return the reply under `key` and what it cost now: one call, or one cached call.
 
-        `route` says which model is asked; without it nothing is asked again or has a price.
+        `route` says which model is asked; without it nothing is asked again or has a price. An
+        `urgent` call waits for no other: until it is back, they cannot finish either.
         Raises what `call` raises at last, `BudgetExceededError` when the budget has no room for it
         and `ModelDownError` when every call fails.
         """
         course = self.traffic.lane(route).course()
         while True:
             future, mine = self._enter(key)
-            if not mine:
+            if not mine and not urgent:
                 paid = await self._awaited(future)
                 if paid is None:
                     continue
                 return self._shared(paid, kind)
+            if not mine:
+                future = Future()
             found: Paid | None = None
             try:
                 found = await self._astored(key, kind, request)
@@ -170,7 +176,17 @@ class Ledger:
             if found is not None:
                 self._leave(key, future, found)
                 return found
-            return await self._send(key, kind, request, call, future, course, route)
+            return await self._send(
+                key, kind, request, call, future, course, route, urgent=urgent
+            )
+
+    @asynccontextmanager
+    async def _places(self, course: Course, *, urgent: bool) -> AsyncIterator[None]:
+        if urgent:
+            yield
+            return
+        async with course.aturn(), self.limiter.ahold():
+            yield
 
     async def _awaited(self, future: Future[Paid]) -> Paid | None:
         """Return what another's call comes to; None when it failed."""
@@ -193,13 +209,15 @@ class Ledger:
         future: Future[Paid],
         course: Course,
         route: Route | None,
+        *,
+        urgent: bool,
     ) -> Paid:
         """Make the call in a task of its own, which a cancelled caller leaves to finish."""
         sent = deserted = False
 
         async def attempt() -> Paid:
             nonlocal sent
-            async with course.aturn(), self.limiter.ahold():
+            async with self._places(course, urgent=urgent):
                 under_way = self._begin(route, asyncio.current_task())
                 sent = True
                 try:
@@ -345,13 +363,21 @@ class Ledger:
                 self._leave(key, future, made)
 
     async def akeep(
-        self, key: str, request: Any, make: Callable[[], Awaitable[Any]], *, renew: bool = False
+        self,
+        key: str,
+        request: Any,
+        make: Callable[[], Awaitable[Any]],
+        *,
+        renew: bool = False,
+        urgent: bool = False,
     ) -> Any:
-        """`keep` for coroutines."""
+        """`keep` for coroutines. An `urgent` one waits for no other."""
         while not renew:
             future, mine = self._enter(key)
             if mine:
                 break
+            if urgent:
+                return await make()
             found = await self._awaited(future)
             if found is not None:
                 return found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -111,7 +112,8 @@ def _module_of_file(path: Path, what: str, kind: type[LGTextGradError]) -> Modul
             )
             if importable:
                 return importlib.import_module(".".join(parts))
-    name = f"_lg_textgrad_{path.stem}_{abs(hash(path)):x}"
+    # The same in every process: what is pickled in one is found in another.
+    name = f"_lg_textgrad_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     _importable(path.parent)

@@ -26,13 +26,8 @@ class Recorded:
     """Graph path ("" at the top) -> channels whose reducer keeps what every writer wrote."""
 
 
-class Source(Protocol):
-    """Runs a graph somewhere and says what happened: live, on a server, from stored traces."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything about the graph that decides what a run does."""
-        ...
+class Executor(Protocol):
+    """Makes runs of a graph: in this process, or elsewhere."""
 
     async def arun(
         self,
@@ -46,4 +41,13 @@ class Source(Protocol):
         What its model calls cost is added to `scope`. What a node raises is in the result; only
         what would repeat in every run is raised.
         """
+        ...
+
+
+class Source(Executor, Protocol):
+    """Runs a graph somewhere and says what happened: live, on a server, from stored traces."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything about the graph that decides what a run does."""
         ...
