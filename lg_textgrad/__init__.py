@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lg_textgrad import models, optim
+from lg_textgrad import executors, models, optim
 from lg_textgrad._version import __version__
 from lg_textgrad.acceptance import (
     Acceptance,
@@ -94,6 +94,7 @@ __all__ = [
     "adiscover",
     "candidate_hash",
     "discover",
+    "executors",
     "models",
     "optim",
     "prompts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import pickle
 import queue
@@ -94,9 +95,8 @@ class Home:
                 if isinstance(said, Go) and asked.what == PAY:
                     # Nobody can stop it; one that is late is left behind in its thread.
                     context = copy_context()
-                    threading.Thread(
-                        target=context.run, args=(attempt, said), name="lg_textgrad-call", daemon=True
-                    ).start()
+                    work = functools.partial(context.run, attempt, said)
+                    threading.Thread(target=work, name="lg_textgrad-call", daemon=True).start()
                 elif isinstance(said, Go):
                     attempt(said)
                 elif isinstance(said, Given):
@@ -307,7 +307,9 @@ class Guests:
         scope = BoundaryScope(ledger, begin.kind, begin.sample)
         scope.tools = ToolDesk(ledger, self._tools, digest(example.id, example.inputs))
         try:
-            bindings = [b.at(example) if isinstance(b, ContextBinding) else b for b in self._bindings]
+            bindings = [
+                b.at(example) if isinstance(b, ContextBinding) else b for b in self._bindings
+            ]
             recorded = await self._source.arun(example, begin.candidate, bindings, scope)
             ended = Ended(
                 begin.run,

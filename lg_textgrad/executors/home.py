@@ -188,9 +188,7 @@ class _Visit:
             if isinstance(said, WorkerLostError):
                 raise said
             if isinstance(said, Ask):
-                task = asyncio.create_task(self._answer(said))
-                self._asks[said.call] = task
-                task.add_done_callback(lambda _, call=said.call: self._asks.pop(call, None))
+                self._asks[said.call] = asyncio.create_task(self._answer(said))
             elif isinstance(said, Left) and said.call in self._asks:
                 self._asks[said.call].cancel()
             elif isinstance(said, Count):
@@ -220,6 +218,8 @@ class _Visit:
             self._line.tell(Refused(ask.call, None if own else packed(error)))
         else:
             self._line.tell(Given(ask.call, value))
+        finally:
+            self._asks.pop(ask.call, None)
 
     async def _asked(self, ask: Ask, raised: list[Exception]) -> Any:
         ledger, attempts = self._scope.ledger, itertools.count()

@@ -29,7 +29,7 @@ from lg_textgrad.recording.live import LiveSource
 Carried = tuple[str, Any]
 """A binding: its kind, and what it is made of again."""
 
-_FOUND: Mapping[str, type[Discovered] | type[DiscoveredTools]] = {
+_FOUND: Mapping[str, type[Discovered | DiscoveredTools]] = {
     "discovered": Discovered,
     "discovered tools": DiscoveredTools,
 }
@@ -138,7 +138,7 @@ def unpack(luggage: Luggage) -> Ready:
 
 
 def _path() -> tuple[str, ...]:
-    """Return where this process finds the user's modules: not Python's own, nor what is installed."""
+    """Return where this process finds the user's own modules."""
     own = {str(Path(p)) for p in sysconfig.get_paths().values()}
     return tuple(str(Path(p or ".").resolve()) for p in sys.path if str(Path(p)) not in own)
 

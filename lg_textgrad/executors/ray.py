@@ -163,6 +163,7 @@ class Ray:
         self._looked = 0.0
         self._broken: Exception | None = None
         self._luggage = b""
+        self._turns = itertools.count()
 
     def __enter__(self) -> Self:
         if self._open:
@@ -418,13 +419,18 @@ class Ray:
             self._looked = time.monotonic()
             self._fill_later()  # a node may have joined
         async with self._room.ahold():
-            while (post := self._take()) is None:  # it was lost in this moment
-                await asyncio.sleep(0.01)
+            post = await self._taken()
             try:
                 yield post
             finally:
                 with self._guard:
                     post.runs -= 1
+
+    async def _taken(self) -> _Post:
+        while True:
+            if (post := self._take()) is not None:
+                return post
+            await asyncio.sleep(0.05)  # all were lost in this moment, and others are started
 
     def _take(self) -> _Post | None:
         with self._guard:
@@ -447,7 +453,7 @@ class Ray:
             nodes = [n["NodeID"] for n in await loop.run_in_executor(None, ray.nodes) if n["Alive"]]
         if not nodes:
             raise ExecutorError("The Ray cluster has no node left to run on; add one and resume.")
-        node = nodes[next(_turns) % len(nodes)]
+        node = nodes[next(self._turns) % len(nodes)]
         try:
             post = await loop.run_in_executor(None, self._start, ray, node)
         except ExecutorError as error:
@@ -456,9 +462,6 @@ class Ray:
             yield post
         finally:
             await asyncio.shield(loop.run_in_executor(None, self._dismiss, ray, post))
-
-
-_turns = itertools.count()
 
 
 @functools.cache
