@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lg_textgrad.acceptance import Acceptance, Better
 from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.executors import Ray
+from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_object
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.optim import FewShot, Optimizer, OutputRules, Portfolio, TextualGradientDescent
@@ -55,6 +58,32 @@ def make_optimizer(
             f"'{name}' makes a {type(optimizer).__name__}, which is no lg_textgrad Optimizer."
         )
     return optimizer
+
+
+def make_executor(
+    name: str, options: Mapping[str, Any], graph: TrainableGraph, spec: str
+) -> AbstractContextManager[Any]:
+    """Return where runs of `graph` are made, to be entered before the first one.
+
+    `name` is `local`, for this process, or `ray`, or `ray:ADDRESS`. Raises `ConfigurationError` for
+    another, or an option that it doesn't have.
+    """
+    kind, _, address = name.partition(":")
+    if name == "local" and not options:
+        return nullcontext()
+    if kind != "ray":
+        why = "has no options" if name == "local" else "is not known"
+        raise ConfigurationError(
+            f"The executor '{name}' {why}; there are 'local', which takes none, 'ray', and "
+            "'ray:ADDRESS'."
+        )
+    known = ("env", "runs_per_worker", "runtime_env", "workers_per_node")
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"The executor 'ray' has no option '{unknown[0]}'; it has {', '.join(known)}."
+        )
+    return Ray(graph, spec, address, **options)
 
 
 def make_acceptance(min_gain: float) -> Acceptance:

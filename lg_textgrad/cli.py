@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lg_textgrad import _render, cli_langsmith
 from lg_textgrad._version import __version__
-from lg_textgrad.assembly import make_acceptance, make_optimizer
+from lg_textgrad.assembly import make_acceptance, make_executor, make_optimizer
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import LLMCritic
 from lg_textgrad.data import read_examples
@@ -209,6 +209,9 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name}", type=int, metavar="N")
     for name in ("budget-seconds", "call-timeout"):
         command.add_argument(f"--{name}", type=float, metavar="S")
+    command.add_argument(
+        "--executor", metavar="local|ray[:ADDRESS]", help="where runs of the graph are made"
+    )
 
 
 def _given(config: Config, options: argparse.Namespace) -> Config:
@@ -262,6 +265,10 @@ def _objective(config: Config) -> Objective:
     return Objective(load_evaluators(config.evaluator), weights=config.weights, summary=summary)
 
 
+def _executor(config: Config, graph: TrainableGraph) -> AbstractContextManager[Any]:
+    return make_executor(config.executor, config.executor_options, graph, config.graph)
+
+
 def _optimize(options: argparse.Namespace, people: Console) -> int:
     config = _config(options)
     options.out = config.out
@@ -296,6 +303,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         critic = _model(config, config.model, people, held)
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else _model(config, name, people, held)
+        held.enter_context(_executor(config, graph))
         watch = _render.Watch(people)
         session = held.enter_context(
             cli_langsmith.session_for(config, store, graph, objective, people, watch)
@@ -350,6 +358,7 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
+        held.enter_context(_executor(config, graph))
         ledger = Ledger(max_concurrency=config.max_concurrency, patience=config.patience)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))

@@ -150,6 +150,9 @@ class Config:
     """Seconds that one attempt of one model call may take, the graph's own calls included."""
     retries: int = 9
     """Further attempts of a call that failed on its way."""
+    executor: str = "local"
+    """Where runs of the graph are made: in this process (`local`), or `ray`, or `ray:ADDRESS`."""
+    executor_options: dict[str, Any] = field(default_factory=dict)
     train_rows: int | None = None
     """Use only so many rows of the file, from the top; None takes all."""
     val_rows: int | None = None

@@ -41,6 +41,7 @@ _LOSSES = 4
 """So often a run is lost before it counts as failed."""
 _START = 120.0
 """Seconds that a worker may take to start and to import the graph."""
+_NO_LIMIT = 2**30
 _LOOK = 10.0
 """Seconds between looks for nodes that have joined."""
 
@@ -156,7 +157,7 @@ class Ray:
         self._runtime_env = dict(runtime_env or {})
         self._guard = threading.Lock()
         self._posts: list[_Post] = []
-        self._room = Limiter(0)
+        self._room = Limiter(_NO_LIMIT)
         self._own = False
         self._open = False
         self._filling = False
@@ -202,6 +203,7 @@ class Ray:
         with self._guard:
             self._open = False
             posts, self._posts = self._posts, []
+        self._resize()
         for post in posts:
             self._dismiss(ray, post)
         if self._own:
@@ -404,8 +406,9 @@ class Ray:
 
     def _resize(self) -> None:
         with self._guard:
-            # Nobody may wait for workers that will never come.
-            free = 2**30 if self._broken is not None else len(self._posts) * self._runs_per_worker
+            free = len(self._posts) * self._runs_per_worker
+            if self._broken is not None or not self._open:
+                free = _NO_LIMIT  # nobody may wait for workers that will never come
         self._room.limit = free
 
     @asynccontextmanager

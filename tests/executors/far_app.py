@@ -9,6 +9,7 @@ a line each time it is really called, and `FAR_DEADLY` a word in a message that 
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import signal
 from dataclasses import dataclass, field, replace
@@ -112,7 +113,8 @@ SPEC = f"{__name__}:graph"
 
 def play(body):
     """Play the model: a function of the request."""
-    return f"<{body['messages'][0]['content'][4:8]}{len(str(body['messages']))}>"
+    seen = hashlib.sha256(str(body["messages"]).encode()).hexdigest()
+    return f"{body['messages'][0]['content'][4:8]} {seen[:6]}"
 
 
 def rows(count):
@@ -138,6 +140,12 @@ def told(run):
 
 
 def kept(store):
-    """Return the results of a store by their key."""
-    return {r["key"]: (r["request"], r["reply"]) for r in store.results(("rollout", "tool"))}
+    """Return what a store has by its key, without the ids that LangChain draws for messages."""
+    found = {}
+    for result in store.results(("rollout", "tool")):
+        reply = result["reply"]
+        if "message" in reply:
+            reply["message"]["data"].pop("id", None)
+        found[result["key"]] = result["request"], reply
+    return found
 

@@ -1,0 +1,267 @@
+"""Runs on a real Ray cluster of two nodes, on this machine, with workers that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import lg_textgrad as tg
+from lg_textgrad import cli
+from lg_textgrad._sync import run_sync
+from lg_textgrad.errors import ConfigurationError, ExecutorError, GraphError, MissingExtraError
+from lg_textgrad.executors import Ray
+from lg_textgrad.executors import ray as executor
+from tests import desk
+from tests.executors import far_app
+from tests.servers.openai_server import OpenAIServer
+
+ray = pytest.importorskip("ray", reason="Ray is not installed here")
+
+pytestmark = [
+    # Ray's own: files and sockets that it leaves to the garbage collector, and what it deprecates.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray"),
+]
+
+KEY = "sk-that-nobody-may-see-1234567890"
+_NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def module_patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def server(module_patch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("far")
+    with OpenAIServer(far_app.play) as running:
+        (folder / "log").touch()
+        given = {
+            "FAR_URL": running.base_url, "FAR_LOG": str(folder / "log"), "FAR_KEY": KEY,
+            "FAR_DEADLY": "deadly", "DESK_BASE_URL": running.base_url,
+            "OPENAI_BASE_URL": running.base_url, "OPENAI_API_KEY": KEY,
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }  # fmt: skip
+        for name, value in given.items():
+            module_patch.setenv(name, value)
+        yield running
+        run_sync(far_app.aclose())
+
+
+@pytest.fixture(scope="module")
+def cluster(server):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args=_NODE)
+    cluster.add_node(**{k: v for k, v in _NODE.items() if k != "include_dashboard"})
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def workers(cluster):
+    """An executor that stays open, since workers take seconds to start."""
+    with Ray(far_app.build(), far_app.SPEC, cluster.address, env=["FAR_URL", "FAR_KEY"]) as opened:
+        opened.graph.executor = None
+        yield opened
+
+
+@pytest.fixture
+def far(workers, server):
+    server.handler, server.latency = far_app.play, 0.0
+    server.requests.clear()
+    workers.graph.executor = workers
+    yield workers
+    workers.graph.executor = None
+
+
+def record(graph, rows, ledger, **options):
+    async def run():
+        try:
+            with tg.use_ledger(ledger):
+                return await graph.arecord(rows, **options)
+        finally:
+            await ledger.aclose()
+
+    return run_sync(run())
+
+
+def asked(server):
+    return Counter(json.dumps(body, sort_keys=True) for body in server.chats)
+
+
+def test_runs_traces_scores_and_store_are_those_of_a_run_in_process(far, server, tmp_path):
+    rows, objective = far_app.rows(12), tg.Objective([far_app.long_answers])
+    with tg.Store(tmp_path / "here") as here, tg.Store(tmp_path / "there") as there:
+        there_runs = record(far.graph, rows, tg.Ledger(there))
+        at_workers = asked(server)
+        server.requests.clear()
+        far.graph.executor = None
+        here_runs = record(far.graph, rows, tg.Ledger(here))
+        assert asked(server) == at_workers
+        assert [far_app.told(r) for r in there_runs] == [far_app.told(r) for r in here_runs]
+        assert [r.usage.calls for r in there_runs] == [4] * 12
+        assert objective(there_runs).score == objective(here_runs).score
+        assert far_app.kept(there) == far_app.kept(here)
+    assert len({node for node, _ in far.workers}) == 2
+
+
+def test_limit_is_one_for_all_workers(far, server):
+    server.latency = 0.03
+    ledger = tg.Ledger(max_concurrency=3)
+    server.peak = 0
+    runs = record(far.graph, far_app.rows(8), ledger)
+    assert all(run.error is None for run in runs)
+    assert 2 <= server.peak <= 3 + 2  # and one call of each worker that stops its own loop
+
+
+def test_runs_of_a_killed_worker_are_made_elsewhere_and_repay_nothing(far, server, tmp_path):
+    rows = far_app.rows(10)
+    held, killed = threading.Event(), threading.Event()
+    before = dict(far.workers)
+
+    async def until_killed(body):
+        # The answers of some runs are held until a worker is gone; the others' are there already.
+        if "You answer" in str(body) and not killed.is_set():
+            held.set()
+            while not killed.is_set():
+                await asyncio.sleep(0.01)
+        return far_app.play(body)
+
+    def kill():
+        held.wait(60)
+        pid = min(before.values())
+        os.kill(pid, signal.SIGKILL)
+        desk.wait_for(lambda: pid not in [p for _, p in far.workers], 60)
+        killed.set()
+
+    server.handler = until_killed
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with tg.Store(tmp_path / "run") as store:
+        ledger = tg.Ledger(store, max_concurrency=8)
+        runs = record(far.graph, rows, ledger)
+        killer.join()
+        assert [run.error for run in runs] == [None] * 10
+        twice = {body for body, n in asked(server).items() if n > 1}
+        # Only what was under way when the worker died: answers, and at most as many as the limit.
+        assert len(twice) <= 8
+        assert all("You answer" in body or "You " in body for body in twice)
+        assert ledger.account.spent.calls == 40
+        assert sum(run.usage.calls for run in runs) == 40
+        assert ledger.traffic.faults == {}
+        found = far_app.kept(store)
+    far.graph.executor = None
+    server.handler = far_app.play
+    with tg.Store(tmp_path / "near") as near:
+        assert [far_app.told(r) for r in runs] == [
+            far_app.told(r) for r in record(far.graph, rows, tg.Ledger(near))
+        ]
+        assert far_app.kept(near) == found
+    desk.wait_for(lambda: len(far.workers) == 2, 60)
+
+
+def test_run_that_takes_its_worker_along_fails_alone_and_is_not_kept(far, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "_SHARED_LOSSES", 1)
+    monkeypatch.setattr(executor, "_LOSSES", 2)
+    deadly = tg.Example("deadly", {"message": "deadly word"})
+    rows = [*far_app.rows(4), deadly]
+    with tg.Store(tmp_path / "run") as store:
+        *others, lost = record(far.graph, rows, tg.Ledger(store))
+        assert [run.error for run in others] == [None] * 4
+        assert "its workers were lost 2 times" in lost.error
+        assert lost.provisional
+        assert store.get_run(lost.id, deadly) is None
+        assert all(store.get_run(run.id, run.example) is not None for run in others)
+    desk.wait_for(lambda: len(far.workers) == 2, 60)
+
+
+def test_command_line_tunes_on_a_cluster_as_it_does_in_process(
+    cluster, server, tmp_path, monkeypatch, capsys
+):
+    server.handler = desk.Script()
+    config = desk.project(tmp_path, module="far_desk")
+    with config.open("a") as file:
+        file.write('executor_options = {env = ["DESK_BASE_URL"], runs_per_worker = 4}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for out, more in (("near", []), ("far", ["--executor", f"ray:{cluster.address}"])):
+        assert cli.main(["optimize", "optimize.toml", "--out", out, "--json", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    near, far = found
+    for name in ("baseline", "best", "parameters", "steps", "accepted", "rejected", "stopped_by"):
+        assert far[name] == near[name]
+    assert far["spent"]["calls"] == near["spent"]["calls"]
+    with tg.Store("near", read_only=True) as one, tg.Store("far", read_only=True) as other:
+        kinds = ("rollout", "critic", "rewriter")
+        assert {r["key"] for r in one.results(kinds)} == {r["key"] for r in other.results(kinds)}
+
+
+def test_graph_that_workers_cannot_load_is_refused_at_once(cluster, server, tmp_path, monkeypatch):
+    (tmp_path / "home_only.py").write_text(
+        "import os\nif 'HOME_ONLY' not in os.environ:\n    raise RuntimeError('not here')\n"
+        "from tests.executors.far_app import build\ngraph = build()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME_ONLY", "1")
+    graph = far_app.build()
+    with pytest.raises(GraphError, match="importing home_only raised RuntimeError: not here"):
+        Ray(graph, "home_only:graph", cluster.address).__enter__()
+    assert graph.executor is None
+
+
+def test_no_key_is_in_any_file_of_ray(workers, server):
+    from ray._private.worker import global_worker
+
+    folder = Path(global_worker.node.get_session_dir_path())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any("worker" in path.name for path in files)
+    assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_executor_that_is_closed_runs_nothing(server):
+    graph = far_app.build()
+    graph.executor = Ray(graph, far_app.SPEC)
+    with pytest.raises(ExecutorError, match="inside of its `with` block"):
+        record(graph, far_app.rows(1), tg.Ledger())
+
+
+def test_missing_extra_is_said_with_the_command_that_mends_it(monkeypatch):
+    executor._ray.cache_clear()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    try:
+        with pytest.raises(MissingExtraError, match=r"pip install 'lg-textgrad\[ray\]'"):
+            Ray(far_app.build(), far_app.SPEC).__enter__()
+    finally:
+        executor._ray.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"address": "ray://10.0.0.1:10001"}, "an address for Ray's client"),
+        ({"runs_per_worker": 0}, "runs_per_worker must be a whole number of at least 1"),
+        ({"workers_per_node": 1.5}, "workers_per_node must be a whole number"),
+        ({"env": "OPENAI_API_KEY"}, "env is a list of names"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Ray(far_app.build(), far_app.SPEC, **options)
