@@ -69,13 +69,11 @@ def make_executor(
     another, or an option that it doesn't have.
     """
     kind, _, address = name.partition(":")
-    if name == "local" and not options:
+    if name == "local":
         return nullcontext()
     if kind != "ray":
-        why = "has no options" if name == "local" else "is not known"
         raise ConfigurationError(
-            f"The executor '{name}' {why}; there are 'local', which takes none, 'ray', and "
-            "'ray:ADDRESS'."
+            f"There is no executor '{name}'; there are 'local', 'ray' and 'ray:ADDRESS'."
         )
     known = ("env", "runs_per_worker", "runtime_env", "workers_per_node")
     unknown = [option for option in options if option not in known]

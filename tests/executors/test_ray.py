@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ from lg_textgrad._sync import run_sync
 from lg_textgrad.errors import ConfigurationError, ExecutorError, GraphError, MissingExtraError
 from lg_textgrad.executors import Ray
 from lg_textgrad.executors import ray as executor
+from lg_textgrad.executors.luggage import pack
+from lg_textgrad.executors.wire import unpacked
 from tests import desk
 from tests.executors import far_app
 from tests.servers.openai_server import OpenAIServer
@@ -181,10 +184,10 @@ def test_run_that_takes_its_worker_along_fails_alone_and_is_not_kept(far, server
     monkeypatch.setattr(executor, "_SHARED_LOSSES", 1)
     monkeypatch.setattr(executor, "_LOSSES", 2)
     deadly = tg.Example("deadly", {"message": "deadly word"})
-    rows = [*far_app.rows(4), deadly]
+    rows = [*far_app.rows(2), deadly]
     with tg.Store(tmp_path / "run") as store:
         *others, lost = record(far.graph, rows, tg.Ledger(store))
-        assert [run.error for run in others] == [None] * 4
+        assert [run.error for run in others] == [None] * 2
         assert "its workers were lost 2 times" in lost.error
         assert lost.provisional
         assert store.get_run(lost.id, deadly) is None
@@ -214,17 +217,24 @@ def test_command_line_tunes_on_a_cluster_as_it_does_in_process(
         assert {r["key"] for r in one.results(kinds)} == {r["key"] for r in other.results(kinds)}
 
 
-def test_graph_that_workers_cannot_load_is_refused_at_once(cluster, server, tmp_path, monkeypatch):
-    (tmp_path / "home_only.py").write_text(
-        "import os\nif 'HOME_ONLY' not in os.environ:\n    raise RuntimeError('not here')\n"
-        "from tests.executors.far_app import build\ngraph = build()\n"
-    )
+def test_graph_that_workers_cannot_load_is_refused_with_the_reason(server, tmp_path, monkeypatch):
+    (tmp_path / "home_only.py").write_text("raise RuntimeError('not here')\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME_ONLY", "1")
-    graph = far_app.build()
+    luggage = pickle.dumps(pack(far_app.build(), "home_only:graph"))
+    before = list(sys.path)
+
+    async def load():
+        worker = executor.Worker()
+        assert await worker.hello() == tg.__version__
+        return await worker.load(luggage)
+
+    try:
+        pid, error = asyncio.run(load())
+    finally:
+        sys.path[:] = before
+    assert pid == os.getpid()
     with pytest.raises(GraphError, match="importing home_only raised RuntimeError: not here"):
-        Ray(graph, "home_only:graph", cluster.address).__enter__()
-    assert graph.executor is None
+        raise unpacked(error)
 
 
 def test_no_key_is_in_any_file_of_ray(workers, server):
