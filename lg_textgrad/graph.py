@@ -198,7 +198,9 @@ class TrainableGraph:
         run_id = self.run_id(example, candidate, sample)
         store = ledger.store if kept else None
         if store is not None and (known := await store.aget_run(run_id, example)) is not None:
-            return replace(known, parameters=self.parameters)
+            ledger.account.note(known.usage.saved, "rollout")
+            shown = ledger.redaction.example(example)
+            return replace(known, example=shown, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
         scope.tools = ToolDesk(ledger, self.tools, digest(example.id, example.inputs))
         started = time.monotonic()
@@ -224,6 +226,7 @@ class TrainableGraph:
             parameters=self.parameters,
             provisional=scope.lost,
         )
+        run = ledger.redaction.run(run)
         if store is not None and not run.provisional:
             await store.aput_run(run)
         return run

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Usage
 from lg_textgrad.store import TOOL, Store
 from lg_textgrad.traffic import Course, Limiter, Patience, Route, Traffic, in_loop
@@ -33,6 +35,8 @@ class Ledger:
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
     will charge for it anyway. `aclose` waits for such calls.
+
+    Replies are masked before anyone has them, as `redaction` says; by default secrets are.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class Ledger:
         max_concurrency: int = 8,
         reuse: Store | None = None,
         patience: Patience | None = None,
+        redaction: Redaction | None = None,
     ) -> None:
         self.store = store or Store()
         self.reuse = reuse
         self.account = account or Account(Budget())
         self.limiter = Limiter(max_concurrency)
         self.traffic = Traffic(max_concurrency, patience)
+        self.redaction = redaction or Redaction()
         self._guard = threading.Lock()
         self._in_flight: dict[str, Future[Paid]] = {}
         self._sent: dict[Future[None], asyncio.Task[Paid] | None] = {}
@@ -115,6 +121,7 @@ class Ledger:
         if found is None and self.reuse is not None:
             found = self.reuse.get_result(key)
             if found is not None:  # so that this run stays whole when the other one is gone
+                found = self.redaction.answer(found[0]), found[1]
                 self.store.put_result(key, kind, request, *found, origin=self.reuse.where)
         return found
 
@@ -123,6 +130,7 @@ class Ledger:
         if found is None and self.reuse is not None:
             found = await self.reuse.aget_result(key)
             if found is not None:
+                found = self.redaction.answer(found[0]), found[1]
                 await self.store.aput_result(key, kind, request, *found, origin=self.reuse.where)
         return found
 
@@ -135,7 +143,7 @@ class Ledger:
         return None if found is None else self._shared(found, kind)
 
     def _shared(self, paid: Paid, kind: str) -> Paid:
-        cached = Usage(cached_calls=1)
+        cached = paid[1].saved
         self.account.note(cached, kind)
         return paid[0], cached
 
@@ -210,10 +218,11 @@ class Ledger:
                     self._end(under_way)
                     raise
             # Its place is free for the next call while the disk takes its time.
-            reply, usage = made[0], self.account.prices.of(made[1], route)
+            usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
-                await self.store.aput_result(key, kind, request, reply, usage, model=route)
+                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                await self.store.aput_result(key, kind, asked, reply, usage, model=route)
             finally:
                 self._end(under_way)
             return reply, usage
@@ -289,10 +298,11 @@ class Ledger:
                     self.account.release()
                     self._end(under_way)
                     raise
-            reply, usage = made[0], self.account.prices.of(made[1], route)
+            usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
-                self.store.put_result(key, kind, request, reply, usage, model=route)
+                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                self.store.put_result(key, kind, asked, reply, usage, model=route)
             finally:
                 self._end(under_way)
             return reply, usage
@@ -336,9 +346,10 @@ class Ledger:
         made: Paid | None = None
         try:
             known = self.recorded(key, request)
-            made = (make() if known is None or renew else known), Usage()
+            found = make() if known is None or renew else known
+            made = self.redaction.answer(found), Usage()
             if known is None:
-                self.store.put_result(key, TOOL, request, *made)
+                self.store.put_result(key, TOOL, self.redaction.answer(request), *made)
             return made[0]
         finally:
             if not renew:
@@ -358,9 +369,11 @@ class Ledger:
         made: Paid | None = None
         try:
             known = await self.arecorded(key, request)
-            made = (await make() if known is None or renew else known), Usage()
+            found = await make() if known is None or renew else known
+            made = self.redaction.answer(found), Usage()
             if known is None:
-                await self.store.aput_result(key, TOOL, request, *made)
+                asked = self.redaction.answer(request)
+                await self.store.aput_result(key, TOOL, asked, *made)
             return made[0]
         finally:
             if not renew:
@@ -412,12 +425,15 @@ async def aask(
     is asked once more, and both are paid for.
     """
     ledger = _ledger.get()
+    redaction = Redaction() if ledger is None else ledger.redaction
+    messages = redaction.without_secrets([dict(m) for m in request.messages])
+    request = replace(request, messages=messages)
     if ledger is None:
         return await model.acall(request)
     asked = to_plain(
         {
             "model": dict(model.identity),
-            "messages": [dict(m) for m in request.messages],
+            "messages": messages,
             "schema": request.schema,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,

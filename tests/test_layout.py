@@ -18,11 +18,11 @@ LAYERS = (
     "_version",
     "run",
     "errors",  # an error carries what was spent, so it knows run.Usage
+    "_hashing",
     "redaction",
     "faults",
     "traffic",
     "prices",
-    "_hashing",
     "_sync",
     "demos",
     "parameter",
