@@ -243,7 +243,7 @@ def _execution(execution: Execution, walk: _Walk) -> Execution:
         model_calls=tuple(
             replace(
                 call,
-                messages=tuple(map(value, call.messages)),
+                messages=value(call.messages),
                 output=value(call.output),
                 error=value(call.error),
             )
@@ -259,5 +259,5 @@ def _execution(execution: Execution, walk: _Walk) -> Execution:
             for call in execution.tool_calls
         ),
         error=value(execution.error),
-        interrupts=tuple(map(value, execution.interrupts)),
+        interrupts=value(execution.interrupts),
     )

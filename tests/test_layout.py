@@ -67,6 +67,7 @@ LAYERS = (
     "sessions",
     "_render",
     "cli_langsmith",
+    "cli_traffic",
     "cli",
     "__main__",
 )
@@ -94,7 +95,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"cli": 560, "trainer": 550}
+LONGER = {"cli": 560, "trainer": 570}
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class _Made:
     def __init__(self, call: Call) -> None:
         self._call = call
         self.done = False
-        self._kept: Any = None
+        self._kept: dict[str, Any] = {}
         self._output: Any = None
         self._error: BaseException | None = None
 
