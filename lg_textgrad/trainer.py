@@ -307,7 +307,7 @@ class Trainer:
             "selection": to_plain(self.selection.fingerprint),
             "screening": to_plain(self.screening.fingerprint),
             "schedule": to_plain(self.schedule),
-            **({} if hook is None else {"redaction": digest(identity_of(hook))[:16]}),
+            "redaction": None if hook is None else digest(identity_of(hook))[:16],
             **{
                 f"{name} data": digest([(e.id, e.inputs, e.outputs) for e in examples])[:16]
                 for name, examples in splits.items()
