@@ -64,7 +64,7 @@ wheel: $(READY) ## build the wheel and try it without the source
 lock: ## work out requirements.lock anew; pins stay unless LOCK=--upgrade
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --annotation-style line $(LOCK) \
-		--extra local --extra langchain --group dev pyproject.toml --output-file requirements.lock
+		--extra local --extra langchain --extra mipro --extra gepa --group dev pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached; .venv and runs stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

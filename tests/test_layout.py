@@ -74,7 +74,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
     "openai": (),
-    "optuna": (),
+    "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
 }
