@@ -28,6 +28,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "planted",
     "data",
     "tracking",
     "bindings",
@@ -45,6 +46,7 @@ LAYERS = (
     "acceptance",
     "selection",
     "pareto",
+    "provenance",
     "bench",
     "screening",
     "planning",

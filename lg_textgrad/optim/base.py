@@ -237,6 +237,12 @@ class Bench(Protocol):
         """Run `candidate` on the examples and score it, all at once."""
         ...
 
+    async def ascore_all(
+        self, examples: Sequence[Example], candidates: Sequence[Candidate], purpose: str = "trial"
+    ) -> list[list[Scored]]:
+        """Score several candidates on the same examples, and return the scores of each."""
+        ...
+
     async def abackward(self, scored: Sequence[Scored]) -> list[Gradient]:
         """Make the reverse pass over the runs. The gradients are also in `Parameter.grad`."""
         ...

@@ -259,7 +259,9 @@ class _Adapter:
         async def score() -> list[list[Scored]]:
             async with task_group() as group:
                 tasks = [
-                    group.create_task(self.bench.ascore(batch, self.whole(candidate)))
+                    group.create_task(
+                        self.bench.ascore(batch, self.whole(candidate), self._purpose(batch))
+                    )
                     for candidate, batch in items
                 ]
             return [task.result() for task in tasks]
@@ -325,6 +327,10 @@ class _Adapter:
         """Have each candidate that gepa took into its pool judged by acceptance."""
         if event["candidate_idx"] > 0:
             self.bridge.wish(dict(event["candidate"]))
+
+    def _purpose(self, batch: Sequence[Example]) -> str:
+        """Return `batch` for training examples, whose runs critics and writers read."""
+        return "batch" if all(e in self.bench.train for e in batch) else "trial"
 
     def _gradients(self, scored: Sequence[Scored]) -> list[Gradient]:
         """Return the gradients of these runs. The selector and the dataset share one pass."""

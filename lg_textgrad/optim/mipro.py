@@ -31,6 +31,7 @@ from lg_textgrad.optim.writing import (
     with_instruction,
 )
 from lg_textgrad.parameter import Parameter
+from lg_textgrad.planted import planted
 from lg_textgrad.run import Candidate, Example
 
 Demos = tuple[Demo, ...]
@@ -183,7 +184,8 @@ class MIPRO(Search):
         self.few_shot.see(scored)
         sets = await demo_sets(self.few_shot, start) if self.sets else {}
         trainable = [n for n, p in bench.parameters.items() if p.requires_grad]
-        summary = await self._summary(bench) if self.instructions and trainable else ""
+        asked = self.instructions and trainable
+        summary = await self._summary([s.run.example for s in scored]) if asked else ""
         program = _program(bench.parameters, scored)
         async with task_group() as group:
             tasks = {
@@ -203,21 +205,21 @@ class MIPRO(Search):
             )
         return found
 
-    async def _summary(self, bench: Bench) -> str:
+    async def _summary(self, examples: Sequence[Example]) -> str:
         """Return what the model says of the data; empty when it says nothing usable."""
-        rows = varied(bench.train, f"{self.seed}/summary")[:_SHOWN]
         told = "\n\n".join(
             f"Given: {shown(e.inputs)}" + (f"\nExpected: {shown(e.outputs)}" if e.outputs else "")
-            for e in rows
+            for e in examples[:_SHOWN]
         )
         case = templates.fill("mipro_data_case", mark=templates.fence(told), examples=told)
         messages = [
             {"role": "system", "content": templates.source("mipro_data")},
             {"role": "user", "content": case},
         ]
+        quotes = quoting([told])
         try:
             return await self.writer.awrite(
-                messages, quoting([told]), key="summary", longest=1200
+                messages, lambda t: quotes(t) or planted(t), key="summary", longest=1200
             )
         except ParameterError as error:
             self.refused.append(f"summary of the data: {error}")
@@ -350,16 +352,11 @@ class Trials:
         asked = [self._study.ask(self._space) for _ in range(number)]
         made = [self.proposal(trial.params) for trial in asked]
         refusals = {p.hash: self.bench.refusal(p) for p in made}
-        async with task_group() as group:
-            base = group.create_task(self.bench.ascore(rows, self.start, "trial"))
-            tasks = {
-                p.hash: group.create_task(self.bench.ascore(rows, p.candidate, "trial"))
-                for p in {p.hash: p for p in made}.values()
-                if refusals[p.hash] is None
-            }
-        before = math.fsum(s.score for s in base.result())
-        for name, task in tasks.items():
-            gain = (math.fsum(s.score for s in task.result()) - before) / len(rows)
+        fit = {p.hash: p.candidate for p in made if refusals[p.hash] is None}
+        base, *found = await self.bench.ascore_all(rows, [self.start, *fit.values()], "trial")
+        before = math.fsum(s.score for s in base)
+        for name, scored in zip(fit, found, strict=True):
+            gain = (math.fsum(s.score for s in scored) - before) / len(rows)
             self._gains.setdefault(name, []).append(gain)
         for trial, proposal in zip(asked, made, strict=True):
             self._tried[proposal.hash] = proposal, dict(trial.params)

@@ -27,6 +27,7 @@ from lg_textgrad.optim.writing import (
     with_instruction,
 )
 from lg_textgrad.parameter import Parameter
+from lg_textgrad.planted import planted
 from lg_textgrad.run import Candidate
 
 OPERATORS = ("zero_order", "first_order", "eda", "hypermutation", "crossover", "lamarckian")
@@ -149,15 +150,14 @@ class Promptbreeder(Search):
             gate_calls = calls_a_run(before) * len(bench.val)
             if left is not None and left < round_calls + gate_calls:
                 return
-            async with task_group() as group:
-                tasks = [
-                    group.create_task(bench.ascore(rows, _whole(base, u), "trial")) for u in units
-                ]
+            candidates = [_whole(base, unit) for unit in units]
+            # "batch", since the writer reads what was right in them.
+            found = await bench.ascore_all(rows, candidates, "batch")
             round_calls = (left or 0) - (bench.left or 0)
-            for scored in (before, *(task.result() for task in tasks)):
+            for scored in (before, *found):
                 for one in scored:
                     self.collected.add(one, self.threshold)
-            gains = [_total(task.result()) - _total(before) for task in tasks]
+            gains = [_total(scored) - _total(before) for scored in found]
             best = max(range(len(units)), key=lambda n: (gains[n], -n))
             proposal = self._proposal(base, units[best], bench.incumbent)
             if gains[best] > 1e-9 and proposal.hash not in judged:
@@ -286,7 +286,7 @@ class Promptbreeder(Search):
             {"role": "user", "content": case},
         ]
         written = await self.writer.awrite(
-            messages, lambda _: None, key="request", longest=_MOST_REQUEST, seed=2 * plan.seed
+            messages, planted, key="request", longest=_MOST_REQUEST, seed=2 * plan.seed
         )
         return " ".join(written.split())
 

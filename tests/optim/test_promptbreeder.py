@@ -152,7 +152,7 @@ def test_population_begins_with_what_there_is_and_differs():
     assert len(set(asked)) == 3
     nodes = Counter(r.messages[1]["content"].split("\n")[0] for r in model.requests)
     assert nodes == {"The step: answer": 2, "The step: routes": 1}
-    tried = {d["scored"].run.candidate for k, d in events if k == "run" and d["purpose"] == "trial"}
+    tried = {d["scored"].run.candidate for k, d in events if k == "run" and d["purpose"] == "batch"}
     assert len(tried) == 4
 
 

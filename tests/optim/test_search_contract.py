@@ -90,10 +90,18 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.bench, name)
 
-    async def ascore(self, examples, candidate, purpose="trial"):
+    def note(self, candidate):
         assert self.bench.refusal(tg.optim.Proposal(dict(candidate))) is None
         self.tried.append(dict(candidate))
+
+    async def ascore(self, examples, candidate, purpose="trial"):
+        self.note(candidate)
         return await self.bench.ascore(examples, candidate, purpose)
+
+    async def ascore_all(self, examples, candidates, purpose="trial"):
+        for candidate in candidates:
+            self.note(candidate)
+        return await self.bench.ascore_all(examples, candidates, purpose)
 
 
 async def searched(search, graph, train=TRAIN, accept=False):
