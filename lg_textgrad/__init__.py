@@ -15,7 +15,7 @@ from lg_textgrad.acceptance import (
     Verdict,
 )
 from lg_textgrad.budget import Budget
-from lg_textgrad.critics import Critic, LLMCritic
+from lg_textgrad.critics import Critic, LLMCritic, SelfRewardingCritic
 from lg_textgrad.data import read_examples
 from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
@@ -70,6 +70,7 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "SelfRewardingCritic",
     "Sequential",
     "Significant",
     "Store",

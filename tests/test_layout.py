@@ -28,6 +28,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "asking",
     "planted",
     "data",
     "tracking",

@@ -15,13 +15,13 @@ from typing import Any, TypeVar, cast
 
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
+from lg_textgrad.asking import Writer
 from lg_textgrad.errors import ConfigurationError, MissingExtraError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Bench, Proposal, Search
 from lg_textgrad.optim.records import Record, records_of
 from lg_textgrad.optim.writing import (
-    Writer,
     all_edits,
     instructions_of,
     promises,

@@ -12,6 +12,7 @@ from typing import Any
 
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
+from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.data import batches
 from lg_textgrad.demos import Demo, render_demos, split_demos
 from lg_textgrad.errors import ConfigurationError, MissingExtraError, ParameterError
@@ -21,11 +22,9 @@ from lg_textgrad.optim.base import Attempt, Bench, Proposal, Search
 from lg_textgrad.optim.fewshot import FewShot
 from lg_textgrad.optim.portfolio import varied
 from lg_textgrad.optim.writing import (
-    Writer,
     all_edits,
     calls_a_run,
     promises,
-    quoting,
     shown,
     usable,
     with_instruction,

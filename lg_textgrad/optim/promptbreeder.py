@@ -10,6 +10,7 @@ from typing import Any
 
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
+from lg_textgrad.asking import Writer
 from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.models.base import ChatModel
@@ -17,7 +18,6 @@ from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Bench, Proposal, Search
 from lg_textgrad.optim.collected import Collected
 from lg_textgrad.optim.writing import (
-    Writer,
     all_edits,
     calls_a_run,
     instructions_of,

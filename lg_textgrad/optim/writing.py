@@ -1,82 +1,19 @@
-"""New texts from a model: asked twice at most, kept to what is promised, and told as edits."""
+"""New instructions: kept to what is promised, and told as edits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from lg_textgrad import templates
 from lg_textgrad._hashing import canonical
+from lg_textgrad.asking import Refusal, quoting
 from lg_textgrad.critics.node import cut
 from lg_textgrad.demos import render_demos, split_demos
-from lg_textgrad.errors import ModelReplyError, ParameterError
-from lg_textgrad.guards import Quotations
-from lg_textgrad.ledger import aask
-from lg_textgrad.models.base import ChatModel, Message, ModelRequest
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Bench, Proposal
 from lg_textgrad.parameter import Edit, Parameter
 from lg_textgrad.run import Candidate
-
-MOST_TEXT = 3000  # characters of one instruction
-
-Refusal = Callable[[str], str | None]
-"""Why a text cannot be used; None when it can."""
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """Asks `model` for one text, held to a schema."""
-
-    model: ChatModel
-    max_tokens: int = 700
-    temperature: float = 0.0
-    seed: int = 0
-
-    async def awrite(
-        self,
-        messages: Sequence[Message],
-        refusal: Refusal,
-        *,
-        key: str = "instruction",
-        longest: int = MOST_TEXT,
-        seed: int = 0,
-    ) -> str:
-        """Return a text that `refusal` has nothing against. One call, two when it has.
-
-        Raises `ParameterError` with the reason when the second reply can't be used either.
-        """
-        schema = {
-            "type": "object",
-            "properties": {key: {"type": "string", "maxLength": longest}},
-            "required": [key],
-            "additionalProperties": False,
-        }
-        reason = ""
-        for attempt in range(2):
-            asked = list(messages)
-            if reason:
-                # The reason may quote the reply, and that may quote a user, so it is fenced too.
-                again = templates.fill("again", mark=templates.fence(reason), reason=reason)
-                asked.append({"role": "user", "content": again})
-            request = ModelRequest(
-                asked, schema, self.max_tokens, self.temperature, self.seed + seed + attempt
-            )
-            try:
-                reply = await aask(self.model, request, "rewriter", attempt=attempt)
-            except ModelReplyError as error:
-                reason = str(error)
-                continue
-            text = str(reply.data[key]).strip()
-            unusable = "It is empty." if not text else refusal(text)
-            if len(text) >= longest - 1:
-                unusable = f"It is cut off at {longest} characters."
-            if unusable is None:
-                return text
-            reason = unusable
-        raise ParameterError(reason)
 
 
 def with_instruction(base: Mapping[str, str], name: str, instruction: str) -> Candidate:
@@ -104,20 +41,6 @@ def usable(
         if text == now:
             return "It is the instruction that there is already."
         return quotes(text) or bench.refusal(Proposal(with_instruction(base, name, text)))
-
-    return refusal
-
-
-def quoting(seen: Iterable[str], now: str = "") -> Refusal:
-    """Return what says which words of `seen` a text quotes, in lines that are not in `now`."""
-    quotations, known = Quotations(seen), set(now.split("\n"))
-
-    def refusal(text: str) -> str | None:
-        for line in text.split("\n"):
-            quoted = None if line in known else quotations.find(line)
-            if quoted is not None:
-                return f"It quotes what was said in a run: {quoted!r}."
-        return None
 
     return refusal
 
