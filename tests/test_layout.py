@@ -41,6 +41,7 @@ LAYERS = (
     "evaluators",
     "objective",
     "critics",
+    "refining",
     "backward",
     "optim",
     "significance",
