@@ -14,6 +14,8 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.approval import Approval, Approver, Review
+from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic, SelfRewardingCritic
 from lg_textgrad.data import read_examples
@@ -27,7 +29,6 @@ from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, pro
 from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
-from lg_textgrad.refining import Draft, Refined, arefine, refine
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
 from lg_textgrad.screening import OnBatch, Screening
@@ -39,12 +40,13 @@ from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
+    "Approval",
+    "Approver",
     "Better",
     "Budget",
     "Candidate",
     "Critic",
     "Demo",
-    "Draft",
     "Edge",
     "Edit",
     "Entry",
@@ -65,9 +67,9 @@ __all__ = [
     "Parameter",
     "Pareto",
     "Priced",
-    "Refined",
     "RemoteSource",
     "Result",
+    "Review",
     "Run",
     "Schedule",
     "Scored",
@@ -76,6 +78,7 @@ __all__ = [
     "SelfRewardingCritic",
     "Sequential",
     "Significant",
+    "StateText",
     "Store",
     "ToolCall",
     "Trace",
@@ -86,14 +89,12 @@ __all__ = [
     "Watched",
     "__version__",
     "adiscover",
-    "arefine",
     "candidate_hash",
     "discover",
     "models",
     "optim",
     "prompts",
     "read_examples",
-    "refine",
     "use_ledger",
     "watch",
 ]
