@@ -10,13 +10,25 @@ from lg_textgrad.acceptance import Acceptance, Better
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.locating import load_object
 from lg_textgrad.models.base import ChatModel
-from lg_textgrad.optim import FewShot, Optimizer, OutputRules, Portfolio, TextualGradientDescent
+from lg_textgrad.optim import (
+    GEPA,
+    MIPRO,
+    FewShot,
+    Optimizer,
+    OutputRules,
+    Portfolio,
+    Promptbreeder,
+    TextualGradientDescent,
+)
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "tgd": TextualGradientDescent,
     "fewshot": FewShot,
     "output_rules": OutputRules,
     "portfolio": Portfolio,
+    "mipro": MIPRO,
+    "gepa": GEPA,
+    "promptbreeder": Promptbreeder,
 }
 """What `optimizer = "..."` may name, besides `MODULE:CLASS`."""
 

@@ -28,6 +28,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "asking",
     "planted",
     "data",
     "tracking",
@@ -40,6 +41,7 @@ LAYERS = (
     "evaluators",
     "objective",
     "critics",
+    "refining",
     "backward",
     "optim",
     "significance",
@@ -81,7 +83,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
     "openai": (),
-    "optuna": (),
+    "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
 }

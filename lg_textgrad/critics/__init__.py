@@ -2,5 +2,14 @@
 
 from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer
 from lg_textgrad.critics.node import LLMCritic
+from lg_textgrad.critics.self_rewarding import SelfRewardingCritic
 
-__all__ = ["Blame", "Critic", "CriticRequest", "Critique", "LLMCritic", "Producer"]
+__all__ = [
+    "Blame",
+    "Critic",
+    "CriticRequest",
+    "Critique",
+    "LLMCritic",
+    "Producer",
+    "SelfRewardingCritic",
+]

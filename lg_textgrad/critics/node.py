@@ -29,7 +29,7 @@ class LLMCritic:
     `max_value_chars` caps each value that is shown; longer ones are cut in the middle and the cut
     is marked. `max_tokens` caps the reply. `brief` asks for the rule and the weight only and
     shows two worked examples: what small models need, in half the tokens; the complaint then is
-    the evidence. After
+    the evidence. `instruction` stands in place of the template `critic`. After
     Yuksekgonul et al. 2024 (TextGrad), with credit per producer in the same call.
     """
 
@@ -38,11 +38,13 @@ class LLMCritic:
         model: ChatModel,
         *,
         brief: bool = False,
+        instruction: str | None = None,
         max_value_chars: int = 1500,
         max_tokens: int = 300,
     ) -> None:
         self.model = model
         self.brief = brief
+        self.instruction = instruction
         self.max_value_chars = max_value_chars
         self.max_tokens = max_tokens
         self.malformed = 0
@@ -55,6 +57,7 @@ class LLMCritic:
             "model": dict(self.model.identity),
             "templates": templates.fingerprint(*_TEMPLATES),
             "brief": self.brief,
+            **({} if self.instruction is None else {"instruction": self.instruction}),
             "max_value_chars": self.max_value_chars,
             "max_tokens": self.max_tokens,
         }
@@ -115,7 +118,7 @@ class LLMCritic:
             more="\n".join(more),
         )
         return [
-            {"role": "system", "content": templates.source("critic")},
+            {"role": "system", "content": self.instruction or templates.source("critic")},
             *(_worked_examples() if self.brief else ()),
             {"role": "user", "content": case},
         ]
