@@ -19,6 +19,7 @@ from langgraph.types import Send
 from lg_textgrad.recording.assembly import Assembled, assemble
 from lg_textgrad.recording.caches import cached
 from lg_textgrad.recording.doubts import changed, hidden, in_a_thread
+from lg_textgrad.recording.formats import reply_format
 from lg_textgrad.recording.origins import Known, Origins, constants_of, items_of
 from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.structure import UNKNOWN, Structure
@@ -285,6 +286,7 @@ class Recorder(BaseCallbackHandler):
                 messages=tuple(self._plain(m, task) for m in messages[0]),
                 output=None,
                 tools=tuple(self._plain(asked.get("tools") or (), task)),
+                format=reply_format(asked),
             )
             self._calls[run_id] = (task, time.monotonic(), call)
             task.model_calls[run_id] = call
