@@ -15,7 +15,7 @@ from lg_textgrad.acceptance import (
     Verdict,
 )
 from lg_textgrad.budget import Budget
-from lg_textgrad.critics import Critic, LLMCritic
+from lg_textgrad.critics import Critic, LLMCritic, ProvenCredit
 from lg_textgrad.data import read_examples
 from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
@@ -63,6 +63,7 @@ __all__ = [
     "Parameter",
     "Pareto",
     "Priced",
+    "ProvenCredit",
     "RemoteSource",
     "Result",
     "Run",

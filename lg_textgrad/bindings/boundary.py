@@ -29,6 +29,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
 from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.patching import register, replaced
 from lg_textgrad.errors import (
     SYSTEMIC,
@@ -66,6 +67,8 @@ class BoundaryScope:
     """Told of each call, by the id of its run in callbacks."""
     stranger: Callable[[], None] | None = None
     """Told of each call in a thread that began during the run and has nothing of its context."""
+    correction: Correction | None = None
+    """What one execution's model is to have said instead."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
@@ -81,6 +84,18 @@ class BoundaryScope:
             count = self._seen.get(base, 0)
             self._seen[base] = count + 1
         return f"{base}.{self.sample}.{count}"
+
+    def corrected(
+        self, run_manager: Any, messages: list[BaseMessage], asked: Any
+    ) -> ChatResult | None:
+        """Return what the model is to have said; None where it is to be asked."""
+        if self.correction is None:
+            return None
+        said = self.correction.answer(getattr(run_manager, "metadata", None), messages)
+        if said is None:
+            return None
+        self.key(asked)  # whoever asks the same later still gets the answer of its own turn
+        return ChatResult(generations=[ChatGeneration(message=said)])
 
     def notice(self, run_manager: Any) -> None:
         """Tell whoever records the run of a call in it."""
@@ -236,6 +251,8 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
+        if (corrected := scope.corrected(run_manager, messages, asked)) is not None:
+            return corrected
         try:
             stored, usage = scope.ledger.pay(
                 scope.key(asked),
@@ -272,6 +289,8 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             return result
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
+        if (corrected := scope.corrected(run_manager, messages, asked)) is not None:
+            return corrected
 
         async def call() -> Paid:
             return _encode(

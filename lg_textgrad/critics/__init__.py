@@ -1,6 +1,16 @@
 """Critics turn an execution, and what its consumers said of it, into gradients and feedback."""
 
-from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer
+from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer, RunRequest
 from lg_textgrad.critics.node import LLMCritic
+from lg_textgrad.critics.proven import ProvenCredit
 
-__all__ = ["Blame", "Critic", "CriticRequest", "Critique", "LLMCritic", "Producer"]
+__all__ = [
+    "Blame",
+    "Critic",
+    "CriticRequest",
+    "Critique",
+    "LLMCritic",
+    "Producer",
+    "ProvenCredit",
+    "RunRequest",
+]

@@ -73,6 +73,13 @@ class RunRequest:
     """How many runs of this reverse pass are below full marks, this one included."""
 
     @property
+    def complaint(self) -> str:
+        """What evaluators say of the run, one complaint a line."""
+        keys = {f.key for f in self.scored.feedback}
+        told = [b.text for found in self.blames.values() for b in found if b.source in keys]
+        return "\n".join(dict.fromkeys(told))
+
+    @property
     def suspects(self) -> list[Execution]:
         """The executions that read a trainable parameter and can have caused a complaint."""
         blamed = [e for e, b in self.blames.items() if any(x.weight >= self.threshold for x in b)]
