@@ -14,6 +14,8 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.approval import Approval, Approver, Review
+from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic, ProvenCredit
 from lg_textgrad.data import read_examples
@@ -38,6 +40,8 @@ from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
+    "Approval",
+    "Approver",
     "Better",
     "Budget",
     "Candidate",
@@ -66,6 +70,7 @@ __all__ = [
     "ProvenCredit",
     "RemoteSource",
     "Result",
+    "Review",
     "Run",
     "Schedule",
     "Scored",
@@ -73,6 +78,7 @@ __all__ = [
     "Selection",
     "Sequential",
     "Significant",
+    "StateText",
     "Store",
     "ToolCall",
     "Trace",

@@ -20,7 +20,8 @@ LGTextGradError
 │   └── BudgetTooSmallError       the budget does not even cover the baseline
 ├── LangSmithError                LangSmith refused what it was asked
 │   └── LangSmithUnavailableError nobody answers there, or it is busy or broken
-├── StoreError                    the run directory cannot be read or written
+├── StoreError                    the run directory or database cannot be read or written
+│   └── CorruptStoreError         what was stored there is damaged
 └── InterruptedRunError           stopped by the user; the run directory can be resumed
 """
 
@@ -137,7 +138,11 @@ class LangSmithUnavailableError(LangSmithError):
 
 
 class StoreError(LGTextGradError):
-    """The run directory cannot be read or written."""
+    """The run directory or database cannot be read or written."""
+
+
+class CorruptStoreError(StoreError):
+    """What was stored is damaged. The good part can be saved: `Store.salvage`."""
 
 
 class InterruptedRunError(LGTextGradError):

@@ -118,6 +118,13 @@ class Objective:
         again = (self.repeats,) if self.repeats > 1 else ()
         return digest("objective", self._told, self.weights, *again)[:16]
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of: each evaluator's hash, and that of the weights."""
+        named = zip(self.evaluators, self._told, strict=True)
+        found = {name_of(e): digest(told)[:12] for e, told in named}
+        return {**found, "weights and repeats": digest(self.weights, self.repeats)[:12]}
+
     def __call__(self, runs: Iterable[Run]) -> Loss:
         """`acall` for sync code."""
         return run_sync(self.acall(runs))
@@ -149,10 +156,14 @@ class Objective:
             found.extend(read_result(result, name, f"{len(runs)} runs", bounded=False))
         return found
 
+    def summarize(self, scored: Sequence[Scored]) -> list[Feedback]:
+        """`asummarize` for sync code."""
+        return run_sync(self.asummarize(scored))
+
     async def _score(self, run: Run) -> Scored:
         ledger = ledger_in_scope()
         if ledger is not None:
-            known = ledger.store.get_feedback(run.id, self.fingerprint)
+            known = await ledger.store.aget_feedback(run.id, self.fingerprint)
             if known is not None:
                 return Scored(run, self._reduce(known, run), known)
         if run.error is not None:
@@ -166,7 +177,7 @@ class Objective:
             feedback = [f for tasks in asked for f in _settled([t.result() for t in tasks])]
         score = self._reduce(feedback, run)
         if ledger is not None:
-            ledger.store.put_feedback(run.id, self.fingerprint, score, feedback)
+            await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)
         return Scored(run, score, tuple(feedback))
 
     def _reduce(self, feedback: Sequence[Feedback], run: Run) -> float:

@@ -179,11 +179,15 @@ class Trace:
 class _Level:
     """What one call of one graph ran inside a host; None hosts the graph itself."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.executions: list[Execution] = []
         self.written: dict[str, Version] = {}
         """Channel -> what was written inside, and by whom."""
+
+    @property
+    def path(self) -> str:
+        """The path of the graph. A node's error handler stands a step further inside."""
+        return min((e.path.rpartition("/")[0] for e in self.executions), key=len)
 
     @property
     def by_code(self) -> bool:
@@ -209,15 +213,24 @@ class _Builder:
         """Execution -> channel -> the version that it was handed, whether it looked or not."""
         levels: dict[tuple[str | None, str], _Level] = {}
         for execution in executions:
-            within = execution.namespace.rpartition("|")[0]
-            # A task that code called is a call by itself.
-            key = (execution.parent, execution.id if execution.called else within)
+            key = (execution.parent, self._call(execution))
             if key not in levels:
-                levels[key] = _Level(execution.path.rpartition("/")[0])
+                levels[key] = _Level()
                 self.hosted.setdefault(execution.parent, []).append(levels[key])
             levels[key].executions.append(execution)
         for calls in self.hosted.values():
             calls.sort(key=lambda level: min(e.started for e in level.executions))
+
+    def _call(self, execution: Execution) -> str:
+        """Return which of its host's calls an execution belongs to."""
+        if execution.called:
+            return execution.id  # a task that code called is a call by itself
+        host = self.executions.get(execution.parent or "")
+        if host is None:
+            return ""
+        inside = execution.namespace.removeprefix(f"{host.namespace}|")
+        number = inside.partition("|")[0]
+        return number if number.isdigit() else ""
 
     def top(self) -> dict[str, Version]:
         """Build everything, and return channel -> who wrote the graph's output."""
@@ -317,7 +330,8 @@ class _Builder:
                 fed = {key: version for key, version in fed.items() if not _is_empty(version)}
                 self.build(level, fed, ())
             else:
-                self.build(level, _by_name(given, level), _writers(given.get(ROUTE)))
+                fed = _by_name(given, level, certain=host.reads is not None)
+                self.build(level, fed, _writers(given.get(ROUTE)))
         returned = self._inner_sinks(host.id, given.values())
         made_of: list[Version] = []
         if "*" in host.passed:
@@ -443,11 +457,17 @@ def _without(version: Version, gone: set[str]) -> Version:
     return Version(tuple(w for w in version.all_writers() if w not in gone))
 
 
-def _by_name(given: Mapping[str, Version], level: _Level) -> dict[str, Version]:
-    """Return what a graph that is a node was fed, by channel."""
+def _by_name(
+    given: Mapping[str, Version], level: _Level, *, certain: bool
+) -> dict[str, Version]:
+    """Return what a graph that is a node was fed, by channel.
+
+    `certain`: that it is the node itself. Else a node's code may have called it.
+    """
     fed = {c: v for c, v in given.items() if c not in (SEND, ROUTE)}
     wanted = dict.fromkeys(c for e in level.executions for c in _channels_given(e))
-    if given and (SEND in given or (fed and fed.keys().isdisjoint(wanted))):
+    unlike = not certain and fed and fed.keys().isdisjoint(wanted)
+    if given and (SEND in given or unlike):
         # The names don't say what became of what, so all of it may have.
         everything = Version((), tuple({id(v): v for v in given.values()}.values()))
         return dict.fromkeys(wanted, everything)

@@ -16,7 +16,8 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.parameter import Parameter, candidate_hash, observe_reads
 from lg_textgrad.recording.caches import WatchedCache
 from lg_textgrad.recording.callbacks import Recorder
-from lg_textgrad.recording.live import as_outputs, observing
+from lg_textgrad.recording.live import as_outputs
+from lg_textgrad.recording.observing import observing
 from lg_textgrad.recording.structure import AnyGraph, Structure
 from lg_textgrad.recording.tasks import Root
 from lg_textgrad.run import Candidate, Example, Run, Usage

@@ -7,8 +7,9 @@ puts that in place and takes it away again.
 from __future__ import annotations
 
 import functools
+import heapq
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,9 +29,10 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad._hashing import canonical, digest, message_to_plain, to_plain
 from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
@@ -71,6 +73,7 @@ class BoundaryScope:
     """What one execution's model is to have said instead."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
+    _free: dict[str, list[int]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def key(self, asked: Any) -> str:
@@ -81,9 +84,20 @@ class BoundaryScope:
         """
         base = digest("chat", asked)
         with self._guard:
-            count = self._seen.get(base, 0)
-            self._seen[base] = count + 1
+            free = self._free.setdefault(base, [])
+            if not free:
+                self._seen[base] = self._seen.get(base, 0) + 1
+            count = heapq.heappop(free) if free else self._seen[base] - 1
         return f"{base}.{self.sample}.{count}"
+
+    def give_back(self, key: str) -> None:
+        """Let the next call that asks the same have the key of one that failed.
+
+        So a retry is kept where a run that is repeated looks first.
+        """
+        base, _, count = key.split(".")
+        with self._guard:
+            heapq.heappush(self._free[base], int(count))
 
     def corrected(
         self, run_manager: Any, messages: list[BaseMessage], asked: Any
@@ -108,17 +122,75 @@ class BoundaryScope:
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+_inside_call: ContextVar[bool] = ContextVar("lg_textgrad_inside_call", default=False)
+
+
+def scope_in_place() -> BoundaryScope | None:
+    """Return the scope of the run that the current context belongs to."""
+    return _scope.get()
+
+
+def pay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Paid]) -> Any:
+    """Return what `call` returns, or the store has for the same question; note what it cost.
+
+    `call` is outside of the scope: what a model asks of another one to answer is part of its own
+    call, paid for with it, and takes no second place under the limit.
+    """
+
+    def alone() -> Paid:
+        with _left():
+            return call()
+
+    key = scope.key(asked)
+    try:
+        stored, usage = scope.ledger.pay(key, scope.kind, asked, alone)
+    except Exception as error:
+        scope.give_back(key)
+        scope.failure = scope.failure or _systemic(error)
+        raise
+    scope.add(usage)
+    return stored
+
+
+async def apay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Awaitable[Paid]]) -> Any:
+    """Return what `pay_in` returns, for coroutines."""
+
+    async def alone() -> Paid:
+        with _left():
+            return await call()
+
+    key = scope.key(asked)
+    try:
+        stored, usage = await scope.ledger.apay(key, scope.kind, asked, alone)
+    except Exception as error:
+        scope.give_back(key)
+        scope.failure = scope.failure or _systemic(error)
+        raise
+    scope.add(usage)
+    return stored
+
+
+@contextmanager
+def _left() -> Iterator[None]:
+    tokens = _scope.set(None), _inside_call.set(True)
+    try:
+        yield
+    finally:
+        _scope.reset(tokens[0])
+        _inside_call.reset(tokens[1])
 
 
 _open: dict[int, BoundaryScope] = {}
 
 
-def _notice_stranger() -> None:
+def notice_stranger() -> None:
     """Tell the runs in scope of a call that has no scope, in a thread that they may have started.
 
     Contexts don't reach threads by themselves. Other callers in the process are no business of
     ours: they have threads of their own.
     """
+    if _inside_call.get():
+        return
     here = threading.current_thread()
     for scope in list(_open.values()):
         if scope.stranger is not None and here not in scope._threads:  # noqa: SLF001 - ours
@@ -145,7 +217,7 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
         if "client" in name or "api_key" in name or "token_" in name:
             continue
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            value = _address(value)
+            value = address(value)
         plain = to_plain(value)
         if callable(value):
             plain = getattr(value, "__qualname__", type(value).__qualname__)
@@ -153,7 +225,8 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
     return identity
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
+    """Return host, port and path; a loopback address without its port."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host in ("127.0.0.1", "localhost", "::1"):
@@ -176,7 +249,23 @@ def _asked(
     options = {
         k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k != "ls_structured_output_format"
     }
-    return {"model": model_identity(model), "messages": plain, "stop": stop, "options": options}
+    return {
+        "model": model_identity(model),
+        "messages": plain,
+        "stop": stop,
+        "options": unordered(options),
+    }
+
+
+def unordered(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the tools in an order of ours.
+
+    Agents that keep their tools in a set offer them in another order in each process.
+    """
+    tools = options.get("tools")
+    if not isinstance(tools, list):
+        return options
+    return {**options, "tools": sorted(tools, key=canonical)}
 
 
 def _schema_of(value: Any) -> Any:
@@ -247,26 +336,23 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
-            _notice_stranger()
+            notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
-        if (corrected := scope.corrected(run_manager, messages, asked)) is not None:
-            return corrected
-        try:
-            stored, usage = scope.ledger.pay(
-                scope.key(asked),
-                scope.kind,
+        alone = quiet(run_manager)
+        result = scope.corrected(run_manager, messages, asked) or _decode(
+            pay_in(
+                scope,
                 asked,
                 lambda: _encode(
-                    original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                    original(self, messages, stop=stop, run_manager=alone, **kwargs)
                 ),
             )
-        except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        )
+        for tell, said, more in told(self, run_manager, result, is_async=False, **kwargs):
+            tell(*said, **more)
+        return result
 
     return generate
 
@@ -282,28 +368,24 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
-            _notice_stranger()
-            result: ChatResult = await original(
+            notice_stranger()
+            plain: ChatResult = await original(
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
-            return result
+            return plain
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
-        if (corrected := scope.corrected(run_manager, messages, asked)) is not None:
-            return corrected
+        alone = quiet(run_manager)
 
         async def call() -> Paid:
-            return _encode(
-                await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-            )
+            return _encode(await original(self, messages, stop=stop, run_manager=alone, **kwargs))
 
-        try:
-            stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, call)
-        except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        result = scope.corrected(run_manager, messages, asked)
+        if result is None:
+            result = _decode(await apay_in(scope, asked, call))
+        for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):
+            await tell(*said, **more)
+        return result
 
     return agenerate
 

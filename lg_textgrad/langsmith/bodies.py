@@ -30,9 +30,12 @@ class _Span:
     trace: UUID
     order: str
     start: datetime
+    zero: datetime
+    """When the trace began."""
 
     def below(self, run_id: UUID, start: datetime) -> _Span:
-        return _Span(run_id, self.trace, f"{self.order}.{_ordered(start, run_id)}", start)
+        order = f"{self.order}.{_ordered(start, run_id)}"
+        return _Span(run_id, self.trace, order, start, self.zero)
 
 
 def trace_of(
@@ -46,14 +49,13 @@ def trace_of(
 ) -> list[Body]:
     """Return the bodies of a run: the root, its executions, their model and tool calls.
 
-    `at` is when it was scored, in seconds since 1970; within a run only durations are known, so
-    executions of one superstep begin together, and those of the next when the last of them ends.
-    `reference` is the id of the dataset's example.
+    `at` is when it was scored, in seconds since 1970. `reference` is the id of the dataset's
+    example.
     """
     ended = datetime.fromtimestamp(at, UTC)
     start = ended - timedelta(seconds=max(0.0, run.seconds))
     root = make_id(run.id)
-    span = _Span(root, root, _ordered(start, root), start)
+    span = _Span(root, root, _ordered(start, root), start, start)
     body = _body(
         span, None, _NAME, "chain", start, ended, project,
         inputs=_mapping(to_plain(run.example.inputs), "input"),
@@ -75,23 +77,21 @@ def trace_of(
 def _executions(
     run: Run, host: str | None, span: _Span, project: str, make_id: MakeId
 ) -> Iterator[Body]:
-    level = sorted(
-        (e for e in run.executions if e.parent == host), key=lambda e: (e.superstep, e.order)
-    )
-    begins, ends, step = span.start, span.start, None
-    for execution in level:
-        if execution.superstep != step:
-            begins, step = ends, execution.superstep
-        own = span.below(execution_id(make_id, run.id, execution.id), begins)
+    for execution in run.executions:
+        if execution.parent != host:
+            continue
+        # A child never begins before its host: clocks are kept run by run.
+        begins = max(span.start, span.zero + timedelta(seconds=execution.started))
         ended = begins + timedelta(seconds=execution.seconds)
-        ends = max(ends, ended)
+        name = execution.path.rpartition("/")[2]
+        own = span.below(execution_id(make_id, run.id, execution.id), begins)
         yield _body(
-            own, span.id, execution.path.rpartition("/")[2], "chain", begins, ended, project,
+            own, span.id, name, "chain", begins, ended, project,
             inputs=_mapping(execution.inputs, "input"),
             outputs=None if execution.error else _written(execution),
             error=execution.error,
             metadata={
-                "langgraph_node": execution.path.rpartition("/")[2],
+                "langgraph_node": name,
                 "langgraph_step": execution.superstep,
                 "langgraph_checkpoint_ns": execution.namespace,
                 "execution": execution.id,
@@ -176,7 +176,7 @@ def call_of(result: Mapping[str, Any], project: str, make_id: MakeId) -> Body:
     ended = datetime.fromtimestamp(result["created"], UTC)
     begins = ended - timedelta(seconds=max(0.0, usage.seconds))
     run_id = make_id("call", result["key"])
-    span = _Span(run_id, run_id, _ordered(begins, run_id), begins)
+    span = _Span(run_id, run_id, _ordered(begins, run_id), begins, begins)
     body = _llm(span, None, call, begins, ended, project, {"lg_textgrad": __version__})
     body["name"] = result["kind"]
     body["tags"] = [result["kind"]]

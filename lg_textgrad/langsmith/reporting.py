@@ -16,7 +16,8 @@ from lg_textgrad.store import Store
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE = 60.0  # seconds between two tries while LangSmith does not answer
+_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries while LangSmith does not answer
+_TRIES = 3  # without anything sent, until the upload is left for later when the run is over
 
 
 class Reporter:
@@ -28,12 +29,17 @@ class Reporter:
     """
 
     def __init__(
-        self, store: Store, reporting: Reporting, langsmith: LangSmith, *, pause: float = 1.0
+        self,
+        store: Store,
+        reporting: Reporting,
+        langsmith: LangSmith,
+        *,
+        pause: float | None = None,
     ) -> None:
         self.journal = Journal(store)
         self.outbox = Outbox(store, self.journal, langsmith)
         self._reporting = reporting
-        self._pause = pause
+        self._pause = _PAUSE if pause is None else pause
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,6 +69,7 @@ class Reporter:
     def close(self, seconds: float = 30.0) -> Delivery:
         """Wait at most `seconds` until everything is sent, and return what came of it.
 
+        A LangSmith that doesn't answer three times in a row is not waited for any longer.
         Nothing more is sent afterwards, and the store may be closed.
         """
         if self._thread is None:
@@ -75,28 +82,36 @@ class Reporter:
         return self._last
 
     def _deliver(self) -> None:
-        pause, before = self._pause, self._last
+        pause, fruitless = self._pause, 0
         while True:
             self._wake.wait()
             closing = self._closing.is_set()
             self._wake.clear()
+            before = self._last
             try:
-                self._last, before = self.outbox.deliver(self._late), self._last
+                self._last = self.outbox.deliver(self._late)
             except LGTextGradError as failure:  # the store: the run itself will say so
                 self._last = Delivery(error=failure)
             if self._late() and self._last.left:
                 self._last.error = self._last.error or before.error
                 return
             error = self._last.error
-            if closing and (error is None or self._hopeless(error, pause)):
-                return
             if error is None:
-                pause = self._pause
+                pause, fruitless = self._pause, 0
+                if closing:
+                    return
                 continue
             logger.info("LangSmith: %s", error)
-            pause = self._pause if self._last.sent else pause
+            if self._last.sent:
+                pause, fruitless = self._pause, 0
+            elif closing:
+                pause = self._pause if not fruitless else pause
+                fruitless += 1
+            later = isinstance(error, LangSmithUnavailableError)
+            if closing and (not later or fruitless >= _TRIES):
+                return
             if closing:
-                time.sleep(pause)
+                time.sleep(min(pause, max(0.0, self._deadline - time.monotonic())))
             else:
                 self._closing.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -105,16 +120,12 @@ class Reporter:
     def _late(self) -> bool:
         return time.monotonic() > self._deadline
 
-    def _hopeless(self, error: LGTextGradError, pause: float) -> bool:
-        later = isinstance(error, LangSmithUnavailableError)
-        return not later or time.monotonic() + pause > self._deadline
 
-
-def links(journal: Journal, langsmith: LangSmith) -> dict[str, str]:
+def links(journal: Journal) -> dict[str, str]:
     """Return experiment -> its address in LangSmith, of those that are there."""
     found = {}
     for experiment in journal.experiments():
         answer = journal.answer(f"experiment/{experiment.key}")
         if answer:
-            found[experiment.key] = str(answer["url"] or langsmith.url)
+            found[experiment.key] = str(answer["url"])
     return found

@@ -25,7 +25,6 @@ _COMPARISON = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte", "=": "eq"}
 _AGO = re.compile(r"(\d+)\s*([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _RANGE = re.compile(r"\s*([^=]+?)\s*=\s*(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)\s*")
-_OURS = ("blame", "objective")
 _IDS_AT_ONCE = 50
 TRACES = "traces"
 """Where the store keeps the traces that a run learns from."""
@@ -235,7 +234,7 @@ class _Reader:
         wanted = [
             f
             for f in found
-            if f["key"] not in _OURS and (self.keys is None or f["key"] in self.keys)
+            if not _is_ours(f) and (self.keys is None or f["key"] in self.keys)
         ]
         return sorted(wanted, key=lambda f: (f["created_at"] or "", f["id"]))
 
@@ -281,6 +280,11 @@ class _Reader:
 
 def _readable(correction: Any) -> str:
     return correction if isinstance(correction, str) else canonical(correction)
+
+
+def _is_ours(told: Mapping[str, Any]) -> bool:
+    """Return whether this is a gradient, put there by a run that learned from the trace before."""
+    return "gradient" in ((told.get("feedback_source") or {}).get("metadata") or {})
 
 
 def _is_output(told: Mapping[str, Any]) -> bool:

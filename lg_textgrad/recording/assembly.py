@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import BaseMessage, RemoveMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.types import Send
 
 from lg_textgrad._hashing import digest
 from lg_textgrad.recording.doubts import gaps, waiting
@@ -15,9 +16,10 @@ from lg_textgrad.recording.origins import Origins, items_of
 from lg_textgrad.recording.structure import Structure, host_of
 from lg_textgrad.recording.tasks import Task
 from lg_textgrad.run import Execution
+from lg_textgrad.tracking import fields_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Level:
     """What one call of one graph ran."""
 
@@ -52,23 +54,24 @@ def assemble(found: Iterable[Task], structure: Structure, started: float) -> Ass
     accumulating = dict(structure.accumulating)
     erased: dict[Task, dict[str, list[str]]] = {}
     owners = _first_writers(tasks)
+    keeps: dict[_Level, Collection[str]] = {}
     for level in levels.values():
-        path = level.tasks[0].path.rpartition("/")[0]
+        path = min((t.path.rpartition("/")[0] for t in level.tasks), key=len)
         if structure.knows(path, level.nodes):
             merging = structure.messages.get(path, frozenset())
         else:
             merging = _seen_to_accumulate(level.tasks)
             accumulating[path] = tuple(sorted({*accumulating.get(path, ()), *merging}))
+        keeps[level] = accumulating.get(path, ())
         for channel in merging:
             _messages(level.tasks, channel, owners, erased, ids)
-    senders: dict[tuple[Any, ...], list[Task]] = {}
-    for task in tasks:
-        for send in task.sends:
-            key = (_level(task), task.superstep + 1, send.node, id(send.arg))
-            senders.setdefault(key, []).append(task)
+    senders = _senders(tasks, levels)
     executions = tuple(
-        _execution(task, order, ids, levels[_level(task)], senders, erased, started)
+        _execution(
+            task, order, ids, level, senders.get(task, ()), erased, keeps[level], started
+        )
         for order, task in enumerate(tasks)
+        for level in (levels[_level(task)],)
     )
     return Assembled(executions, accumulating, (*gaps(tasks), *waiting(tasks)))
 
@@ -78,21 +81,14 @@ def _execution(
     order: int,
     ids: Mapping[Task, str],
     level: _Level,
-    senders: Mapping[tuple[Any, ...], list[Task]],
+    senders: Sequence[Task],
     erased: Mapping[Task, dict[str, list[str]]],
+    keeps: Collection[str],
     started: float,
 ) -> Execution:
-    sender: Task | None = None
     sources = task.sources
-    if task.is_sent:
-        # Sends are carried out in the order of those who sent.
-        sent = senders.get((_level(task), task.superstep, task.node, id(task.inputs)), [])
-        # Where its Send was not seen, any task of the superstep before may have sent it.
-        before = level.steps.get(task.superstep - 1, [])
-        if sent or len(before) == 1:
-            sender = sent.pop(0) if sent else before[0]
-        elif before:
-            sources = {**(sources or {}), "__send__": {(t, "*"): None for t in before}}
+    if len(senders) > 1:
+        sources = {**(sources or {}), "__send__": {(t, "*"): None for t in senders}}
     if task.is_handler:
         failed = task.route[: task.route.index("node_error_handler")]
         handled = [t for t in level.steps[task.superstep] if t.route == failed]
@@ -108,8 +104,8 @@ def _execution(
         overwrites=frozenset(task.overwrites),
         sends=tuple(send.node for send in task.sends),
         goto=tuple(dict.fromkeys([*task.goto, *_chosen(task, level)])),
-        sent_by=None if sender is None else ids.get(sender),
-        reads=None if task.reads is None else frozenset(task.reads),
+        sent_by=ids[senders[0]] if len(senders) == 1 else None,
+        reads=frozenset(_routed_by(task, keeps).union(*task.sheets)) if task.sheets else None,
         parent=None if task.caller is None else ids.get(task.caller),
         prompts=dict(task.prompts),
         model_calls=tuple(task.model_calls.values()),
@@ -127,6 +123,45 @@ def _execution(
     )
 
 
+def _senders(
+    tasks: Sequence[Task], levels: Mapping[str, _Level]
+) -> dict[Task, Sequence[Task]]:
+    """Return who sent each task that was sent: several where it may have been any of them.
+
+    Sends are carried out in the order of those who sent. One that nothing told of came from the
+    superstep before; where that had one task only, it is that task's.
+    """
+    seen: dict[tuple[Any, ...], list[Task]] = {}
+    for task in tasks:
+        for send in task.sends:
+            key = (_level(task), task.superstep + 1, send.node, id(send.arg))
+            seen.setdefault(key, []).append(task)
+    found: dict[Task, Sequence[Task]] = {}
+    for task in tasks:
+        if not task.is_sent:
+            continue
+        level = _level(task)
+        sent = seen.get((level, task.superstep, task.node, id(task.inputs)))
+        if sent:
+            found[task] = [sent.pop(0)]
+            continue
+        before = levels[level].steps.get(task.superstep - 1, [])
+        found[task] = before
+        if len(before) == 1:
+            before[0].sends.append(Send(task.node, task.inputs))
+    return found
+
+
+def _routed_by(task: Task, keeps: Collection[str]) -> set[str]:
+    """Return the state keys that a task's conditional edges read of others.
+
+    They see the state with what the task itself wrote: that hides what was there, but where a
+    reducer kept it.
+    """
+    own = {channel for channel, _ in task.values if channel not in keeps}
+    return task.routed_by - own
+
+
 def _places(found: Mapping[str, Origins], ids: Mapping[Task, str]) -> dict[str, list[list[str]]]:
     return {
         key: [[ids.get(place, "") if place else "", name] for place, name in origins]
@@ -135,7 +170,9 @@ def _places(found: Mapping[str, Origins], ids: Mapping[Task, str]) -> dict[str, 
 
 
 def _level(task: Task) -> str:
-    return task.namespace.rpartition("|")[0]
+    level = task.namespace.rpartition("|")[0]
+    # LangGraph puts a handler inside the node that failed; its state and edges are those around.
+    return level.rpartition("|")[0] if task.is_handler else level
 
 
 def _in_order(found: Iterable[Task]) -> list[Task]:
@@ -178,7 +215,10 @@ def _chosen(task: Task, level: _Level) -> list[str]:
     routers = task.kind.routers
     found: list[str] = []
     traced = [r for r in routers if r.traced]
-    if len(traced) == len(task.routed):
+    if routers and len(routers) == len(task.told):
+        found = [n for r, said in zip(routers, task.told, strict=True) for n in r.leads_to(said)]
+        rest = []
+    elif len(traced) == len(task.routed):
         found = [n for r, said in zip(traced, task.routed, strict=True) for n in r.leads_to(said)]
         rest = [r for r in routers if not r.traced]
     else:
@@ -235,8 +275,7 @@ def _seen_to_accumulate(level: Sequence[Task]) -> frozenset[str]:
 def _given(inputs: Any) -> Mapping[str, Any]:
     if isinstance(inputs, Mapping):
         return dict(items_of(inputs))
-    fields = getattr(inputs, "__dict__", None)
-    return fields if isinstance(fields, dict) else {"__root__": inputs}
+    return fields_of(inputs) or {"__root__": inputs}
 
 
 def _among(value: Any, written: Sequence[Any]) -> bool:
@@ -280,6 +319,9 @@ class _Holding:
 
     def merge(self, task: Task, value: Any, owners: Mapping[int, Task]) -> None:
         """Do what `add_messages` does with a write."""
+        if isinstance(value, list | tuple) and not value:
+            self.left.setdefault(task, 0)
+            self.lost.add(task)
         for message in value if isinstance(value, list | tuple) else [value]:
             if not isinstance(message, BaseMessage):
                 self.add(task)  # it becomes a message that nobody can know here

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from pydantic import BaseModel
-
-from lg_textgrad.recording.origins import items_of
-from lg_textgrad.recording.plain import Plainer
-from lg_textgrad.recording.tasks import Task
+from lg_textgrad.recording.origins import items_of, walk
+from lg_textgrad.recording.tasks import Root, Task
 from lg_textgrad.run import node_path
+from lg_textgrad.tracking import fields_of
 
 
-def changed(task: Task, plainer: Plainer) -> Iterator[str]:
+def changed(task: Task) -> Iterator[str]:
     """Yield a warning for each value of a node's state that was changed in place and not written.
 
     Others that hold the same object see the change, and no write tells them where it came from.
     """
-    given = task.inputs if isinstance(task.inputs, Mapping) else _fields(task.inputs)
+    given = task.inputs if isinstance(task.inputs, Mapping) else fields_of(task.inputs) or {}
     written = {id(value) for _, value in task.values}
+    plainer = task.root.plainer
     for channel, value in items_of(given):
-        if plainer.moved(value) and id(value) not in written:
-            plainer.of(value)  # from now on as it is
+        if id(value) not in written and plainer.changed(value):
             yield (
                 f"While the node '{task.path}' ran, the value of '{channel}' that it was given was "
                 "changed in place; the trace has no write for that. Return the new value from the "
@@ -30,9 +27,23 @@ def changed(task: Task, plainer: Plainer) -> Iterator[str]:
             )
 
 
-def _fields(state: Any) -> Mapping[str, Any]:
-    is_state = isinstance(state, BaseModel) or hasattr(state, "__dataclass_fields__")
-    return getattr(state, "__dict__", {}) if is_state else {}
+def changed_further_inside(root: Root, tasks: Iterable[Task]) -> Iterator[str]:
+    """Yield a warning for each value that was changed in place where no node's end showed it."""
+    moved = {id(value): value for value in root.plainer.changes()}
+    if not moved:
+        return
+    held: dict[str, dict[str, None]] = {}
+    for task in tasks:
+        given = task.inputs if isinstance(task.inputs, Mapping) else fields_of(task.inputs) or {}
+        for channel, value in items_of(given):
+            if any(id(part) in moved for part in walk(value)):
+                held.setdefault(channel, {})[task.path] = None
+    for channel, paths in held.items():
+        nodes = ", ".join(f"'{path}'" for path in paths)
+        yield (
+            f"Something in the value of '{channel}' was changed in place while one of these nodes "
+            f"ran: {nodes}. The trace has no write for that, and may show it as it was before."
+        )
 
 
 def hidden(path: str) -> str:

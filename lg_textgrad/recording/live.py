@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.constants import START
-from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
@@ -22,10 +20,16 @@ from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
+from lg_textgrad.recording.observing import observing
 from lg_textgrad.recording.resuming import arun_resumed, at_breakpoint, resume_values
-from lg_textgrad.recording.structure import AnyGraph, Structure, fingerprint, graphs_by_path
+from lg_textgrad.recording.structure import (
+    AnyGraph,
+    Structure,
+    fingerprint,
+    graphs_by_path,
+    parts,
+)
 from lg_textgrad.run import Candidate, Example
-from lg_textgrad.tracking import ReadTrackingDict
 
 
 class LiveSource:
@@ -46,10 +50,15 @@ class LiveSource:
         )
         self._breaks = bool(graph.interrupt_before_nodes or graph.interrupt_after_nodes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
         return fingerprint(self.graph)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node."""
+        return parts(self.graph)
 
     async def arun(
         self,
@@ -128,44 +137,3 @@ async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
         return await run()
     with scopes[0]:
         return await _entered(scopes[1:], run)
-
-
-def _in_memory(_: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
-    return InMemorySaver()
-
-
-def _no_cache(_: BaseCache[Any]) -> None:
-    return None
-
-
-def observing(
-    graph: AnyGraph,
-    *,
-    saver: Callable[[BaseCheckpointSaver[Any]], BaseCheckpointSaver[Any]] = _in_memory,
-    cache: Callable[[BaseCache[Any]], BaseCache[Any] | None] = _no_cache,
-) -> AnyGraph:
-    """Return a copy of `graph` that notes which state keys a node reads, subgraphs included.
-
-    Checkpointers are replaced by what `saver` returns, node caches by what `cache` does: none,
-    since a cache is keyed by the node's input alone and would answer one candidate with the result
-    of another. Nothing is recompiled and `graph` itself stays as it is.
-    """
-    nodes: dict[str, Any] = {}
-    for name, node in graph.nodes.items():
-        nodes[name] = node
-        if isinstance(node.bound, Pregel):
-            inner = observing(node.bound, saver=saver, cache=cache)
-            subgraphs = [inner if g is node.bound else g for g in node.subgraphs]
-            nodes[name] = node.copy({"bound": inner, "subgraphs": subgraphs})
-        elif name != START and node.mapper is None and isinstance(node.channels, list):
-            nodes[name] = node.copy({"mapper": _track})
-    changes: dict[str, Any] = {"nodes": nodes}
-    if graph.cache is not None:
-        changes["cache"] = cache(graph.cache)
-    if isinstance(graph.checkpointer, BaseCheckpointSaver):
-        changes["checkpointer"] = saver(graph.checkpointer)
-    return graph.copy(changes)
-
-
-def _track(value: Any) -> Any:
-    return ReadTrackingDict(value) if type(value) is dict else value

@@ -8,14 +8,15 @@ the code, as f-strings and joins do.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from pydantic import BaseModel
+from langgraph.types import Command
+
+from lg_textgrad.tracking import fields_of
 
 Origins = dict[Any, None]
 """Places, in the order in which they were found."""
@@ -33,21 +34,42 @@ class Known:
 
     def add(self, value: Any, origin: Any, at: int) -> None:
         """Remember `value` and its parts. `at`: the moment from which on the code has it."""
-        for part in _walk(value):
-            if part is None:
-                continue
-            if _is_scalar(part):
-                self._scalars.setdefault(_by_value(part), []).append((at, origin))
-            else:
-                self._objects.setdefault(id(part), (part, []))[1].append((at, origin))
+        for part in walk(value):
+            if part is not None:
+                self._add(part, origin, at)
+
+    def _add(self, part: Any, origin: Any, at: int) -> None:
+        if _is_scalar(part):
+            self._scalars.setdefault(_by_value(part), []).append((at, origin))
+        else:
+            self._objects.setdefault(id(part), (part, []))[1].append((at, origin))
+
+    def add_new(self, value: Any, origins: Iterable[Any], at: int) -> None:
+        """Remember those parts of `value` that are not known yet."""
+        new = [part for part in walk(value) if not self._has(part)]
+        for part in new:
+            if part is not None:
+                for origin in origins:
+                    self._add(part, origin, at)
+
+    def _has(self, part: Any) -> bool:
+        if _is_scalar(part):
+            return _by_value(part) in self._scalars
+        return id(part) in self._objects
 
     def add_inputs(self, inputs: Any) -> None:
         """Remember what the node was given, by key."""
-        if isinstance(inputs, Mapping):
-            for key, value in items_of(inputs):
-                self.add(value, ("", str(key)), 0)
-        else:
+        given = inputs if isinstance(inputs, Mapping) else fields_of(inputs)
+        if given is None:
             self.add(inputs, ("", "*"), 0)
+            return
+        for key, value in items_of(given):
+            self.add(value, ("", str(key)), 0)
+
+    def add_from_outside(self, inputs: Any) -> None:
+        """Remember values that no node made: what a run was resumed with."""
+        if isinstance(inputs, Command):
+            self.add(inputs.resume, None, 0)
 
     def whole(self, value: Any, before: int) -> Origins | None:
         """Return where `value` came from, if it is handed on as it is; None when it isn't.
@@ -68,16 +90,16 @@ class Known:
             return None
         if _is_scalar(value):
             known = _until(self._scalars.get(_by_value(value), ()), before)
-            if known:
+            if known is not None:
                 return known
             if joined and _by_value(value) in self._constants:
                 return {}
             return self._pieces(value, before) if joined and isinstance(value, str) else None
         known = _until(self._objects.get(id(value), (None, ()))[1], before)
-        if known:
+        if known is not None:
             return known
         parts = _parts(value)
-        if parts is None:
+        if parts is None or not (joined or isinstance(value, dict | list | tuple)):
             return None
         found: Origins = {}
         for part in parts:
@@ -89,7 +111,9 @@ class Known:
 
     def _pieces(self, text: str, before: int) -> Origins | None:
         """Return where the pieces of a string came from, the longest that fit first."""
-        known = {t: o for t, o in self._texts() if t and t in text and _until(o, before)}
+        known = {
+            t: o for t, o in self._texts() if t and t in text and _until(o, before) is not None
+        }
         fixed = [t for kind, t in self._constants if kind is str and t and t in text]
         pieces = sorted([*known, *(t for t in fixed if t not in known)], key=len, reverse=True)
         found: Origins = {}
@@ -100,7 +124,7 @@ class Known:
                 return None
             at += len(piece)
             if piece in known:
-                found.update(_until(known[piece], before))
+                found.update(_until(known[piece], before) or {})
         return found
 
     def _texts(self) -> Iterator[tuple[str, list[tuple[int, Any]]]]:
@@ -113,8 +137,13 @@ def items_of(values: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
     return dict.items(values) if isinstance(values, dict) else values.items()
 
 
-def _until(origins: Iterable[tuple[int, Any]], before: int) -> Origins:
-    return {origin: None for at, origin in origins if at < before}
+def _until(origins: Iterable[tuple[int, Any]], before: int) -> Origins | None:
+    """Return where a value came from, as far as that was then; None for one that was not there."""
+    found = {origin: None for at, origin in origins if at < before}
+    if not found:
+        return None
+    found.pop(None, None)
+    return found
 
 
 def _is_scalar(value: Any) -> bool:
@@ -125,7 +154,7 @@ def _by_value(value: Any) -> tuple[type, Any]:
     return (str if isinstance(value, str) else type(value), value)
 
 
-def _walk(value: Any) -> Iterator[Any]:
+def walk(value: Any) -> Iterator[Any]:
     """Yield a value and what it has in it, at most so many as a person could have meant."""
     waiting, left, seen = [value], _MANY, set[int]()
     while waiting and left:
@@ -147,11 +176,8 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return list(value)
     if isinstance(value, BaseMessage):
         return [value.content, getattr(value, "tool_calls", None)]
-    if isinstance(value, BaseModel):
-        return [getattr(value, name, None) for name in type(value).model_fields]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, f.name, None) for f in dataclasses.fields(value)]
-    return None
+    fields = fields_of(value)
+    return None if fields is None else list(fields.values())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -173,7 +199,7 @@ def constants_of(function: Any) -> frozenset[Any]:
             if isinstance(constant, CodeType):
                 codes.append(constant)
             else:
-                found.update(map(_by_value, filter(_is_scalar, _walk(constant))))
+                found.update(map(_by_value, filter(_is_scalar, walk(constant))))
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
     for name in names:
         try:

@@ -104,6 +104,14 @@ class Structure:
             {path: frozenset(_channels(sub, _merges_messages)) for path, sub in graphs.items()},
         )
 
+    def node(self, path: str, *, handles: bool = False) -> Node:
+        """Return what is known of a node. The handler of another's error stands beside that one."""
+        above, _, name = path.rpartition("/")
+        if handles:
+            above = above.rpartition("/")[0]
+            path = f"{above}/{name}" if above else name
+        return self.nodes.get(path, UNKNOWN)
+
     @property
     def leads(self) -> dict[str, set[str] | None]:
         """Path of node -> where its conditional edges may lead; None where that isn't said."""
@@ -182,9 +190,23 @@ def _reducer(channel: Any) -> Any:
 
 def fingerprint(graph: AnyGraph) -> str:
     """Return a hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
-    shape = {}
-    for path, sub in graphs_by_path(graph).items():
-        shape[path] = {
+    return digest("graph", _shape(graph))[:16]
+
+
+def parts(graph: AnyGraph) -> dict[str, str]:
+    """Return path of node -> hash of its edges and code, and one for the channels of each graph."""
+    found = {}
+    for path, shape in _shape(graph).items():
+        inside = f"{path}/" if path else ""
+        for node, described in shape["nodes"].items():
+            found[f"{inside}{node}"] = digest(described)[:12]
+        found[f"channels of {path}" if path else "channels"] = digest(shape["channels"])[:12]
+    return found
+
+
+def _shape(graph: AnyGraph) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        path: {
             "channels": {n: type(c).__name__ for n, c in sub.channels.items()},
             "nodes": {
                 n: {
@@ -195,7 +217,8 @@ def fingerprint(graph: AnyGraph) -> str:
                 for n, p in sub.nodes.items()
             },
         }
-    return digest("graph", shape)[:16]
+        for path, sub in graphs_by_path(graph).items()
+    }
 
 
 def _code(bound: Any) -> str | None:

@@ -12,9 +12,9 @@ from langgraph.types import Command, Overwrite, Send
 from pydantic import BaseModel
 
 from lg_textgrad.recording.origins import Known, Origins
+from lg_textgrad.recording.plain import Plainer
 from lg_textgrad.recording.structure import Node
 from lg_textgrad.run import ModelCall, ToolCall
-from lg_textgrad.tracking import ReadTrackingDict
 
 OVERWRITE = "__overwrite__"
 _PUSH = "__pregel_push"
@@ -29,6 +29,7 @@ class Root:
     started: float
     namespace: str = ""
     """Where in a surrounding graph it was made; empty at the top."""
+    plainer: Plainer = field(default_factory=Plainer)
     notes: set[str] = field(default_factory=set)
     """Where its recording could not be exact, by node."""
     ended: float = 0.0
@@ -54,11 +55,12 @@ class Task:
     """The execution that it runs inside of."""
     inputs: Any
     plain_inputs: Any
-    reads: set[str] | None
     started: float
     ended: float = 0.0
     finished: int = 0
     """When its last attempt ended, in the count of events; 0 while it runs."""
+    sheets: list[set[str]] = field(default_factory=list)
+    """What each attempt read of its state; empty where nobody could see."""
     attempts: int = 1
     values: list[tuple[str, Any]] = field(default_factory=list)
     """What it wrote, as the objects themselves."""
@@ -67,7 +69,11 @@ class Task:
     sends: list[Send] = field(default_factory=list)
     goto: list[str] = field(default_factory=list)
     routed: list[Any] = field(default_factory=list)
-    """What the functions of its conditional edges returned, in order."""
+    """What those functions of its conditional edges returned that callbacks tell of, in order."""
+    told: list[Any] = field(default_factory=list)
+    """What all of them returned, where the graph tells."""
+    routed_by: set[str] = field(default_factory=set)
+    """The state keys that they read."""
     error: str | None = None
     interrupts: dict[str, Any] = field(default_factory=dict)
     """What it asked for, by the interrupt's id."""
@@ -80,6 +86,8 @@ class Task:
     """What its code has at hand, from its first call on."""
     inside: list[Task] = field(default_factory=list)
     """What ran inside of its last attempt."""
+    resumed: list[Any] = field(default_factory=list)
+    """The inputs of the invocations that it went on in."""
     results: list[Task] = field(default_factory=list)
     """Those that its code had started and that have ended, in that order."""
     sources: dict[str, Origins] | None = None
@@ -107,22 +115,25 @@ class Task:
         The model calls of all attempts were paid for and stay.
         """
         self.attempts += 1
-        if isinstance(inputs, ReadTrackingDict):
-            self.reads = inputs.start(self.reads)
         if root is self.root:
             for task in self.inside:
                 task.discarded = True
             self.inside.clear()
             self.results.clear()
             self.known = None
-        elif self.known is not None:
-            # Resumed: what had come back before is taken from the checkpoint.
-            self.known.add_inputs(inputs)
+        else:
+            # What had come back before is taken from the checkpoint.
+            self.resumed.append(root.inputs)
+            if self.known is not None:
+                self.known.add_inputs(inputs)
+                self.known.add_from_outside(root.inputs)
         self.finished = 0
-        for gathered in (self.values, self.writes, self.overwrites, self.sends, self.goto):
-            gathered.clear()
-        self.routed.clear()
-        self.passed.clear()
+        gathered: tuple[Any, ...] = (
+            self.values, self.writes, self.overwrites, self.sends, self.goto, self.routed,
+            self.told, self.passed,
+        )  # fmt: skip
+        for one in gathered:
+            one.clear()
         self.error = None
         self.waits = False
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from uuid import NAMESPACE_URL, uuid5
 
+from langsmith.schemas import ExampleCreate
+
 from tests.desk import rows
+
+REFERENCE = "reference_outputs" if "reference_outputs" in ExampleCreate.model_fields else "outputs"
+"""What the SDK calls an example's outputs, which older ones call so."""
 
 
 def example_id(name):
@@ -19,7 +24,7 @@ def desk_dataset(client, name="desk", train=3, val=3, test=2):
         for row in rows(count, first):
             made.append(
                 {"id": example_id(f"{name}/{row['id']}"), "inputs": row["inputs"],
-                 "reference_outputs": row["outputs"], "split": split}
+                 REFERENCE: row["outputs"], "split": split}
             )  # fmt: skip
         first += count
     client.create_examples(dataset_id=dataset.id, examples=made)

@@ -20,7 +20,7 @@ from lg_textgrad.store import Store
 from lg_textgrad.trainer import Schedule, Trainer
 from tests import desk
 from tests.desk import ENDING, PARCELS, Script
-from tests.langsmith.parts import desk_dataset
+from tests.langsmith.parts import REFERENCE, desk_dataset
 from tests.servers.langsmith_server import Fault, LangSmithServer
 from tests.servers.openai_server import OpenAIServer
 
@@ -193,6 +193,17 @@ def test_optimizers_own_calls_are_in_a_project_of_their_own(reported):
     assert server.project(project)["reference_dataset_id"] is None
 
 
+def test_calls_that_another_run_paid_for_are_not_told_again(server, langsmith):
+    with Store() as store:
+        asked = {"model": {"model": "m"}, "messages": [{"role": "user", "content": "?"}]}
+        for key, origin in (("own", None), ("taken", "runs/other")):
+            store.put_result(key, "critic", asked, {"text": key, "data": None}, tg.Usage(1), origin=origin)
+        reporter = Reporter(store, Reporting("nightly", "o"), langsmith)
+        reporter("start", {})
+        assert reporter.close().left == 0
+    assert [r["outputs"]["content"] for r in server.runs.values()] == ["own"]
+
+
 def test_judges_model_calls_are_traced_too(client, server, langsmith, models):
     desk_dataset(client)
 
@@ -218,9 +229,16 @@ def test_judges_model_calls_are_traced_too(client, server, langsmith, models):
 
 def test_files_that_are_no_dataset_are_reported_as_plain_projects(server, langsmith, models):
     with Store() as store:
-        done = train(models, langsmith, store, dataset=None)
-    session = named(server, "val", done.result.lineage[0])
+        objective = tg.Objective(desk.EVALUATORS)
+        reporter = Reporter(store, Reporting("nightly", objective.fingerprint), langsmith)
+        reporter("start", {})
+        with tg.use_ledger(tg.Ledger(store)):
+            [scored] = objective(desk.build().record(desk.rows(1))).scored
+        reporter("run", {"purpose": "val", "scored": scored})
+        assert reporter.close().left == 0
+    session = named(server, "val", scored.run.candidate)
     assert session["reference_dataset_id"] is None
+    assert len(server.runs_of(session["name"])) == 7
     assert all(r["reference_example_id"] is None for r in server.runs_of(session["name"]))
 
 
@@ -238,7 +256,7 @@ def test_nothing_secret_is_in_any_body(client, server, langsmith, models, monkey
     made = client.create_dataset("desk")
     leaky = [
         {"inputs": {"message": f"{row['inputs']['message']} key {SECRET} and hunter2-hunter2-hunter2 lsv2_pt_abcdefgh"},
-         "reference_outputs": row["outputs"], "split": split}
+         REFERENCE: row["outputs"], "split": split}
         for split, row in zip(("train", "train", "val", "val", "test"), desk.rows(5))
     ]  # fmt: skip
     client.create_examples(dataset_id=made.id, examples=leaky)
@@ -378,32 +396,31 @@ def test_run_goes_on_while_langsmith_is_asked(client, server, langsmith, models)
     assert done.delivery.left == 0
 
 
-def test_what_langsmith_refuses_is_told_and_does_not_hold_up_the_rest(client, server, langsmith, models, caplog):
+def test_what_langsmith_refuses_is_told_and_does_not_hold_up_the_rest(client, server, langsmith, kept, tmp_path):
     desk_dataset(client)
-
-    def refuse(request):
-        return Fault.answer(422) if str(request) == "POST /feedback" else None
-
-    with Store() as store:
-        server.fault = refuse
-        done = train(models, langsmith, store)
-        assert done.delivery.left > 0
-        assert len(done.delivery.refused) >= 8
-        assert "refused a request" in done.delivery.refused[0]
-        roots = [r for r in server.runs.values() if r["reference_example_id"]]
-        assert len(roots) >= 10
+    shutil.copytree(kept.folder, tmp_path / "run")
+    with Store(tmp_path / "run") as store:
+        server.fault = lambda request: Fault.answer(422) if str(request) == "POST /feedback" else None
+        delivery = Outbox(store, Journal(store), langsmith).deliver()
+        assert delivery.left > 0
+        assert delivery.error is None
+        assert len(delivery.refused) >= 8
+        assert "refused a request" in delivery.refused[0]
+        assert len([r for r in server.runs.values() if r["reference_example_id"]]) >= 10
         server.fault = None
         again = Outbox(store, Journal(store), langsmith).deliver()
     assert (again.left, again.refused) == (0, [])
     assert server.repeated == []
 
 
-def test_refused_key_is_told_in_the_end(client, server, models):
-    desk_dataset(client)
+def test_refused_key_is_told_in_the_end(server, models):
     with LangSmith(server.url, "lsv2_pt_wrong_0123456789", patient=False) as langsmith, Store() as store:
-        with LangSmith(server.url, server.api_key) as good:
-            dataset = read_dataset(good, "desk")
-        done = train(models, langsmith, store, dataset=dataset)
-    assert "refused the API key" in str(done.delivery.error)
-    assert done.delivery.left > 0
-    assert done.result.best.val == 1
+        objective = tg.Objective(desk.EVALUATORS)
+        reporter = Reporter(store, Reporting("nightly", objective.fingerprint), langsmith, pause=0.001)
+        reporter("start", {})
+        with tg.use_ledger(tg.Ledger(store)):
+            [scored] = objective(desk.build().record(desk.rows(1))).scored
+        reporter("run", {"purpose": "val", "scored": scored})
+        delivery = reporter.close()
+    assert "refused the API key" in str(delivery.error)
+    assert delivery.left == 1

@@ -80,7 +80,7 @@ def production():
         told(roots[3], "quality", 3, feedback_config={"type": "continuous", "min": 1, "max": 5})
         told(roots[4], "thumbs", 0, run=step_of(server, roots[4], "triage"), comment=BROKEN, correction={"team": "repairs"})
         told(roots[4], "thumbs", 0, value="no")
-        told(roots[0], "blame", 1.0, comment="ours, from yesterday")
+        told(roots[0], "blame", 1.0, comment="ours, from yesterday", source_info={"gradient": "g1"})
         yield SimpleNamespace(server=server, models=models, langsmith=langsmith, client=client, roots=roots, messages=messages)
 
 
@@ -306,19 +306,66 @@ def train(production, store, traces, graph, *, screen=(), on_event=None, reporte
     return result, seen
 
 
-def test_production_feedback_becomes_a_prompt_that_is_gated_on_examples(production):
-    graph = desk.build()
+@pytest.fixture(scope="module")
+def learned(production, tmp_path_factory):
+    """A training on the traces, reported to LangSmith."""
+    folder, graph = tmp_path_factory.mktemp("learned") / "run", desk.build()
     traces = read(production, graph=graph)
-    asked = len(production.models.chats)
-    with Store() as store:
-        result, seen = train(production, store, traces, graph)
+    asked, before = len(production.models.chats), set(production.server.feedback)
+    with Store(folder) as store, LangSmith(production.server.url, production.server.api_key) as langsmith:
+        keep_traces(store, traces)
+        reporting = Reporting("nightly", tg.Objective(desk.EVALUATORS).fingerprint)
+        reporter = Reporter(store, reporting, langsmith)
+        result, seen = train(production, store, traces, graph, reporter=reporter)
+        delivery = reporter.close()
+        gradients = {g.id: g for g in store.gradients().values()}
+    new = set(production.server.feedback) - before
+    yield SimpleNamespace(
+        folder=folder, traces=traces, result=result, seen=seen, delivery=delivery, gradients=gradients,
+        chats=production.models.chats[asked:], told=[production.server.feedback[i] for i in new],
+    )  # fmt: skip
+    for identifier in new:
+        del production.server.feedback[identifier]
+
+
+def test_production_feedback_becomes_a_prompt_that_is_gated_on_examples(production, learned):
+    result = learned.result
     assert result.best.val > result.baseline.val
     for line in (PARCELS, BROKEN, GREETING):
         assert any(line in text for text in result.after.values())
     assert not any(ENDING in text for text in result.after.values())  # nobody complained of that
-    rollouts = [desk.texts_of(b)[1] for b in production.models.chats[asked:] if desk.who(b) == ("rollout", "triage")]
+    rollouts = [desk.texts_of(b)[1] for b in learned.chats if desk.who(b) == ("rollout", "triage")]
     assert not set(rollouts) & set(production.messages)  # no trace was run again
-    assert {"gradients", "proposals", "decision"} <= {kind for kind, _ in seen}
+    assert {"gradients", "proposals", "decision"} <= {kind for kind, _ in learned.seen}
+
+
+def test_gradients_are_feedback_on_the_production_steps_that_they_blame(production, learned):
+    assert learned.delivery.left == 0
+    told = [f for f in learned.told if f["key"] == "blame"]
+    assert {f["feedback_source"]["metadata"]["gradient"] for f in told} == set(learned.gradients)
+    for feedback in told:
+        gradient = learned.gradients[feedback["feedback_source"]["metadata"]["gradient"]]
+        run = production.server.runs[feedback["run_id"]]
+        assert run["name"] == gradient.execution.split("#")[0]
+        assert run["trace_id"] in {r["id"] for r in production.roots}
+
+
+def test_run_goes_on_with_the_traces_that_it_began_with(production, learned):
+    graph = desk.build()
+    asked, paid = len(production.server.requests), len(production.models.requests)
+    with Store(learned.folder) as store:
+        kept = kept_traces(store, graph)
+        assert [(s.run.id, s.score, s.text) for s in kept.scored] == [
+            (s.run.id, s.score, s.text) for s in learned.traces.scored
+        ]
+        assert [s.run.executions for s in kept.scored] == [s.run.executions for s in learned.traces.scored]
+        assert kept.places == learned.traces.places
+        again, _ = train(production, store, kept, graph)
+    with Store() as store:
+        assert kept_traces(store, graph) is None
+    assert (again.after, again.best) == (learned.result.after, learned.result.best)
+    assert len(production.server.requests) == asked
+    assert len(production.models.requests) == paid
 
 
 def test_proposals_are_tried_on_training_examples_where_there_are_any(production):
@@ -329,49 +376,6 @@ def test_proposals_are_tried_on_training_examples_where_there_are_any(production
         tried = store.decisions()
     assert all(d["stage"] == "val" for d in tried)
     assert result.best.val > result.baseline.val
-
-
-def test_run_goes_on_with_the_traces_that_it_began_with(production, tmp_path):
-    graph = desk.build()
-    traces = read(production, graph=graph)
-    with Store(tmp_path / "run") as store:
-        keep_traces(store, traces)
-        first, _ = train(production, store, traces, graph)
-    again = desk.build()
-    asked = len(production.server.requests)
-    paid = len(production.models.requests)
-    with Store(tmp_path / "run") as store:
-        kept = kept_traces(store, again)
-        assert [(s.run.id, s.score, s.text) for s in kept.scored] == [(s.run.id, s.score, s.text) for s in traces.scored]
-        assert [s.run.executions for s in kept.scored] == [s.run.executions for s in traces.scored]
-        assert kept.places == traces.places
-        second, _ = train(production, store, kept, again)
-        assert kept_traces(Store(), again) is None
-    assert (second.after, second.best) == (first.after, first.best)
-    assert len(production.server.requests) == asked
-    assert len(production.models.requests) == paid
-
-
-def test_gradients_are_feedback_on_the_production_steps_that_they_blame(production):
-    graph = desk.build()
-    traces = read(production, graph=graph)
-    before = set(production.server.feedback)
-    with Store() as store, LangSmith(production.server.url, production.server.api_key) as langsmith:
-        keep_traces(store, traces)
-        objective = tg.Objective(desk.EVALUATORS)
-        reporter = Reporter(store, Reporting("nightly", objective.fingerprint), langsmith)
-        train(production, store, traces, graph, reporter=reporter)
-        assert reporter.close().left == 0
-        gradients = {g.id: g for g in store.gradients().values()}
-    told = [f for i, f in production.server.feedback.items() if i not in before and f["key"] == "blame"]
-    assert {f["feedback_source"]["metadata"]["gradient"] for f in told} == set(gradients)
-    for feedback in told:
-        gradient = gradients[feedback["feedback_source"]["metadata"]["gradient"]]
-        run = production.server.runs[feedback["run_id"]]
-        assert run["name"] == gradient.execution.split("#")[0]
-        assert run["trace_id"] in {r["id"] for r in production.roots}
-    for identifier in set(production.server.feedback) - before:
-        del production.server.feedback[identifier]
 
 
 @pytest.mark.parametrize(

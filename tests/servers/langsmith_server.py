@@ -364,8 +364,9 @@ class LangSmithServer:
         yield "PATCH", f"/repos{repo}", self._change_repo
         yield "POST", f"/repos{repo}/tags", self._new_tag
         yield "PATCH", rf"/repos{repo}/tags/(?P<tag>[\w-]+)", self._move_tag
+        yield "DELETE", rf"/repos{repo}/tags/(?P<tag>[\w-]+)", self._drop_tag
         yield "POST", f"/commits{repo}", self._new_commit
-        yield "GET", f"/commits{repo}/", self._commits
+        yield "GET", f"/commits{repo}", self._commits
         yield "GET", rf"/commits{repo}/(?P<commit>[\w-]+)", self._commit
         yield "GET", "/annotation-queues", self._find_queues
         yield "POST", "/annotation-queues", self._new_queue
@@ -805,6 +806,11 @@ class LangSmithServer:
         if path["tag"] not in self._repo(path).tags:
             raise Refusal(404, f"there is no tag '{path['tag']}'")
         return self._point(path, path["tag"], request.body["commit_id"])
+
+    def _drop_tag(self, request: Request, path: dict[str, str]) -> Any:
+        if self._repo(path).tags.pop(path["tag"], None) is None:
+            raise Refusal(404, f"there is no tag '{path['tag']}'")
+        return {}
 
     # Annotation queues.
 
