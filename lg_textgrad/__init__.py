@@ -17,7 +17,7 @@ from lg_textgrad.acceptance import (
 from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
-from lg_textgrad.critics import Critic, LLMCritic, ProvenCredit
+from lg_textgrad.critics import AutoCritic, Critic, LLMCritic, ProvenCredit, TraceCritic
 from lg_textgrad.data import read_examples
 from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
@@ -42,6 +42,7 @@ __all__ = [
     "Acceptance",
     "Approval",
     "Approver",
+    "AutoCritic",
     "Better",
     "Budget",
     "Candidate",
@@ -82,6 +83,7 @@ __all__ = [
     "Store",
     "ToolCall",
     "Trace",
+    "TraceCritic",
     "TrainableGraph",
     "Trainer",
     "Usage",

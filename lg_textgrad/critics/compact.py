@@ -63,11 +63,10 @@ def compacted(request: RunRequest, max_tokens: int) -> Compact:
     """
     room = max_tokens * _CHARS
     everything = _executions(request)
-    steps = _steps(_with_room(everything, request, max(2, room // (3 * _LEAST))), request)
-    prompts = {n: s.execution.prompts[n] for s in reversed(steps) for n in s.parameters}
+    steps = _steps(_with_room(everything, request, _most_steps(room)), request)
+    prompts = _prompts(steps)
     complaint = request.complaint
-    values = [complaint, *prompts.values(), *(v for s in steps for v in (s.given, s.wrote))]
-    limit = level([len(value) for value in values], room)
+    limit = level(_sizes(steps, complaint), room)
     return Compact(
         tuple(
             replace(s, given=cut(s.given, limit, complaint), wrote=cut(s.wrote, limit, complaint))
@@ -77,6 +76,39 @@ def compacted(request: RunRequest, max_tokens: int) -> Compact:
         len(everything) - len(steps),
         {name: cut(text, limit, complaint) for name, text in prompts.items()},
     )
+
+
+def fits(request: RunRequest, max_tokens: int) -> bool:
+    """Return whether `compacted` would show the run without a cut."""
+    room = max_tokens * _CHARS
+    everything = _executions(request)
+    if len(everything) > _most_steps(room):
+        return False
+    return sum(_sizes(_steps(everything, request), request.complaint)) <= room
+
+
+def size(request: RunRequest) -> int:
+    """Return about how many tokens the run's steps have when each is shown by itself."""
+    shown = (
+        (*shown_values(e), *(text for n, text in e.prompts.items() if n in request.trainable))
+        for e in _executions(request)
+    )
+    return sum(len(value) for values in shown for value in values) // _CHARS
+
+
+def _most_steps(room: int) -> int:
+    """Return how many steps can be shown in `room` characters."""
+    return max(2, room // (3 * _LEAST))
+
+
+def _prompts(steps: Sequence[Step]) -> dict[str, str]:
+    return {n: s.execution.prompts[n] for s in reversed(steps) for n in s.parameters}
+
+
+def _sizes(steps: Sequence[Step], complaint: str) -> list[int]:
+    """Return the characters of each value that is shown."""
+    values = [complaint, *_prompts(steps).values(), *(v for s in steps for v in (s.given, s.wrote))]
+    return [len(value) for value in values]
 
 
 def _executions(request: RunRequest) -> list[Execution]:
@@ -109,12 +141,14 @@ def _with_room(
 
 def _steps(executions: Sequence[Execution], request: RunRequest) -> list[Step]:
     steps: list[Step] = []
+    written: list[str] = []
     keys = {f.key for f in request.scored.feedback}
     for number, execution in enumerate(executions, start=1):
         given, wrote = shown_values(execution)
-        for step, (_, full) in zip(steps, (shown_values(s.execution) for s in steps), strict=True):
+        for earlier, full in enumerate(written, start=1):
             if len(full) >= _SAME:
-                given = given.replace(full, f"[what step {step.number} wrote]")
+                given = given.replace(full, f"[what step {earlier} wrote]")
+        written.append(wrote)
         notes = [b.text for b in request.blames.get(execution.id, ()) if b.source not in keys]
         own = tuple(n for n in execution.prompts if n in request.trainable)
         steps.append(Step(number, execution, own, given, wrote, tuple(notes)))
