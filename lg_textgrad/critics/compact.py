@@ -143,6 +143,7 @@ def _steps(executions: Sequence[Execution], request: RunRequest) -> list[Step]:
     steps: list[Step] = []
     written: list[str] = []
     keys = {f.key for f in request.scored.feedback}
+    suspects = {e.id for e in request.suspects}
     for number, execution in enumerate(executions, start=1):
         given, wrote = shown_values(execution)
         for earlier, full in enumerate(written, start=1):
@@ -150,7 +151,9 @@ def _steps(executions: Sequence[Execution], request: RunRequest) -> list[Step]:
                 given = given.replace(full, f"[what step {earlier} wrote]")
         written.append(wrote)
         notes = [b.text for b in request.blames.get(execution.id, ()) if b.source not in keys]
-        own = tuple(n for n in execution.prompts if n in request.trainable)
+        own = tuple(
+            n for n in execution.prompts if n in request.trainable and execution.id in suspects
+        )
         steps.append(Step(number, execution, own, given, wrote, tuple(notes)))
     return steps
 
