@@ -1,4 +1,4 @@
-"""How often does the largest weight fall on the node that is at fault?
+"""How often the largest weight falls on the node that is at fault.
 
     python -m evals.benchmarks.credit [--desks parcels hotel] [--rows 2]
 
