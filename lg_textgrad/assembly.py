@@ -14,13 +14,25 @@ from lg_textgrad.loading import Config
 from lg_textgrad.locating import load_object
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
-from lg_textgrad.optim import FewShot, Optimizer, OutputRules, Portfolio, TextualGradientDescent
+from lg_textgrad.optim import (
+    GEPA,
+    MIPRO,
+    FewShot,
+    Optimizer,
+    OutputRules,
+    Portfolio,
+    Promptbreeder,
+    TextualGradientDescent,
+)
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "tgd": TextualGradientDescent,
     "fewshot": FewShot,
     "output_rules": OutputRules,
     "portfolio": Portfolio,
+    "mipro": MIPRO,
+    "gepa": GEPA,
+    "promptbreeder": Promptbreeder,
 }
 """What `optimizer = "..."` may name, besides `MODULE:CLASS`."""
 

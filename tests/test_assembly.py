@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -20,6 +24,30 @@ class Mine(tg.optim.TextualGradientDescent):
 
 def build():
     return 3
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "optimizers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_name_is_documented_with_its_class(name):
+    assert f"| `{name}` | `{OPTIMIZERS[name].__name__}` |" in DOCS
+
+
+@pytest.mark.parametrize("name", ["mipro", "gepa", "promptbreeder"])
+def test_each_option_is_documented_with_its_default(name):
+    section = DOCS.split(f"## {OPTIMIZERS[name].__name__}\n")[1].split("\n## ")[0]
+    options = inspect.signature(OPTIMIZERS[name]).parameters
+    told = {
+        option: default
+        for names, defaults in re.findall(r"^\| (`.+?) \| (.+?) \|", section, re.M)
+        for option, default in zip(
+            re.findall(r"`(\w+)`", names), re.findall(r"\([^)]*\)|all six|[\w.]+", defaults), strict=True
+        )
+    }
+    assert told.keys() == options.keys() - {"model", "parameters", "seed"}
+    for option, default in told.items():
+        assert default in (str(options[option].default), str(options[option].default).lower(), "all six")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -28,6 +28,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "asking",
     "planted",
     "data",
     "tracking",
@@ -41,6 +42,7 @@ LAYERS = (
     "objective",
     "symptoms",
     "critics",
+    "refining",
     "backward",
     "reduction",
     "optim",
@@ -83,7 +85,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
     "openai": (),
-    "optuna": (),
+    "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
 }

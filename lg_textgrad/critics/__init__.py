@@ -4,6 +4,7 @@ from lg_textgrad.critics.automatic import AutoCritic
 from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer, RunRequest
 from lg_textgrad.critics.node import LLMCritic
 from lg_textgrad.critics.proven import ProvenCredit
+from lg_textgrad.critics.self_rewarding import SelfRewardingCritic
 from lg_textgrad.critics.whole import TraceCritic
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Producer",
     "ProvenCredit",
     "RunRequest",
+    "SelfRewardingCritic",
     "TraceCritic",
 ]

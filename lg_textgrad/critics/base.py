@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from lg_textgrad.objective import Scored
 from lg_textgrad.parameter import Gradient, Parameter
@@ -102,6 +102,13 @@ class RunRequest:
         )
 
 
+def tell(critic: Any, what: str, *arguments: Any) -> None:
+    """Tell a critic that learns; others have no ear for it."""
+    ear = getattr(critic, what, None)
+    if ear is not None:
+        ear(*arguments)
+
+
 class Critic(Protocol):
     """Judges one execution. At most one model call, plus one repetition of a malformed reply.
 
@@ -111,6 +118,9 @@ class Critic(Protocol):
       once; None asks to be given this run execution by execution.
     - `async aweigh(request: RunRequest, gradients: Sequence[Gradient]) -> Sequence[Gradient]` is
       told what was found in a run, and returns it with better weights.
+
+    A critic that learns also has `observe(edits, gain)`, which is told how much every proposal
+    gained over its incumbent, and `reset()`, which is called before a run begins or goes on.
     """
 
     async def acriticize(self, request: CriticRequest) -> Critique:

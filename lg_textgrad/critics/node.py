@@ -24,8 +24,8 @@ class LLMCritic:
     `max_value_chars` caps each value that is shown; longer ones are cut around what the complaint
     speaks of and each cut is marked. `max_tokens` caps the reply. `brief` asks for the rule and the
     weight only and shows two worked examples: what small models need, in half the tokens; the
-    complaint then is the evidence. After Yuksekgonul et al. 2024 (TextGrad), with credit per
-    producer in the same call.
+    complaint then is the evidence. `instruction` stands in place of the template `critic`. After
+    Yuksekgonul et al. 2024 (TextGrad), with credit per producer in the same call.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class LLMCritic:
         model: ChatModel,
         *,
         brief: bool = False,
+        instruction: str | None = None,
         max_value_chars: int = 1500,
         max_tokens: int = 300,
     ) -> None:
         self.model = model
         self.brief = brief
+        self.instruction = instruction
         self.max_value_chars = max_value_chars
         self.max_tokens = max_tokens
         self.malformed = 0
@@ -50,6 +52,7 @@ class LLMCritic:
             "model": dict(self.model.identity),
             "templates": templates.fingerprint(*_TEMPLATES),
             "brief": self.brief,
+            **({} if self.instruction is None else {"instruction": self.instruction}),
             "max_value_chars": self.max_value_chars,
             "max_tokens": self.max_tokens,
         }
@@ -101,7 +104,7 @@ class LLMCritic:
             more="\n".join(more),
         )
         messages = [
-            {"role": "system", "content": templates.source("critic")},
+            {"role": "system", "content": self.instruction or templates.source("critic")},
             *(_worked_examples() if self.brief else ()),
             {"role": "user", "content": case},
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +13,14 @@ from langchain_core.messages import AIMessage
 from lg_textgrad import templates
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.critics.asking import RULE, aask_twice, an_object
-from lg_textgrad.critics.base import Critic, CriticRequest, Critique, RunRequest
+from lg_textgrad.critics.base import Critic, CriticRequest, Critique, RunRequest, tell
 from lg_textgrad.critics.cutting import cut
 from lg_textgrad.critics.showing import general, shown_values
 from lg_textgrad.errors import ConfigurationError, ModelReplyError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
-from lg_textgrad.parameter import Gradient
+from lg_textgrad.parameter import Edit, Gradient
 from lg_textgrad.run import Execution, ModelCall
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,14 @@ class ProvenCredit:
             "max_value_chars": self.max_value_chars,
             "max_tokens": self.max_tokens,
         }
+
+    def reset(self) -> None:
+        """Tell a critic that learns that a run begins or goes on."""
+        tell(self.critic, "reset")
+
+    def observe(self, edits: Iterable[Edit], gain: float) -> None:
+        """Tell a critic that learns what a proposal gained."""
+        tell(self.critic, "observe", edits, gain)
 
     async def acriticize(self, request: CriticRequest) -> Critique:
         return await self.critic.acriticize(request)
