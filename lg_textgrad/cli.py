@@ -17,8 +17,7 @@ from rich.console import Console
 
 from lg_textgrad import _render, cli_langsmith, cli_traffic
 from lg_textgrad._version import __version__
-from lg_textgrad.assembly import make_acceptance, make_optimizer
-from lg_textgrad.critics import LLMCritic
+from lg_textgrad.assembly import CRITICS, make_acceptance, make_critic, make_optimizer
 from lg_textgrad.data import read_examples
 from lg_textgrad.errors import (
     BudgetTooSmallError,
@@ -188,6 +187,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rewriter-model", metavar="NAME")
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
+    command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
     command.add_argument("--optimizer", metavar="NAME", help="'tgd' (the default), or MODULE:CLASS")
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
@@ -319,7 +319,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         trainer = Trainer(
             graph,
             objective,
-            critic=LLMCritic(critic, brief=config.brief_critic),
+            critic=make_critic(config, critic, graph, objective),
             optimizer=session.optimizer(
                 make_optimizer(config.optimizer, rewriter, config.seed, config.optimizer_options),
                 config.steps,

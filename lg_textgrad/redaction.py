@@ -146,13 +146,12 @@ class Redaction:
         return replace(example, inputs=inputs, outputs=outputs)
 
     def run(self, run: Run) -> Run:
-        """Return a run as everybody may know it."""
+        """Return a run as everybody may know it; its example is `example`'s to mask."""
         walk = _Walk(self)
         plain = to_plain(run.outputs)
         outputs = walk.value(plain)
         return replace(
             run,
-            example=self.example(run.example),
             # Evaluators get live objects wherever there is nothing to mask in them.
             outputs=run.outputs if outputs is plain else outputs,
             executions=tuple(_execution(e, walk) for e in run.executions),

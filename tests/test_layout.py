@@ -32,6 +32,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "asking",
     "planted",
     "data",
     "tracking",
@@ -43,8 +44,11 @@ LAYERS = (
     "trace",
     "evaluators",
     "objective",
+    "symptoms",
     "critics",
+    "refining",
     "backward",
+    "reduction",
     "optim",
     "significance",
     "acceptance",
@@ -87,7 +91,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
     "openai": ("models/openai_errors",),
-    "optuna": (),
+    "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
 }
