@@ -18,7 +18,14 @@ from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.bindings.state import StateText
 from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
-from lg_textgrad.critics import Critic, LLMCritic
+from lg_textgrad.critics import (
+    AutoCritic,
+    Critic,
+    LLMCritic,
+    ProvenCredit,
+    SelfRewardingCritic,
+    TraceCritic,
+)
 from lg_textgrad.data import read_examples
 from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
@@ -44,6 +51,7 @@ __all__ = [
     "Acceptance",
     "Approval",
     "Approver",
+    "AutoCritic",
     "Better",
     "Budget",
     "Candidate",
@@ -70,6 +78,7 @@ __all__ = [
     "Pareto",
     "Patience",
     "Priced",
+    "ProvenCredit",
     "RemoteSource",
     "Result",
     "Review",
@@ -78,6 +87,7 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "SelfRewardingCritic",
     "Sequential",
     "Significant",
     "StateText",
@@ -85,6 +95,7 @@ __all__ = [
     "ToolCall",
     "Tools",
     "Trace",
+    "TraceCritic",
     "TrainableGraph",
     "Trainer",
     "Usage",

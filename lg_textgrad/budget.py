@@ -85,8 +85,7 @@ class Account:
         And `ConfigurationError` under a cap in dollars for a route without a known price.
         """
         budget = self.budget
-        if budget.usd is not None and not self.prices.known(route):
-            raise _unpriced(route)
+        self.check_price(route)
         with self._lock:
             if budget.calls is not None and self._spent.calls + self._reserved >= budget.calls:
                 raise self._over("calls", budget.calls)
@@ -102,6 +101,11 @@ class Account:
             if budget.seconds is not None and self.elapsed >= budget.seconds:
                 raise self._over("seconds", budget.seconds)
             self._reserved += 1
+
+    def check_price(self, route: Route | None) -> None:
+        """Raise `ConfigurationError` under a cap in dollars for a route without a known price."""
+        if self.budget.usd is not None and not self.prices.known(route):
+            raise _unpriced(route)
 
     def release(self) -> None:
         """Give a reservation back: the call was not answered, so nothing was paid."""

@@ -6,6 +6,7 @@ LGTextGradError
 │   ├── ParameterError            a parameter that nothing reads, a name used twice, a broken edit
 │   ├── DataError                 a data file or an example that cannot be read
 │   ├── MissingExtraError         an optional part is not installed
+│   ├── RedactionError            the hook that masks values failed, so nothing goes past it
 │   └── RunMismatchError          a run directory that belongs to another configuration
 ├── ModelError                    a language model could not be asked, or did not answer usably
 │   ├── ModelAuthenticationError  the key was refused
@@ -69,6 +70,10 @@ class DataError(ConfigurationError):
 
 class MissingExtraError(ConfigurationError):
     """An optional part is not installed; the message has the command that installs it."""
+
+
+class RedactionError(ConfigurationError):
+    """The hook that masks values raised, or returned something that cannot stand for them."""
 
 
 class RunMismatchError(ConfigurationError):

@@ -6,14 +6,16 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Usage
 from lg_textgrad.store import TOOL, Store
 from lg_textgrad.traffic import Course, Limiter, Patience, Route, Traffic, in_loop
@@ -33,6 +35,8 @@ class Ledger:
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
     will charge for it anyway. `aclose` waits for such calls.
+
+    Replies are masked before anyone has them, as `redaction` says; by default secrets are.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class Ledger:
         max_concurrency: int = 8,
         reuse: Store | None = None,
         patience: Patience | None = None,
+        redaction: Redaction | None = None,
     ) -> None:
         self.store = store or Store()
         self.reuse = reuse
         self.account = account or Account(Budget())
         self.limiter = Limiter(max_concurrency)
         self.traffic = Traffic(max_concurrency, patience)
+        self.redaction = redaction or Redaction()
         self._guard = threading.Lock()
         self._in_flight: dict[str, Future[Paid]] = {}
         self._sent: dict[Future[None], asyncio.Task[Paid] | None] = {}
@@ -116,6 +122,7 @@ class Ledger:
         if found is None and self.reuse is not None:
             found = self.reuse.get_result(key)
             if found is not None:  # so that this run stays whole when the other one is gone
+                found = self.redaction.answer(found[0]), found[1]
                 self.store.put_result(key, kind, request, *found, origin=self.reuse.where)
         return found
 
@@ -124,6 +131,7 @@ class Ledger:
         if found is None and self.reuse is not None:
             found = await self.reuse.aget_result(key)
             if found is not None:
+                found = self.redaction.answer(found[0]), found[1]
                 await self.store.aput_result(key, kind, request, *found, origin=self.reuse.where)
         return found
 
@@ -136,7 +144,7 @@ class Ledger:
         return None if found is None else self._shared(found, kind)
 
     def _shared(self, paid: Paid, kind: str) -> Paid:
-        cached = Usage(cached_calls=1)
+        cached = paid[1].saved
         self.account.note(cached, kind)
         return paid[0], cached
 
@@ -176,16 +184,14 @@ class Ledger:
             if found is not None:
                 self._leave(key, future, found)
                 return found
-            return await self._send(
-                key, kind, request, call, future, course, route, urgent=urgent
-            )
+            return await self._send(key, kind, request, call, future, course, route, urgent)
 
     @asynccontextmanager
-    async def _places(self, course: Course, *, urgent: bool) -> AsyncIterator[None]:
-        if urgent:
-            yield
-            return
-        async with course.aturn(), self.limiter.ahold():
+    async def _places(self, course: Course, urgent: bool) -> AsyncIterator[None]:
+        async with AsyncExitStack() as held:
+            if not urgent:
+                await held.enter_async_context(course.aturn())
+                await held.enter_async_context(self.limiter.ahold())
             yield
 
     async def _awaited(self, future: Future[Paid]) -> Paid | None:
@@ -209,7 +215,6 @@ class Ledger:
         future: Future[Paid],
         course: Course,
         route: Route | None,
-        *,
         urgent: bool,
     ) -> Paid:
         """Make the call in a task of its own, which a cancelled caller leaves to finish."""
@@ -217,7 +222,7 @@ class Ledger:
 
         async def attempt() -> Paid:
             nonlocal sent
-            async with self._places(course, urgent=urgent):
+            async with self._places(course, urgent):
                 under_way = self._begin(route, asyncio.current_task())
                 sent = True
                 try:
@@ -228,10 +233,11 @@ class Ledger:
                     self._end(under_way)
                     raise
             # Its place is free for the next call while the disk takes its time.
-            reply, usage = made[0], self.account.prices.of(made[1], route)
+            usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
-                await self.store.aput_result(key, kind, request, reply, usage, model=route)
+                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                await self.store.aput_result(key, kind, asked, reply, usage, model=route)
             finally:
                 self._end(under_way)
             return reply, usage
@@ -307,10 +313,11 @@ class Ledger:
                     self.account.release()
                     self._end(under_way)
                     raise
-            reply, usage = made[0], self.account.prices.of(made[1], route)
+            usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
-                self.store.put_result(key, kind, request, reply, usage, model=route)
+                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                self.store.put_result(key, kind, asked, reply, usage, model=route)
             finally:
                 self._end(under_way)
             return reply, usage
@@ -354,9 +361,10 @@ class Ledger:
         made: Paid | None = None
         try:
             known = self.recorded(key, request)
-            made = (make() if known is None or renew else known), Usage()
+            found = make() if known is None or renew else known
+            made = self.redaction.answer(found), Usage()
             if known is None:
-                self.store.put_result(key, TOOL, request, *made)
+                self.store.put_result(key, TOOL, self.redaction.answer(request), *made)
             return made[0]
         finally:
             if not renew:
@@ -371,7 +379,7 @@ class Ledger:
         renew: bool = False,
         urgent: bool = False,
     ) -> Any:
-        """`keep` for coroutines. An `urgent` one waits for no other."""
+        """`keep` for coroutines; an `urgent` one waits for no other."""
         while not renew:
             future, mine = self._enter(key)
             if mine:
@@ -384,9 +392,11 @@ class Ledger:
         made: Paid | None = None
         try:
             known = await self.arecorded(key, request)
-            made = (await make() if known is None or renew else known), Usage()
+            found = await make() if known is None or renew else known
+            made = self.redaction.answer(found), Usage()
             if known is None:
-                await self.store.aput_result(key, TOOL, request, *made)
+                asked = self.redaction.answer(request)
+                await self.store.aput_result(key, TOOL, asked, *made)
             return made[0]
         finally:
             if not renew:
@@ -438,12 +448,15 @@ async def aask(
     is asked once more, and both are paid for.
     """
     ledger = _ledger.get()
+    redaction = Redaction() if ledger is None else ledger.redaction
+    messages = redaction.without_secrets([dict(m) for m in request.messages])
+    request = replace(request, messages=messages)
     if ledger is None:
         return await model.acall(request)
     asked = to_plain(
         {
             "model": dict(model.identity),
-            "messages": [dict(m) for m in request.messages],
+            "messages": messages,
             "schema": request.schema,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,

@@ -41,6 +41,21 @@ class Prices:
             return replace(usage, unpriced=usage.calls)
         return replace(usage, usd=priced(usage))
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of models that were asked and whose price nobody knows."""
+        with self._guard:
+            return tuple(sorted({r.model for r, priced in self._known.items() if priced is None}))
+
+    def said(self, route: Route) -> str:
+        """Return the price of a route in words."""
+        priced = self._priced(route)
+        if priced is None:
+            return "price unknown"
+        come = priced(Usage(1, prompt_tokens=_MILLION))
+        go = priced(Usage(1, completion_tokens=_MILLION))
+        return f"${come:g} in, ${go:g} out per million tokens" if come or go else "free"
+
     def _priced(self, route: Route | None) -> Priced | None:
         if route is None:
             return None

@@ -30,6 +30,10 @@ class Usage:
     """Dollars for those of the calls whose price is known."""
     unpriced: int = 0
     """How many of the calls have a price that nobody knows."""
+    saved_tokens: int = 0
+    """Tokens of calls that were answered from the store: what they cost when they were made."""
+    saved_usd: float = 0.0
+    """Dollars of those whose price was known."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -41,6 +45,17 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.usd + other.usd,
             self.unpriced + other.unpriced,
+            self.saved_tokens + other.saved_tokens,
+            self.saved_usd + other.saved_usd,
+        )
+
+    @property
+    def saved(self) -> Usage:
+        """What it costs to have the same again from the store: nothing, and this is saved."""
+        return Usage(
+            cached_calls=self.calls + self.cached_calls,
+            saved_tokens=self.tokens + self.saved_tokens,
+            saved_usd=self.usd + self.saved_usd,
         )
 
     @property
@@ -91,6 +106,8 @@ class ModelCall:
     finish_reason: str | None = None
     """`stop`, `length`, `tool_calls`, …, as the server said; None when it did not."""
     error: str | None = None
+    format: Mapping[str, Any] | None = None
+    """The JSON schema that the reply was asked to have, empty for any JSON; None for free text."""
 
 
 @dataclass(frozen=True, slots=True)

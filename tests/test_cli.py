@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lg_textgrad import cli, models
+from lg_textgrad import cli, cli_traffic, models
 from lg_textgrad.loading import Config, read_config, read_prompts
 from lg_textgrad.store import Store
 from tests import desk
@@ -113,6 +113,7 @@ def test_optimize_by_flags_prints_one_object_for_machines_and_progress_for_peopl
         assert parameter["changed"] is (parameter["before"] != parameter["after"])
     assert set(document["spent"]) == {
         "calls", "cached_calls", "prompt_tokens", "completion_tokens", "usd", "seconds",
+        "saved_tokens", "saved_usd", "unpriced_calls", "unpriced",
     }  # fmt: skip
     for said in ("baseline: val", "step 1 of 2", "accepted on val", f"+ {ENDING}", "lg-textgrad diff"):
         assert said in finished.err
@@ -198,7 +199,7 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_graph", stopped)
+    monkeypatch.setattr(cli_traffic, "load_graph", stopped)
     done = here.run("optimize", "optimize.toml", "--out", "never")
     assert done.code == 4
     assert "resume" not in done.err
@@ -418,7 +419,7 @@ def test_evaluate_scores_prompts_without_training(here):
     done = here.run("evaluate", "optimize.toml", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert set(document) == {"split", "score", "feedback", "rows"}
+    assert set(document) == {"split", "score", "feedback", "rows", "spent"}
     assert (document["split"], document["rows"]) == ("test", 2)
     assert document["feedback"] == {"team": 0.0, "greeting": 0.0, "ending": 0.0}
     assert len(here.server.chats) == 6
@@ -449,7 +450,9 @@ def test_diff_gives_each_added_line_its_gradients_and_its_measured_change(here, 
     for rule in (PARCELS, BROKEN, GREETING, ENDING):
         at = lines.index(f"+ {rule}")
         assert re.search(r"step [12]: val \+0\.\d\d\d, \d examples won, 0 lost", lines[at + 1])
-        assert re.search(rf"← e[012], \w+#0, weight 0\.90: {re.escape(rule)}", lines[at + 2])
+        # The writer's blame came through its consumer, which passed on 0.8 of it.
+        weight = "0.72" if rule == GREETING else "0.90"
+        assert re.search(rf"← e[012], \w+#0, weight {weight}: {re.escape(rule)}", lines[at + 2])
     document = json.loads(here.run("diff", finished.run_dir, "--json").out)
     for name, change in document.items():
         assert change["before"] == START_PROMPTS[name]
@@ -461,7 +464,7 @@ def test_diff_gives_each_added_line_its_gradients_and_its_measured_change(here, 
             assert reason["won"] > 0
             for gradient in reason["gradients"]:
                 assert gradient["example"] in ("e0", "e1", "e2")
-                assert gradient["weight"] == 0.9
+                assert gradient["weight"] == (0.72 if name == "writer" else 0.9)
                 assert gradient["run"]
 
 

@@ -315,11 +315,12 @@ async def test_reply_is_on_disk_before_anyone_sees_it(tmp_path):
 
         await ledger.apay("k", "rollout", {"q": 1}, call)
         with tg.Store(tmp_path, read_only=True) as other:
-            assert other.get_result("k") == ("r", Usage(1, 0, 7, 8))
+            assert other.get_result("k") == ("r", Usage(1, 0, 7, 8, unpriced=1))
     with tg.Store(tmp_path) as store:
         again = tg.Ledger(store)
-        assert await again.apay("k", "rollout", {}, None) == ("r", Usage(cached_calls=1))
-        assert again.account.by_kind == {"rollout": Usage(cached_calls=1)}
+        saved = Usage(cached_calls=1, saved_tokens=15)
+        assert await again.apay("k", "rollout", {}, None) == ("r", saved)
+        assert again.account.by_kind == {"rollout": saved}
 
 
 async def test_budget_is_asked_before_each_call_but_not_for_stored_ones():

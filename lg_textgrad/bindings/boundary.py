@@ -30,6 +30,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
 from lg_textgrad._hashing import canonical, digest_of_plain, message_to_plain, to_plain
+from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.bindings.patching import namespace_of, register, replaced
 from lg_textgrad.bindings.streaming import quiet, told
@@ -81,6 +82,8 @@ class BoundaryScope:
     """Told of each call in a thread that began during the run and has nothing of its context."""
     tools: Any = None
     """Answers the calls of tools, a `ToolDesk`; None calls each of them."""
+    correction: Correction | None = None
+    """What one execution's model is to have said instead."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
     _free: dict[str, list[int]] = field(default_factory=dict)
@@ -113,6 +116,17 @@ class BoundaryScope:
         base, _, count = key.split(".")
         with self._guard:
             heapq.heappush(self._free[base], int(count))
+
+    def corrected(self, asked: Asked, messages: list[BaseMessage]) -> ChatResult | None:
+        """Return what the model is to have said; None where it is to be asked."""
+        if self.correction is None:
+            return None
+        said = self.correction.answer(getattr(asked.run, "metadata", None), messages)
+        if said is None:
+            return None
+        # Whoever asks the same later still gets the answer of its own turn.
+        self.key(asked.request, asked.run)
+        return ChatResult(generations=[ChatGeneration(message=said)])
 
     def notice(self, run_manager: Any) -> None:
         """Tell whoever records the run of a call in it."""
@@ -390,7 +404,9 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
             return _examined(scope, _encode(made))
 
         asked = Asked(_asked(self, messages, stop, kwargs), route_of(self), run_manager)
-        result = _decode(pay_in(scope, asked, call))
+        result = scope.corrected(asked, messages)
+        if result is None:
+            result = _decode(pay_in(scope, asked, call))
         for tell, said, more in told(self, run_manager, result, is_async=False, **kwargs):
             tell(*said, **more)
         return result
@@ -422,7 +438,9 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             return _examined(scope, _encode(made))
 
         asked = Asked(_asked(self, messages, stop, kwargs), route_of(self), run_manager)
-        result = _decode(await apay_in(scope, asked, call))
+        result = scope.corrected(asked, messages)
+        if result is None:
+            result = _decode(await apay_in(scope, asked, call))
         for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):
             await tell(*said, **more)
         return result

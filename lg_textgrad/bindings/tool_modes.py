@@ -127,7 +127,7 @@ class ToolDesk:
                     key, request, lambda: made.of(make), renew=mode == RECORD
                 )
             if made.done:
-                return made.result()
+                return made.result(known)
             if self._again(known, mode, call):
                 return make()
             if "interrupt" not in known:
@@ -149,7 +149,7 @@ class ToolDesk:
                     key, request, lambda: made.aof(make), renew=mode == RECORD
                 )
             if made.done:
-                return made.result()
+                return made.result(known)
             if self._again(known, mode, call):
                 return await make()
             if "interrupt" not in known:
@@ -195,10 +195,14 @@ class _Made:
     def __init__(self, call: Call) -> None:
         self._call = call
         self.done = False
+        self._kept: dict[str, Any] = {}
         self._output: Any = None
         self._error: BaseException | None = None
 
-    def result(self) -> Any:
+    def result(self, known: Mapping[str, Any]) -> Any:
+        """Return or raise what the call came to: as it is, or masked where `known` differs."""
+        if known is not self._kept and ("output" in known or "error" in known):
+            return _given(known, self._call)
         if self._error is not None:
             raise self._error
         return self._output
@@ -209,7 +213,8 @@ class _Made:
                 self._output = make()
             except Exception as error:  # a tool's error is an answer too
                 self._error = error
-        return self._data(inside)
+        self._kept = self._data(inside)
+        return self._kept
 
     async def aof(self, make: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         with inside_tool() as inside:
@@ -217,7 +222,8 @@ class _Made:
                 self._output = await make()
             except Exception as error:
                 self._error = error
-        return self._data(inside)
+        self._kept = self._data(inside)
+        return self._kept
 
     def _data(self, inside: Inside) -> dict[str, Any]:
         self.done = True

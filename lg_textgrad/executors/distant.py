@@ -78,15 +78,16 @@ class Home:
         asked = what(number)
         self._calls[number] = turns.put
         failed: list[Exception] = []
+        made: list[Any] = []
 
         def attempt(go: Go) -> None:
             try:
-                made = call()
+                made.append(call())
             except Exception as error:  # told at home, and raised here if that is the end of it
                 failed.append(error)
                 self.tell(Failed(number, go.attempt, Failure.of(error)))
             else:
-                self.tell(Made(number, go.attempt, made))
+                self.tell(Made(number, go.attempt, made[-1]))
 
         try:
             self.tell(asked)
@@ -100,7 +101,7 @@ class Home:
                 elif isinstance(said, Go):
                     attempt(said)
                 elif isinstance(said, Given):
-                    return said.value
+                    return _own(made, said.value)
                 elif isinstance(said, Refused):
                     raise _last(failed) if said.error is None else unpacked(said.error)
         finally:
@@ -111,6 +112,7 @@ class Home:
         number, turns = next(self._numbers), asyncio.Queue[Any]()
         asked, loop = what(number), asyncio.get_running_loop()
         failed: list[Exception] = []
+        made: list[Any] = []
 
         def receive(said: Any) -> None:
             if number in self._calls:
@@ -120,7 +122,7 @@ class Home:
 
         async def attempt(go: Go) -> None:
             try:
-                made = await call()
+                made.append(await call())
             except asyncio.CancelledError:
                 self.tell(Gone(number, go.attempt))
                 raise
@@ -128,7 +130,7 @@ class Home:
                 failed.append(error)
                 self.tell(Failed(number, go.attempt, Failure.of(error)))
             else:
-                self.tell(Made(number, go.attempt, made))
+                self.tell(Made(number, go.attempt, made[-1]))
 
         tasks: dict[int, asyncio.Task[None]] = {}
         self._calls[number] = lambda said: _in(loop, receive, said)
@@ -145,7 +147,7 @@ class Home:
                 elif isinstance(said, Stop) and said.attempt in tasks:
                     tasks[said.attempt].cancel()
                 elif isinstance(said, Given):
-                    return said.value
+                    return _own(made, said.value)
                 elif isinstance(said, Refused):
                     raise _last(failed) if said.error is None else unpacked(said.error)
         except asyncio.CancelledError:
@@ -160,6 +162,11 @@ class Home:
 
 def _in(loop: asyncio.AbstractEventLoop, receive: Callable[[Any], None], said: Any) -> None:
     loop.call_soon_threadsafe(receive, said)
+
+
+def _own(made: list[Any], given: Any) -> Any:
+    """Return what was made here itself, where home has it just so: who made it knows it by that."""
+    return next((one for one in made if one == given), given)
 
 
 def _last(failed: list[Exception]) -> Exception:

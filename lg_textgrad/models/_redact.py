@@ -11,25 +11,20 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from pydantic import SecretBytes, SecretStr
 
 from lg_textgrad._hashing import to_plain
-from lg_textgrad.redaction import brief, scrub
+from lg_textgrad.redaction import brief, scrub, secrets_in
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SECRET_NAME = re.compile(
     r"(^|[_-])(api_?)?keys?$|(^|[_-])token$|secret|passw|credential|authorization|bearer|headers?$",
     re.IGNORECASE,
 )
-_SHORTEST = 8  # fewer characters are a setting, not a secret
 
 __all__ = ["brief", "is_loopback", "normalised_url", "public", "scrub", "secrets_of", "shown_url"]
 
 
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values of the variables that are named like secrets."""
-    return tuple(
-        value
-        for name, value in environment.items()
-        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not value.isdigit()
-    )
+    return tuple(secrets_in(environment).values())
 
 
 def public(value: Any, secrets: Sequence[str] = ()) -> Any:

@@ -121,9 +121,7 @@ class Store:
         if not rows:
             return None
         row = rows[0]
-        return unpack(row.reply), Usage(
-            1, 0, row.prompt_tokens, row.completion_tokens, row.seconds
-        )
+        return unpack(row.reply), _usage(row)
 
     async def aget_result(self, key: str) -> tuple[Any, Usage] | None:
         """`get_result`, without holding up the event loop."""
@@ -183,7 +181,7 @@ class Store:
             origin=_text(origin),
             model=_text(model, 200),
             cached_tokens=usage.cached_tokens or None,
-            usd=usage.dollars if model is not None else None,
+            usd=usage.dollars,
             reply=pack(reply),
             request=pack(request),
         )
@@ -202,7 +200,7 @@ class Store:
                 "kind": row.kind,
                 "request": unpack(row.request),
                 "reply": unpack(row.reply),
-                "usage": Usage(1, 0, row.prompt_tokens, row.completion_tokens, row.seconds),
+                "usage": _usage(row),
                 "created": row.created,
             }
             for row in self._checked(t, query)
@@ -454,6 +452,20 @@ class Store:
                 key = ", ".join(str(values[c.name]) for c in table.primary_key)
                 raise self._place.damaged(f"row {key!r} of '{table.name}' is not as written")
         return rows
+
+
+def _usage(row: Any) -> Usage:
+    """Return what a result cost."""
+    return Usage(
+        1,
+        0,
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.seconds,
+        row.cached_tokens or 0,
+        row.usd or 0.0,
+        int(row.usd is None),
+    )
 
 
 def _row(table: sa.Table, **row: Any) -> Write:

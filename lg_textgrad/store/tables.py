@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from lg_textgrad._hashing import to_plain
 
-SCHEMA = 2
-"""The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were."""
+SCHEMA = 3
+"""The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were. 2 had no prices."""
 
 _COMPRESSED_FROM = 256
 """Bytes: below, compression gains less than it costs."""
@@ -40,6 +40,9 @@ results = sa.Table(
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("origin", sa.String(200)),  # the run that paid for it; None for this one
+    sa.Column("model", sa.String(200)),  # which was asked, and where; only for people
+    sa.Column("cached_tokens", sa.Integer),
+    sa.Column("usd", sa.Float),  # None where the price is not known
     sa.Column("reply", sa.LargeBinary, nullable=False),
     sa.Column("request", sa.LargeBinary, nullable=False),
     sa.Column("crc", sa.BigInteger),
@@ -53,6 +56,8 @@ sa.Index(
     results.c.prompt_tokens,
     results.c.completion_tokens,
     results.c.seconds,
+    results.c.cached_tokens,
+    results.c.usd,
 )
 runs = sa.Table(
     "runs",
@@ -118,6 +123,9 @@ TOOL = "tool"
 CONTENT_ADDRESSED = (results, runs, feedback)
 """The same key always means the same, in whichever run: these may go from one to another."""
 
+_ADDED = frozenset({"model", "cached_tokens", "usd"})
+"""Columns of results that layout 2 didn't have. Without a value they don't count for the check."""
+
 _CHECKED = {
     table.name: [
         (c.name, isinstance(c.type, sa.Float))
@@ -129,14 +137,16 @@ _CHECKED = {
 
 
 def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
-    """Return the check of a row, the same on every database.
+    """Return the check of a row, the same on every database and in every layout that has checks.
 
     A result's request is left out: it is only for people, has a check of its own where it is
     compressed, and need not be read for the reply.
     """
     said: list[bytes] = []
     for name, is_float in _CHECKED[table.name]:
-        value = row[name]
+        value = row.get(name) if name in _ADDED else row[name]
+        if value is None and name in _ADDED:
+            continue
         if is_float and value is not None:
             value = float(value)  # SQLite hands whole ones back as it likes
         if not isinstance(value, bytes):
