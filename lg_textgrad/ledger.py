@@ -173,8 +173,7 @@ class Ledger:
                 if paid is None:
                     continue
                 return self._shared(paid, kind)
-            if not mine:
-                future = Future()
+            future = future if mine else Future()
             found: Paid | None = None
             try:
                 found = await self._astored(key, kind, request)

@@ -69,7 +69,7 @@ def test_runs_traces_scores_and_store_are_those_of_a_run_in_process(server, grap
         assert asked(server) == at_home
         assert [far_app.told(run) for run in far] == [far_app.told(run) for run in near]
         assert [run.usage.calls for run in far] == [4] * 5 == [run.usage.calls for run in near]
-        assert [tg.Trace(run).edges for run in far] == [tg.Trace(run).edges for run in near]
+        assert [tg.Trace.of(run).edges for run in far] == [tg.Trace.of(run).edges for run in near]
         assert [type(run.outputs["messages"][0]).__name__ for run in far] == ["AIMessage"] * 5
         assert objective(far).score == objective(near).score > 0
         assert far_app.kept(there) == far_app.kept(here)
