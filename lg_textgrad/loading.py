@@ -120,6 +120,7 @@ seed = 0
 max_concurrency = 8
 # call_timeout = 600.0     # seconds for one attempt of a model call
 # retries = 9              # further attempts after a server's faults
+# executor = "ray"         # rollouts on a Ray cluster
 # budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
 # budget_tokens = 1000000
 # budget_seconds = 3600

@@ -10,7 +10,13 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
 import lg_textgrad as tg
-from lg_textgrad.assembly import CRITICS, OPTIMIZERS, make_critic, make_optimizer
+from lg_textgrad.assembly import (
+    CRITICS,
+    OPTIMIZERS,
+    make_critic,
+    make_executor,
+    make_optimizer,
+)
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.loading import Config
 from tests.parts import Scripted
@@ -123,3 +129,17 @@ def test_proven_credit_is_put_around_the_critic_that_is_named(around, kind):
 def test_critic_that_cannot_be_made_is_said(name, options, words):
     with pytest.raises(ConfigurationError, match=words):
         a_critic(critic=name, critic_options=options)
+
+
+def test_executor_is_this_process_or_ray_and_options_are_its_own():
+    graph = tg.TrainableGraph(build().graph, [])
+    with make_executor("local", {"runs_per_worker": 2}, graph, "app:graph"):
+        assert graph.executor is None
+    found = make_executor("ray:10.0.0.5:6379", {"runs_per_worker": 2}, graph, "app:graph")
+    assert isinstance(found, tg.executors.Ray)
+    assert found.address == "10.0.0.5:6379"
+    assert make_executor("ray", {}, graph, "app:graph").address is None
+    with pytest.raises(ConfigurationError, match="no executor 'dask'; there are 'local', 'ray'"):
+        make_executor("dask", {}, graph, "app:graph")
+    with pytest.raises(ConfigurationError, match="no option 'nodes'; it has env, runs_per_worker"):
+        make_executor("ray", {"nodes": 2}, graph, "app:graph")

@@ -146,6 +146,11 @@ class Ray:
                 "machine of the cluster, with the address HOST:PORT that `ray start` printed, or "
                 "with auto."
             )
+        if runtime_env and "env_vars" in runtime_env:
+            raise ConfigurationError(
+                "Ray writes the env_vars of a runtime_env to its logs; name the variables in the "
+                "executor's env instead."
+            )
         if isinstance(env, str):
             raise ConfigurationError("The executor's env is a list of names of variables.")
         self.graph = graph
