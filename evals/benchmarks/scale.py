@@ -6,11 +6,11 @@
 A training step (record, evaluate, reverse pass, propose) on a chain of model nodes, its store on
 disk, against a loopback server in a process of its own that answers after 50 ms. Examples and nodes
 vary one at a time. Candidates are scored side by side on the same examples: such that change one
-node, and such that change each, since what a candidate leaves as it was is not paid again. Prints a
-table and the same as JSON. Own CPU is what is above the openai SDK's for a step's requests, measured
-in the same run; the step with the least CPU of `--repeat` counts. Ends with status 1 where the calls
-are not those that they have to be, or where a call costs more than twice the CPU at the largest size
-that it costs at the smallest.
+node, and such that change each, since what a candidate leaves as it was is not paid again. Prints
+a table and the same as JSON. Own CPU is what is above the openai SDK's for a step's requests,
+measured in the same run; the step with the least CPU of `--repeat` counts. Ends with status 1 where
+the calls are not those that they have to be, or where a call costs more than twice the CPU at the
+largest size that it costs at the smallest.
 """
 
 from __future__ import annotations
