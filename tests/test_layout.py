@@ -41,6 +41,7 @@ LAYERS = (
     "evaluators",
     "objective",
     "critics",
+    "variables",
     "refining",
     "backward",
     "optim",
