@@ -49,7 +49,7 @@ def reply(messages):
     return f"We will see to it. {'Kind regards' if 'Kind regards' in messages[0].content else 'Bye'}"
 
 
-def build(**options):
+def build(route=route, reply=reply, **options):
     triage = tg.Parameter("triage", "You route.\nName the team.", role="routes", **options)
     answer = tg.Parameter("answer", "You answer.")
     router, writer = Chat(answer=route), Chat(answer=reply)
