@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, Send
@@ -20,6 +21,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ModelUnreachableError,
 )
+from lg_textgrad.recording.live import LiveSource
 from tests.parts import Chat, Scripted
 
 WANTED = ("hello", "thanks", "bye")
@@ -423,3 +425,37 @@ def test_bad_inputs_and_outputs_without_a_text_are_told():
     silent = StateGraph(S).add_node("n", lambda s: {"notes": ["n"]}).add_edge(START, "n").compile()
     with pytest.raises(ConfigurationError, match="has no text to improve; name a state key"):
         refine(silent, Scripted(mends))
+
+
+def test_answer_of_an_agent_is_its_last_message():
+    writer = Chat(answer=lambda m: "hello")
+    agent = create_agent(writer, tools=[], system_prompt="Be kind.")
+
+    def judge(outputs):
+        return has_all({"letter": outputs["messages"]})
+
+    inputs = {"messages": [HumanMessage("Write.")]}
+    refined = tg.refine(agent, inputs, tg.Objective([judge]), model=Scripted(mends))
+    assert refined.variable == "messages"
+    assert [m.content for m in refined.outputs["messages"]] == ["Write.", "hello thanks bye"]
+    assert len(writer.calls) == 1
+
+
+class Elsewhere:
+    """A graph that runs where nodes can't be given another text."""
+
+    fingerprint = "elsewhere"
+
+    def __init__(self, graph):
+        self.runs = LiveSource(graph)
+
+    async def arun(self, *asked):
+        return await self.runs.arun(*asked)
+
+
+def test_graph_of_another_process_has_texts_of_its_output_refined():
+    graph, *_ = two_nodes()
+    elsewhere = tg.TrainableGraph(Elsewhere(graph))
+    assert refine(elsewhere, Scripted(mends)).text == "Dear all, hello thanks bye"
+    with pytest.raises(ConfigurationError, match="Other nodes read 'draft', and this graph does not run in this"):
+        refine(elsewhere, Scripted(mends), variable="draft")
