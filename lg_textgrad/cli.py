@@ -18,14 +18,15 @@ from rich.console import Console
 from lg_textgrad import _render, cli_langsmith
 from lg_textgrad._version import __version__
 from lg_textgrad.assembly import (
+    CRITICS,
     OPTIMIZERS,
     check_optimizer,
     make_acceptance,
+    make_critic,
     make_optimizer,
     read_options,
 )
 from lg_textgrad.budget import Budget
-from lg_textgrad.critics import LLMCritic
 from lg_textgrad.data import read_examples
 from lg_textgrad.errors import (
     BudgetTooSmallError,
@@ -191,6 +192,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rewriter-model", metavar="NAME")
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
+    command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
     command.add_argument(
         "--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}, or MODULE:CLASS"
     )
@@ -324,7 +326,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         trainer = Trainer(
             graph,
             objective,
-            critic=LLMCritic(critic, brief=config.brief_critic),
+            critic=make_critic(config, critic, graph, objective),
             optimizer=session.optimizer(
                 make_optimizer(config.optimizer, rewriter, config.seed, config.optimizer_options),
                 config.steps,

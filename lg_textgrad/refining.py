@@ -17,7 +17,7 @@ from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.asking import Writer
 from lg_textgrad.budget import Account, Budget
-from lg_textgrad.critics.node import cut
+from lg_textgrad.critics.cutting import cut
 from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,

@@ -14,7 +14,8 @@ from lg_textgrad import templates
 from lg_textgrad._sync import task_group
 from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.critics.base import CriticRequest, Critique
-from lg_textgrad.critics.node import cut, shown_values
+from lg_textgrad.critics.cutting import cut
+from lg_textgrad.critics.showing import shown_values
 from lg_textgrad.errors import ConfigurationError, CriticError, ParameterError
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.models.base import ChatModel
@@ -225,7 +226,11 @@ class SelfRewardingCritic:
             {"role": "system", "content": templates.source("self_rewarding")},
             {"role": "user", "content": case},
         ]
-        seen = [text for p in known for text in (*shown_values(p.request), _complaint(p.request))]
+        seen = [
+            text
+            for p in known
+            for text in (*shown_values(p.request.execution), _complaint(p.request))
+        ]
         quotes = quoting(seen, self.instruction.value)
 
         def refusal(text: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lg_textgrad import templates
-from lg_textgrad.critics.node import cut
+from lg_textgrad.critics.cutting import cut
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.optim.base import Attempt
 from lg_textgrad.optim.writing import edits_between

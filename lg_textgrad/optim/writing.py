@@ -8,7 +8,7 @@ from typing import Any
 
 from lg_textgrad._hashing import canonical
 from lg_textgrad.asking import Refusal, quoting
-from lg_textgrad.critics.node import cut
+from lg_textgrad.critics.cutting import cut
 from lg_textgrad.demos import render_demos, split_demos
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Bench, Proposal

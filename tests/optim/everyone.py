@@ -53,7 +53,7 @@ def fit(name, *, store=None, budget=None, at_call=lambda: None):
 
         return said
 
-    graph = router.build(route=counted(router.route), reply=counted(router.reply))
+    graph = router.build(counted)
     trainer = tg.Trainer(
         graph, router.OBJECTIVE, critic=Knows(), optimizer=ALL[name](Scripted(counted(write))),
         schedule=SCHEDULE, budget=budget or tg.Budget(calls=1000), store=store,
