@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lg_textgrad.acceptance import Acceptance, Better
-from lg_textgrad.critics import AutoCritic, Critic, LLMCritic, ProvenCredit, TraceCritic
+from lg_textgrad.critics import (
+    AutoCritic,
+    Critic,
+    LLMCritic,
+    ProvenCredit,
+    SelfRewardingCritic,
+    TraceCritic,
+)
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
@@ -55,6 +62,7 @@ CRITICS: Mapping[str, type[Any]] = {
     "trace": TraceCritic,
     "auto": AutoCritic,
     "proven": ProvenCredit,
+    "self_rewarding": SelfRewardingCritic,
 }
 """What `critic = "..."` may name."""
 
@@ -163,15 +171,22 @@ def make_critic(
 ) -> Critic:
     """Return the critic that a configuration names, with its options.
 
-    `proven` proves what another one says: `node`, or the one that its option `around` names. Raises
-    `ConfigurationError` for an unknown name or an option that the critic doesn't have.
+    `proven` proves what another one says: `node`, or the one that its option `around` names;
+    `self_rewarding` lets `node` rewrite its own instruction. Raises `ConfigurationError` for an
+    unknown name or an option that the critic doesn't have.
     """
     options = dict(config.critic_options)
+    if config.critic == "self_rewarding":
+        _check_critic_options(config.critic, options, ("critic", "locked", "seed"))
+        learning = LLMCritic(model, brief=config.brief_critic)
+        return SelfRewardingCritic(learning, seed=config.seed, **options)
     if config.critic != "proven":
         return _plain_critic(config.critic, config, model, options)
     around = options.pop("around", "node")
     if around == "proven":
         raise ConfigurationError("The critic 'proven' cannot be `around` itself.")
+    if around == "self_rewarding":
+        raise ConfigurationError("The critic 'proven' cannot be `around` one that learns.")
     _check_critic_options("proven", options, ("critic", "graph", "objective", "model"))
     inner = _plain_critic(around, config, model, {})
     return ProvenCredit(inner, graph, objective, model=model, **options)

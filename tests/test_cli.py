@@ -215,6 +215,7 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
         ["optimize", "optimize.toml", "--out", "my run"], here.folder, log, environment
     )
     desk.wait_for(lambda: len(here.server.chats) >= 25 or not process.is_alive())
+    here.server.handler.latency = (2.0, 2.0)  # so that it cannot end before it is stopped
     # Meanwhile the directory is that process's alone, for writing.
     second = here.run("resume", "my run")
     assert second.code == 2
@@ -227,6 +228,7 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
     assert process.is_alive()
     os.kill(process.pid, signal.SIGINT)
     process.join(300)
+    here.server.handler.latency = None
     said = log.read_text()
     assert process.exitcode == 4, said
     assert "Go on with: lg-textgrad resume 'my run'" in said
