@@ -46,6 +46,7 @@ LAYERS = (
     "objective",
     "symptoms",
     "critics",
+    "variables",
     "refining",
     "backward",
     "reduction",
