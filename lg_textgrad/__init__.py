@@ -37,6 +37,7 @@ from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, pro
 from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
+from lg_textgrad.refining import Draft, Refined, arefine, refine
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
 from lg_textgrad.screening import OnBatch, Screening
@@ -57,6 +58,7 @@ __all__ = [
     "Candidate",
     "Critic",
     "Demo",
+    "Draft",
     "Edge",
     "Edit",
     "Entry",
@@ -79,6 +81,7 @@ __all__ = [
     "Patience",
     "Priced",
     "ProvenCredit",
+    "Refined",
     "RemoteSource",
     "Result",
     "Review",
@@ -103,6 +106,7 @@ __all__ = [
     "Watched",
     "__version__",
     "adiscover",
+    "arefine",
     "candidate_hash",
     "discover",
     "executors",
@@ -110,6 +114,7 @@ __all__ = [
     "optim",
     "prompts",
     "read_examples",
+    "refine",
     "use_ledger",
     "watch",
 ]

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from lg_textgrad import _render, cli_langsmith, cli_traffic
 from lg_textgrad._version import __version__
 from lg_textgrad.assembly import (
     CRITICS,
+    OPTIMIZERS,
+    check_optimizer,
     make_acceptance,
     make_critic,
-    make_executor,
     make_optimizer,
+    read_options,
 )
 from lg_textgrad.data import read_examples
 from lg_textgrad.errors import (
@@ -194,7 +196,12 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
     command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
-    command.add_argument("--optimizer", metavar="NAME", help="'tgd' (the default), or MODULE:CLASS")
+    command.add_argument(
+        "--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}, or MODULE:CLASS"
+    )
+    command.add_argument(
+        "--optimizer-option", metavar="NAME=VALUE", action="append", help="one of its settings"
+    )
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
     _add_limits(command)
@@ -220,13 +227,13 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
     for name in ("budget-seconds", "call-timeout"):
         command.add_argument(f"--{name}", type=float, metavar="S")
     cli_traffic.add_limits(command)
-    command.add_argument(
-        "--executor", metavar="local|ray[:ADDRESS]", help="where runs of the graph are made"
-    )
 
 
 def _given(config: Config, options: argparse.Namespace) -> Config:
     """Put the options that were given over the configuration."""
+    if getattr(options, "optimizer", None) not in (None, config.optimizer):
+        config.optimizer_options = {}  # those are the other one's
+    config.optimizer_options |= read_options(getattr(options, "optimizer_option", None) or ())
     for f in fields(Config):
         given = getattr(options, f.name, None)
         if given is not None:
@@ -278,10 +285,6 @@ def _objective(config: Config) -> Objective:
     return Objective(load_evaluators(config.evaluator), weights=config.weights, summary=summary)
 
 
-def _executor(config: Config, graph: TrainableGraph) -> AbstractContextManager[Any]:
-    return make_executor(config.executor, config.executor_options, graph, config.graph)
-
-
 def _optimize(options: argparse.Namespace, people: Console) -> int:
     config = _config(options)
     options.out = config.out
@@ -302,6 +305,7 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
 
 def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
+    check_optimizer(config.optimizer, config.optimizer_options)
     redact = load_redact(config.redact)
     options.redaction = Redaction(redact)
     graph = cli_traffic.graph_of(config)
@@ -317,7 +321,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         critic = _model(config, config.model, people, held)
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else _model(config, name, people, held)
-        held.enter_context(_executor(config, graph))
+        held.enter_context(cli_traffic.executor_of(config, graph))
         watch = _render.Watch(people)
         session = held.enter_context(
             cli_langsmith.session_for(config, store, graph, objective, people, watch)
@@ -374,7 +378,7 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
-        held.enter_context(_executor(config, graph))
+        held.enter_context(cli_traffic.executor_of(config, graph))
         ledger = cli_traffic.ledger_of(config, redaction, held)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import LGTextGradError, RedactionError
+from lg_textgrad.executors import make_executor
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger
 from lg_textgrad.loading import Config, load_graph
@@ -20,6 +22,9 @@ def add_limits(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budget-usd", type=float, metavar="X", help="cap in dollars")
     command.add_argument(
         "--price", metavar="MODEL=IN,OUT", action="append", help="dollars per million tokens"
+    )
+    command.add_argument(
+        "--executor", metavar="local|ray[:ADDRESS]", help="where runs of the graph are made"
     )
 
 
@@ -42,6 +47,11 @@ def graph_of(config: Config) -> TrainableGraph:
     graph = load_graph(config.graph)
     graph.tools = config.tools_of(graph.tools)
     return graph
+
+
+def executor_of(config: Config, graph: TrainableGraph) -> AbstractContextManager[Any]:
+    """Return where runs of the graph are made, as a context to enter before the first one."""
+    return make_executor(config.executor, config.executor_options, graph, config.graph)
 
 
 def reused(config: Config, held: ExitStack) -> Store | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lg_textgrad._hashing import digest
@@ -22,6 +22,7 @@ from lg_textgrad.evaluators import (
 )
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.recording.isolation import isolated
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Feedback, Run
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -47,6 +48,17 @@ class Scored:
             for f in self.feedback
             if f.score is None or f.score < 1
         )
+
+
+def masked(scored: Scored, redaction: Redaction) -> Scored:
+    """Return a scored run as everybody may know it."""
+    run = redaction.run(scored.run)
+    run = replace(run, example=redaction.example(run.example))
+    return Scored(run, scored.score, _said(scored.feedback, redaction))
+
+
+def _said(feedback: Sequence[Feedback], redaction: Redaction) -> tuple[Feedback, ...]:
+    return tuple(replace(f, comment=redaction.text(f.comment)) for f in feedback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +168,8 @@ class Objective:
 
             result = await _paid(call, name, f"{len(runs)} runs", 0, None)
             found.extend(read_result(result, name, f"{len(runs)} runs", bounded=False))
-        return found
+        ledger = ledger_in_scope()
+        return found if ledger is None else list(_said(found, ledger.redaction))
 
     def summarize(self, scored: Sequence[Scored]) -> list[Feedback]:
         """`asummarize` for sync code."""
@@ -178,6 +191,8 @@ class Objective:
                     for e in self.evaluators
                 ]
             feedback = [f for tasks in asked for f in _settled([t.result() for t in tasks])]
+        if ledger is not None:
+            feedback = list(_said(feedback, ledger.redaction))
         score = self._reduce(feedback, run)
         if ledger is not None and not unheard and not run.provisional:
             await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)

@@ -48,6 +48,7 @@ LAYERS = (
     "objective",
     "symptoms",
     "critics",
+    "variables",
     "refining",
     "backward",
     "reduction",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import genai_prices
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lg_textgrad as tg
@@ -14,10 +14,12 @@ from lg_textgrad.prices import Prices
 from lg_textgrad.run import Usage
 from lg_textgrad.traffic import EMBEDDED, Route
 
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MINI = Route("gpt-4o-mini", "https://api.openai.com/v1")
 OWN = Route("own", "http://10.0.0.1:8000/v1")
 
 
+@QUIET
 @given(st.integers(0, 500_000), st.integers(0, 500_000), st.integers(0, 50_000))
 def test_listed_price_is_what_the_list_itself_works_out(fresh, cached, out):
     usage = Usage(1, prompt_tokens=fresh + cached, completion_tokens=out, cached_tokens=cached)
@@ -80,6 +82,7 @@ def test_dollars_are_reserved_before_a_call_and_settled_after_it():
     assert account.spent.usd == pytest.approx(0.5)
 
 
+@QUIET
 @given(st.lists(st.integers(1, 400_000), min_size=1, max_size=40), st.integers(1, 6))
 def test_cap_in_dollars_is_exceeded_by_no_more_than_the_calls_in_flight(costs, at_once):
     account, flying, most = Account(tg.Budget(usd=1.0, prices={"own": (1, 1)})), [], 0

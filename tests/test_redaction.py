@@ -6,13 +6,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.tools import tool
 from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.errors import ParameterError, RedactionError
+from lg_textgrad.objective import Scored
 from lg_textgrad.redaction import HIDDEN, Redaction, secrets_in
 from lg_textgrad.store import Store, tables
 from tests import desk
@@ -28,6 +29,7 @@ def server(monkeypatch):
         yield server
 
 
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PASSWORD = "correct-horse-battery"
 ENVIRONMENT = {"DB_PASSWORD": PASSWORD}
 
@@ -76,11 +78,12 @@ def test_ordinary_words_stay(text):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=12,
 )
 
 
+@QUIET
 @given(JSON)
 def test_value_without_secrets_is_the_same_object(value):
     redaction = Redaction(environment=ENVIRONMENT)
@@ -88,6 +91,7 @@ def test_value_without_secrets_is_the_same_object(value):
     assert redaction.answer(value) is value
 
 
+@QUIET
 @given(JSON, st.text(), st.text())
 def test_no_secret_survives_wherever_it_stands(value, before, after):
     text = before + PASSWORD + after
@@ -240,6 +244,38 @@ def test_training_lets_no_private_word_into_store_prompts_or_critics_questions(s
         assert city in asked["rollout"]  # the graph has to work with it
     with pytest.raises(tg.errors.RunMismatchError, match="redaction"):
         make(server, store=tmp_path).fit(TRAIN, VAL)
+
+
+async def test_runs_from_elsewhere_reach_the_critic_masked(server, monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    example = tg.Example("e", {"message": f"I use {PASSWORD} at Bergen"})
+    run = desk.build().record([TRAIN[0]])[0]
+    told = tg.run.Feedback("ending", 0.0, f"{desk.ENDING} And not {PASSWORD}, Bergen.")
+    scored = Scored(replace(run, example=example), 0.0, [told])
+    server.chats.clear()
+    model = tg.models.OpenAI("test-model", base_url=server.base_url, api_key="k", max_retries=0)
+    learner = tg.optim.FromRuns(tg.optim.TextualGradientDescent(model), [scored], steps=1)
+    trainer = tg.Trainer(
+        desk.build(), tg.Objective(desk.EVALUATORS), critic=tg.LLMCritic(model), optimizer=learner,
+        redact=lambda v: v.replace("Bergen", "[city]") if isinstance(v, str) else v,
+    )  # fmt: skip
+    await trainer.afit(TRAIN, VAL)
+    asked = [json.dumps(b) for b in server.chats if desk.who(b)[0] != "rollout"]
+    assert any("And not [API key], [city]" in question for question in asked)
+    assert not any(PASSWORD in question or "Bergen" in question for question in asked)
+    await model.aclose()
+
+
+def test_comment_of_an_evaluator_is_masked(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    graph = graph_with(lambda s: {"a": 1})
+
+    def judge(outputs):
+        return {"key": "k", "score": 0, "comment": f"log in with {PASSWORD}"}
+
+    with tg.use_ledger(tg.Ledger()):
+        loss = tg.Objective([judge])(graph.record([{"inputs": {"q": "q"}}]))
+    assert loss.scored[0].feedback[0].comment == f"log in with {HIDDEN}"
 
 
 def test_prompt_with_a_secret_in_it_is_refused_before_the_first_call(server, monkeypatch):

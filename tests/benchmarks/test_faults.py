@@ -9,7 +9,7 @@ def test_faults_change_neither_prompts_nor_scores_and_cost_only_what_failed():
     rates = {**{kind: 2 * rate for kind, rate in RATES.items()}, "hang": 0.015}
     # A seed with one hang: each costs the timeout, which a busy machine must not reach by itself.
     found = measure(
-        rates, seeds=[6], rows=2, latency=0.0, timeout=4.0, first_pause=0.01, concurrency=16
+        rates, seeds=[6], rows=2, latency=0.0, timeout=8.0, first_pause=0.01, concurrency=16
     )  # fmt: skip
     [trial] = found["trials"]
     assert trial["wrong"] == []

@@ -18,6 +18,7 @@ from lg_textgrad.errors import (
     ModelAuthenticationError,
     ModelDownError,
 )
+from lg_textgrad.executors import make_executor
 from lg_textgrad.executors.home import WorkerLostError
 from lg_textgrad.executors.luggage import pack, unpack
 from tests.executors import far_app
@@ -316,3 +317,16 @@ def test_variable_that_is_not_set_is_refused_and_values_are_never_shown(graph, m
     luggage = pack(graph, far_app.SPEC, env=["FAR_KEY"])
     assert luggage.environment["FAR_KEY"] == "sk-very-secret-value"
     assert "secret" not in repr(luggage)
+
+
+def test_executor_is_this_process_or_ray_and_options_are_its_own(graph):
+    with make_executor("local", {"runs_per_worker": 2}, graph, far_app.SPEC):
+        assert graph.executor is None
+    found = make_executor("ray:10.0.0.5:6379", {"runs_per_worker": 2}, graph, far_app.SPEC)
+    assert isinstance(found, tg.executors.Ray)
+    assert found.address == "10.0.0.5:6379"
+    assert make_executor("ray", {}, graph, far_app.SPEC).address is None
+    with pytest.raises(ConfigurationError, match="no executor 'dask'; there are 'local', 'ray'"):
+        make_executor("dask", {}, graph, far_app.SPEC)
+    with pytest.raises(ConfigurationError, match="no option 'nodes'; it has env, runs_per_worker"):
+        make_executor("ray", {"nodes": 2}, graph, far_app.SPEC)
