@@ -319,6 +319,8 @@ class Ray:
                 posts.append(self._start(ray, node))
             except Exception as error:  # told, or raised, by the caller
                 failures.append(error)
+            except SystemExit:  # Ray ends whoever waits for it when it is shut down
+                failures.append(ExecutorError("Ray was shut down."))
 
         threads = [threading.Thread(target=start, args=(node,), daemon=True) for node in wanted]
         for thread in threads:
@@ -382,7 +384,7 @@ class Ray:
             for reference in told:
                 for message in ray.get(reference):
                     post.line.hear(message)
-        except Exception as error:  # Ray has a kind of its own for each way to die
+        except (Exception, SystemExit) as error:  # Ray has a kind of its own for each way to die
             why = type(error).__name__
         post.line.lose(f"{post.line.name} is gone ({why})")
         with self._guard:

@@ -69,7 +69,9 @@ def cluster(server):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args=_NODE)
-    cluster.add_node(**{k: v for k, v in _NODE.items() if k != "include_dashboard"})
+    cluster.second = cluster.add_node(
+        **{k: v for k, v in _NODE.items() if k != "include_dashboard"}
+    )
     try:
         yield cluster
     finally:
@@ -245,6 +247,33 @@ def test_no_key_is_in_any_file_of_ray(workers, server):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any("worker" in path.name for path in files)
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_runs_of_a_node_that_is_gone_are_made_on_another(far, server, cluster):
+    held, gone = threading.Event(), threading.Event()
+    node = cluster.second.node_id
+
+    async def until_gone(body):
+        while "You answer" in str(body) and not gone.is_set():
+            held.set()
+            await asyncio.sleep(0.01)
+        return far_app.play(body)
+
+    def remove():
+        held.wait(60)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        desk.wait_for(lambda: node not in [n for n, _ in far.workers], 60)
+        gone.set()
+
+    server.handler = until_gone
+    remover = threading.Thread(target=remove)
+    remover.start()
+    ledger = tg.Ledger(max_concurrency=8)
+    runs = record(far.graph, far_app.rows(8), ledger)
+    remover.join()
+    assert [run.error for run in runs] == [None] * 8
+    assert ledger.account.spent.calls == sum(run.usage.calls for run in runs) == 32
+    assert {n for n, _ in far.workers} == {cluster.head_node.node_id}
 
 
 def test_executor_that_is_closed_runs_nothing(server):
