@@ -39,7 +39,7 @@ _SHARED_LOSSES = 2
 them is to blame."""
 _LOSSES = 4
 """So often a run is lost before it counts as failed."""
-_START = 120.0
+_START = 120
 """Seconds that a worker may take to start and to import the graph."""
 _NO_LIMIT = 2**30
 _LOOK = 10.0
@@ -166,6 +166,8 @@ class Ray:
         self._own = False
         self._open = False
         self._filling = False
+        self._wanted = False
+        self._filler: threading.Thread | None = None
         self._looked = 0.0
         self._broken: Exception | None = None
         self._luggage = b""
@@ -208,7 +210,10 @@ class Ray:
         with self._guard:
             self._open = False
             posts, self._posts = self._posts, []
+            filler = self._filler
         self._resize()
+        if filler is not None:  # it would bring Ray up again
+            filler.join(10)
         for post in posts:
             self._dismiss(ray, post)
         if self._own:
@@ -276,29 +281,44 @@ class Ray:
 
     def _fill(self) -> None:
         """Have the wanted number of workers on each node. Sets `_broken` when there are none."""
-        ray = _ray()
         with self._guard:
+            self._wanted = True
             if self._filling:
                 return
             self._filling = True
-        failure: Exception | None = None
-        try:
-            for wait in (0.0, 1.0, 3.0):  # a node that died may seem alive for a moment
-                time.sleep(wait)
-                failure = self._serve_nodes(ray)
-                if failure is None or not isinstance(failure, ExecutorError):
-                    break
-        finally:
+        while self._next_fill():
+            failure: Exception | None = None
+            try:
+                failure = self._fill_once()
+            except Exception as error:  # Ray itself is gone
+                failure = ExecutorError(f"The Ray cluster cannot be asked for its nodes: {error}")
             with self._guard:
-                self._filling = False
                 self._looked = time.monotonic()
-                if not self._posts and self._open:
+                if not self._posts and not self._wanted:
                     self._broken = failure or ExecutorError(
                         "The Ray cluster has no node left to run on; add one and resume."
                     )
-                elif failure is not None:
-                    logger.warning("A worker could not be started: %s", failure)
+            if failure is not None and self._broken is None:
+                logger.warning("A worker could not be started: %s", failure)
             self._resize()
+
+    def _next_fill(self) -> bool:
+        """Return whether something was lost since the last look, or nobody has looked yet."""
+        with self._guard:
+            self._filling = self._wanted and self._open and self._broken is None
+            self._wanted = False
+            return self._filling
+
+    def _fill_once(self) -> Exception | None:
+        ray, failure = _ray(), None
+        for wait in (0.0, 1.0, 3.0):  # a node that died may seem alive for a moment
+            time.sleep(wait)
+            if not self._open:
+                break
+            failure = self._serve_nodes(ray)
+            if not isinstance(failure, ExecutorError):
+                break
+        return failure
 
     def _serve_nodes(self, ray: Any) -> Exception | None:
         """Start what is missing. Returns the last failure; None where all is as it should be."""
@@ -347,13 +367,13 @@ class Ray:
             .remote()
         )
         try:
-            version = ray.get(actor.hello.remote(), timeout=_START)
+            version = self._got(ray, actor.hello.remote())
             if version != __version__:
                 raise ConfigurationError(
                     f"A node of the Ray cluster has lg-textgrad {version}, and this process "
                     f"{__version__}; install the same one on all machines."
                 )
-            pid, error = ray.get(actor.load.remote(self._luggage), timeout=_START)
+            pid, error = self._got(ray, actor.load.remote(self._luggage))
         except ConfigurationError:
             ray.kill(actor)
             raise
@@ -377,6 +397,16 @@ class Ray:
         post.thread.start()
         return post
 
+    def _got(self, ray: Any, reference: Any) -> Any:
+        """Return what a worker that starts says, unless the executor is closed meanwhile."""
+        for _ in range(_START):
+            if not self._open:
+                break
+            ready, _ = ray.wait([reference], timeout=1)
+            if ready:
+                return ray.get(reference)
+        raise ExecutorError(f"It did not start within {_START} seconds.")
+
     def _listen(self, ray: Any, post: _Post, told: Any) -> None:
         """Hand on what a worker tells, until it is gone."""
         why = "it has ended"
@@ -396,7 +426,14 @@ class Ray:
             self._fill_later()
 
     def _fill_later(self) -> None:
-        threading.Thread(target=self._fill, name="lg_textgrad-ray-fill", daemon=True).start()
+        with self._guard:
+            if not self._open or self._filling:
+                self._wanted = True
+                return
+            self._filler = threading.Thread(
+                target=self._fill, name="lg_textgrad-ray-fill", daemon=True
+            )
+            self._filler.start()
 
     def _dismiss(self, ray: Any, post: _Post) -> None:
         """Let a worker end, and wait until nothing of it is heard any more."""
