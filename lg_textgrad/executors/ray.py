@@ -281,11 +281,18 @@ class Ray:
 
     def _fill(self) -> None:
         """Have the wanted number of workers on each node. Sets `_broken` when there are none."""
+        if self._begins_to_fill():
+            self._fill_up()
+
+    def _begins_to_fill(self) -> bool:
+        """Return whether the caller is the one to do it."""
         with self._guard:
             self._wanted = True
-            if self._filling:
-                return
-            self._filling = True
+            mine = self._open and not self._filling
+            self._filling = self._filling or mine
+            return mine
+
+    def _fill_up(self) -> None:
         while self._next_fill():
             failure: Exception | None = None
             try:
@@ -426,12 +433,9 @@ class Ray:
             self._fill_later()
 
     def _fill_later(self) -> None:
-        with self._guard:
-            if not self._open or self._filling:
-                self._wanted = True
-                return
+        if self._begins_to_fill():
             self._filler = threading.Thread(
-                target=self._fill, name="lg_textgrad-ray-fill", daemon=True
+                target=self._fill_up, name="lg_textgrad-ray-fill", daemon=True
             )
             self._filler.start()
 
