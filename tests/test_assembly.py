@@ -111,7 +111,7 @@ def test_proven_credit_is_put_around_the_critic_that_is_named(around, kind):
     ("name", "options", "words"),
     [
         ("nodes", {}, "There is no critic 'nodes'; there are 'node', 'trace', 'auto', 'proven'"),
-        ("trace", {"tokens": 1}, "The critic 'trace' has no option 'tokens'; it has max_tokens, max"),
+        ("trace", {"tokens": 1}, "The critic 'trace' has no option 'tokens'; it has max_tokens, max_tr"),
         ("node", {"model": "x"}, "The critic 'node' has no option 'model'"),
         ("node", {"max_tokens": "9"}, "'max_tokens' of the critic 'node' must be a number like 300"),
         ("auto", {"share": 0}, "`share` of AutoCritic is 0"),

@@ -21,13 +21,14 @@ def oracle(blames="last"):
         if "faults" in request.schema["properties"]:
             steps = request.schema["properties"]["faults"]["items"]["properties"]["step"]["enum"]
             step = steps[-1 if blames == "last" else 0]
-            return {"faults": [{"step": step, "evidence": "", "general_rule": "Try.", "weight": 1}]}
+            return {"faults": [{"step": step, "general_rule": "Try.", "weight": 1}]}
+        if "general_rule" in request.schema["properties"]:
+            return {"general_rule": "Do your work right.", "weight": 0.5}
         text = request.messages[-1]["content"]
         name = text.split("Step: ")[1].split(" ")[0]
         given = text.split("It was given:\n")[1].split("\n\nIt wrote:")[0]
         node = next(desk.nodes[name] for desk in DESKS.values() if name in desk.nodes)
-        said = {"output": node.reply(given, False), "general_rule": "Do your work right."}
-        return {key: said[key] for key in request.schema["required"]}
+        return {"output": node.reply(given, False)}
 
     return Scripted(reply)
 

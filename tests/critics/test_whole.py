@@ -109,6 +109,14 @@ async def test_weights_are_shares_of_the_loss_and_the_evidence_is_quoted():
     assert {(g.example_id, g.score) for g in gradients} == {(gradients[0].example_id, 0.25)}
 
 
+async def test_brief_critic_takes_the_complaint_as_evidence():
+    model = Scripted(lambda r: {"faults": [{"step": "b", "general_rule": "Say it.", "weight": 1}]})
+    critic = tg.TraceCritic(model, brief=True)
+    [gradient] = await (await loss_of(chain())).abackward(critic)
+    assert gradient.evidence == "'q0+++' is wrong"
+    assert "evidence" not in str(model.requests[0].messages) + str(model.requests[0].schema)
+
+
 async def test_of_one_step_that_is_named_twice_the_heavier_counts():
     critic, _ = critic_that_says(fault("a", "Light.", weight=0.2), fault("a", "Heavy.", weight=0.8))
     gradients = await (await loss_of(chain())).abackward(critic)
@@ -238,6 +246,9 @@ def test_fingerprint_follows_model_options_and_templates():
         tg.TraceCritic(Scripted(None, "n")),
         tg.TraceCritic(Scripted(None, "m"), max_trace_tokens=5),
         tg.TraceCritic(Scripted(None, "m"), max_tokens=5),
+        tg.TraceCritic(Scripted(None, "m"), brief=True),
     ]
     assert all(other.fingerprint != plain for other in others)
-    assert set(plain["templates"]) == {"critic_run", "critic_run_case", "critic_run_step"}
+    assert set(plain["templates"]) == {
+        "critic_run", "critic_run_case", "critic_run_detail", "critic_run_step",
+    }  # fmt: skip

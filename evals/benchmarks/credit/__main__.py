@@ -4,7 +4,7 @@
 
 `same` gives every node the evaluator's feedback with the same weight; `node` is `LLMCritic`, with a
 call for each execution; `trace` is `TraceCritic`, with a call for a run; `proven` is `ProvenCredit`
-around `trace`.
+around `trace`. The critics are `brief`, as a small model needs.
 
 Two desks of six nodes (see `desks.py`), a fault seeded in one node after the other, each on the
 first rows that it costs points. The nodes' models and the evaluators are code; the critic is a real
@@ -54,7 +54,7 @@ def critic_of(
         return Same()
     if way == "node":
         return tg.LLMCritic(model, brief=True)
-    trace = tg.TraceCritic(model)
+    trace = tg.TraceCritic(model, brief=True)
     return trace if way == "trace" else tg.ProvenCredit(trace, graph, objective, model=model)
 
 
