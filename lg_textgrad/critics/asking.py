@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lg_textgrad import templates
 from lg_textgrad.errors import ModelReplyError
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
@@ -25,7 +26,9 @@ async def aask_twice(
     try:
         return (await aask(model, request, "critic")).data
     except ModelReplyError as error:
-        again = f"Your last reply was refused: {error} Reply again."
+        # The reason may quote the reply, and that may quote a user, so it is fenced too.
+        reason = str(error)
+        again = templates.fill("again", mark=templates.fence(reason), reason=reason)
     request = ModelRequest(
         [*asked, {"role": "user", "content": again}], schema=schema, max_tokens=max_tokens
     )

@@ -25,7 +25,7 @@ from lg_textgrad.run import Execution, ModelCall
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATES = ("correction", "correction_case")
+_TEMPLATES = ("correction", "correction_case", "again")
 _ENOUGH = 0.95
 """A correction that wins back this share of the loss has found the fault."""
 

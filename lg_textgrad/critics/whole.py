@@ -16,7 +16,7 @@ from lg_textgrad.errors import CriticError, ModelReplyError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.parameter import Gradient
 
-_TEMPLATES = ("critic_run", "critic_run_case", "critic_run_detail", "critic_run_step")
+_TEMPLATES = ("critic_run", "critic_run_case", "critic_run_detail", "critic_run_step", "again")
 _MOST_FAULTS = 3
 """Steps that one reply may blame: a fault is mostly in one place."""
 

@@ -250,5 +250,5 @@ def test_fingerprint_follows_model_options_and_templates():
     ]
     assert all(other.fingerprint != plain for other in others)
     assert set(plain["templates"]) == {
-        "critic_run", "critic_run_case", "critic_run_detail", "critic_run_step",
+        "critic_run", "critic_run_case", "critic_run_detail", "critic_run_step", "again",
     }  # fmt: skip
