@@ -181,7 +181,7 @@ class Trainer:
         self.optimizer.reset()
         self.optimizer.see_examples(splits["train"])
         tell(self.critic, "reset")
-        expected = estimate(len(self.graph.parameters), self.schedule, splits)
+        expected = estimate(len(self.graph.parameters), self.schedule, splits, self.critic)
         self._event(
             "start",
             resumed=not first,

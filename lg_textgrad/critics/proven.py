@@ -13,7 +13,15 @@ from langchain_core.messages import AIMessage
 from lg_textgrad import templates
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.critics.asking import aask_twice, an_object
-from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, RunRequest, tell
+from lg_textgrad.critics.base import (
+    Blame,
+    Critic,
+    CriticRequest,
+    Critique,
+    RunRequest,
+    most_calls,
+    tell,
+)
 from lg_textgrad.critics.cutting import cut
 from lg_textgrad.critics.showing import message_text, shown_values
 from lg_textgrad.errors import ConfigurationError, CriticError, ModelReplyError
@@ -96,6 +104,13 @@ class ProvenCredit:
             "max_value_chars": self.max_value_chars,
             "max_tokens": self.max_tokens,
         }
+
+    def most_calls(self, nodes: int) -> int:
+        """Return the calls of the critic inside, of corrections, explanations and reruns."""
+        tried = min(nodes, self.most)
+        # What is put right first has the most that follows it.
+        reruns = sum(nodes - 1 - n for n in range(tried))
+        return most_calls(self.critic, nodes) + 2 * tried + reruns
 
     def reset(self) -> None:
         """Tell a critic that learns that a run begins or goes on."""

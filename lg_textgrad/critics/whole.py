@@ -58,6 +58,9 @@ class TraceCritic:
             "max_tokens": self.max_tokens,
         }
 
+    def most_calls(self, nodes: int) -> int:
+        return min(1, nodes)
+
     async def acriticize(self, request: CriticRequest) -> Critique:
         """Judge one execution alone, as `LLMCritic` does. The reverse pass never asks for it."""
         return await self._alone.acriticize(request)

@@ -65,6 +65,19 @@ async def test_proof_finds_every_fault_when_corrections_are_right_whomever_the_c
     assert found[faulty] == 1
 
 
+@pytest.mark.parametrize("blames", ["first", "last"])
+@pytest.mark.parametrize("desk", DESKS)
+async def test_calls_stay_within_what_is_foretold(desk, blames):
+    for faulty in DESKS[desk].nodes:
+        ledger = tg.Ledger()
+        with tg.use_ledger(ledger):
+            graph, objective, [case] = await credit.cases_of(DESKS[desk], faulty, 1)
+            await credit.weights_of("proven", oracle(blames), graph, objective, case)
+            spent = ledger.account.by_kind
+        critic = credit.critic_of("proven", oracle(), graph, objective)
+        assert spent["critic"].calls + spent["proof"].calls <= critic.most_calls(6) == 1 + 12 + 15
+
+
 async def test_the_same_feedback_for_all_finds_a_fault_once_in_six():
     options = argparse.Namespace(ways=["same"], desks=["hotel"], nodes=None, rows=1, concurrency=4)
     records = await credit.measure(options, Scripted(None))

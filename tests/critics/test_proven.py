@@ -453,3 +453,10 @@ async def test_correction_keeps_what_the_run_says_inside_the_fence(ledger):
         assert "PWNED" in inside
         assert "PWNED" not in before + after
     assert Blame("x", 1.0, "y").settled is False
+
+
+@pytest.mark.parametrize(("nodes", "most", "expected"), [(1, 8, 1 + 2), (3, 8, 3 + 6 + 3), (3, 1, 3 + 2 + 2)])
+def test_most_calls_are_foretold(nodes, most, expected):
+    desk = Desk()
+    critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=corrector(), most=most)
+    assert critic.most_calls(nodes) == expected
