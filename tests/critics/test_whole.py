@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import re
 from typing import Annotated, TypedDict
@@ -204,6 +205,20 @@ async def test_model_that_cannot_be_asked_is_raised_and_touches_no_parameter():
     with pytest.raises(ModelUnreachableError, match="gone"):
         await (await loss_of(graph)).abackward(critic)
     assert not any(p.grad for p in graph.parameters.values())
+
+
+async def test_all_runs_are_asked_about_at_once():
+    barrier = asyncio.Barrier(4)
+
+    class Waits(Scripted):
+        async def acall(self, request):
+            await barrier.wait()  # one after another, this would wait for ever
+            return await super().acall(request)
+
+    model = Waits(lambda r: {"faults": [fault("a")]})
+    async with asyncio.timeout(30):
+        gradients = await (await loss_of(chain(), n=4)).abackward(tg.TraceCritic(model))
+    assert len(gradients) == 4
 
 
 async def test_real_request_carries_the_schema():
