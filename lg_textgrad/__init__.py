@@ -36,6 +36,7 @@ from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, pro
 from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
+from lg_textgrad.refining import Draft, Refined, arefine, refine
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
 from lg_textgrad.screening import OnBatch, Screening
@@ -55,6 +56,7 @@ __all__ = [
     "Candidate",
     "Critic",
     "Demo",
+    "Draft",
     "Edge",
     "Edit",
     "Entry",
@@ -76,6 +78,7 @@ __all__ = [
     "Pareto",
     "Priced",
     "ProvenCredit",
+    "Refined",
     "RemoteSource",
     "Result",
     "Review",
@@ -99,12 +102,14 @@ __all__ = [
     "Watched",
     "__version__",
     "adiscover",
+    "arefine",
     "candidate_hash",
     "discover",
     "models",
     "optim",
     "prompts",
     "read_examples",
+    "refine",
     "use_ledger",
     "watch",
 ]

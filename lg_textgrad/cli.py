@@ -17,7 +17,15 @@ from rich.console import Console
 
 from lg_textgrad import _render, cli_langsmith
 from lg_textgrad._version import __version__
-from lg_textgrad.assembly import CRITICS, make_acceptance, make_critic, make_optimizer
+from lg_textgrad.assembly import (
+    CRITICS,
+    OPTIMIZERS,
+    check_optimizer,
+    make_acceptance,
+    make_critic,
+    make_optimizer,
+    read_options,
+)
 from lg_textgrad.budget import Budget
 from lg_textgrad.data import read_examples
 from lg_textgrad.errors import (
@@ -185,7 +193,12 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
     command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
-    command.add_argument("--optimizer", metavar="NAME", help="'tgd' (the default), or MODULE:CLASS")
+    command.add_argument(
+        "--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}, or MODULE:CLASS"
+    )
+    command.add_argument(
+        "--optimizer-option", metavar="NAME=VALUE", action="append", help="one of its settings"
+    )
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
     _add_limits(command)
@@ -212,6 +225,9 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
 
 def _given(config: Config, options: argparse.Namespace) -> Config:
     """Put the options that were given over the configuration."""
+    if getattr(options, "optimizer", None) not in (None, config.optimizer):
+        config.optimizer_options = {}  # those are the other one's
+    config.optimizer_options |= read_options(getattr(options, "optimizer_option", None) or ())
     for f in fields(Config):
         given = getattr(options, f.name, None)
         if given is not None:
@@ -280,6 +296,7 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
 
 def _train(config: Config, as_json: bool, people: Console) -> int:
     config.check()
+    check_optimizer(config.optimizer, config.optimizer_options)
     graph = load_graph(config.graph)
     objective = _objective(config)
     splits = {

@@ -135,7 +135,7 @@ class Config:
     brief_critic: bool = False
     """Ask the critic for the rule and the weight only: for small models."""
     critic: str = "node"
-    """`node`, `trace`, `auto` or `proven`: how blame is given."""
+    """`node`, `trace`, `auto`, `proven` or `self_rewarding`: how blame is given."""
     critic_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "tgd"
     optimizer_options: dict[str, Any] = field(default_factory=dict)

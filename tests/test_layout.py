@@ -42,6 +42,7 @@ LAYERS = (
     "objective",
     "symptoms",
     "critics",
+    "variables",
     "refining",
     "backward",
     "reduction",
