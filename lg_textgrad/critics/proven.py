@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _TEMPLATES = ("correction", "correction_case", "again")
 _ENOUGH = 0.95
 """A correction that wins back this share of the loss has found the fault."""
+_MOST_LENGTH = 1000
+"""Characters of a text whose length the schema limits."""
 
 
 class ProvenCredit:
@@ -288,7 +290,16 @@ def _form(execution: Execution) -> _Form | None:
             return _Form(json.loads(said), call.format, "json")
         except (TypeError, ValueError):
             return _Form(said, call.format, "json")
-    return _Form(said, {"type": "string"}) if isinstance(said, str) else None
+    return _Form(said, _text_like(said)) if isinstance(said, str) else None
+
+
+def _text_like(said: str) -> dict[str, Any]:
+    """Return the schema of a text of that kind: of a short one, no model has to write a long one.
+
+    Servers make a grammar of the limit, which has to stay small.
+    """
+    most = 2 * len(said) + 120
+    return {"type": "string", **({"maxLength": most} if most <= _MOST_LENGTH else {})}
 
 
 def _arguments(call: ModelCall, name: str) -> Mapping[str, Any] | None:

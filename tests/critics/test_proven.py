@@ -460,3 +460,15 @@ def test_most_calls_are_foretold(nodes, most, expected):
     desk = Desk()
     critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=corrector(), most=most)
     assert critic.most_calls(nodes) == expected
+
+
+@pytest.mark.parametrize(("said", "most"), [("north", 130), ("x" * 440, 1000), ("x" * 441, None)])
+async def test_correction_of_a_short_text_is_short(said, most, ledger):
+    desk = Desk("b")
+    desk.model = Chat(answer=lambda messages: said)
+    model = Scripted(lambda request: {"output": said})
+    await (await desk.scored()).abackward(
+        tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=model)
+    )
+    schema = {"type": "string"} if most is None else {"type": "string", "maxLength": most}
+    assert {json.dumps(r.schema["properties"]["output"]) for r in model.requests} == {json.dumps(schema)}
