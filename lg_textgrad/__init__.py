@@ -16,6 +16,7 @@ from lg_textgrad.acceptance import (
 )
 from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.bindings.state import StateText
+from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import (
     AutoCritic,
@@ -43,6 +44,7 @@ from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
+from lg_textgrad.traffic import Patience
 from lg_textgrad.trainer import Trainer
 from lg_textgrad.watching import Watched, watch
 
@@ -76,6 +78,7 @@ __all__ = [
     "Outcome",
     "Parameter",
     "Pareto",
+    "Patience",
     "Priced",
     "ProvenCredit",
     "Refined",
@@ -93,6 +96,7 @@ __all__ = [
     "StateText",
     "Store",
     "ToolCall",
+    "Tools",
     "Trace",
     "TraceCritic",
     "TrainableGraph",

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lg_textgrad import _render, cli_langsmith
+from lg_textgrad import _render, cli_langsmith, cli_traffic
 from lg_textgrad._version import __version__
 from lg_textgrad.assembly import (
     CRITICS,
@@ -26,7 +26,6 @@ from lg_textgrad.assembly import (
     make_optimizer,
     read_options,
 )
-from lg_textgrad.budget import Budget
 from lg_textgrad.data import read_examples
 from lg_textgrad.errors import (
     BudgetTooSmallError,
@@ -42,13 +41,14 @@ from lg_textgrad.errors import (
     UnknownModelError,
 )
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.ledger import Ledger, use_ledger
+from lg_textgrad.ledger import use_ledger
 from lg_textgrad.loading import (
     CONFIG_TEMPLATE,
     Config,
     as_comment,
     load_evaluators,
     load_graph,
+    load_redact,
     read_config,
     read_prompts,
     write_prompts,
@@ -60,6 +60,7 @@ from lg_textgrad.parameter import count_tokens
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.isolation import untraced_process
 from lg_textgrad.recording.structure import graphs_by_path
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Example
 from lg_textgrad.sessions import fork, resumable, salvage, settings_of
 from lg_textgrad.store import Store, run_name, without_password
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     people = Console(stderr=True)
+    options.redaction = Redaction()
     try:
         with untraced_process():
             return int(options.command(options, people))
@@ -95,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RESUMABLE
     except LGTextGradError as error:
         people.print("[red]Error:[/red]", end=" ")
-        people.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        said = cli_traffic.shown(options.redaction, error)
+        people.print(said, markup=False, highlight=False, soft_wrap=True)
         if isinstance(error, BudgetTooSmallError):
             return SMALL_BUDGET
         later = isinstance(error, LangSmithUnavailableError)
@@ -202,6 +205,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
     _add_limits(command)
+    cli_traffic.add_options(command)
     command.add_argument(
         "--min-gain", type=float, metavar="X", help="how much better a candidate must be on val"
     )
@@ -218,9 +222,11 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
     """Add what may change between the sessions of one run."""
-    for name in ("budget-calls", "budget-tokens", "max-concurrency"):
+    for name in ("budget-calls", "budget-tokens", "max-concurrency", "retries"):
         command.add_argument(f"--{name}", type=int, metavar="N")
-    command.add_argument("--budget-seconds", type=float, metavar="S")
+    for name in ("budget-seconds", "call-timeout"):
+        command.add_argument(f"--{name}", type=float, metavar="S")
+    cli_traffic.add_limits(command)
 
 
 def _given(config: Config, options: argparse.Namespace) -> Config:
@@ -231,6 +237,8 @@ def _given(config: Config, options: argparse.Namespace) -> Config:
     for f in fields(Config):
         given = getattr(options, f.name, None)
         if given is not None:
+            if f.name == "tools" and isinstance(config.tools, dict):
+                given = {**config.tools, "default": given}
             setattr(config, f.name, given)
     return config
 
@@ -256,7 +264,8 @@ def _model(config: Config, name: str, people: Console, held: ExitStack) -> ChatM
     if name != "local":
         key = os.environ.get(config.api_key_env)
         return models.OpenAI(
-            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env, timeout=600
+            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env,
+            timeout=config.call_timeout,
         )
     from lg_textgrad.models.model_file import rich_progress
 
@@ -283,7 +292,7 @@ def _optimize(options: argparse.Namespace, people: Console) -> int:
         config.check()
         taken = fork(options.fork, config.out)
         people.print(f"Took over {taken} replies that were paid for.", highlight=False)
-    return _train(config, options.json, people)
+    return _train(config, options, people)
 
 
 def _resume(options: argparse.Namespace, people: Console) -> int:
@@ -291,20 +300,21 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
         _render.show_salvaged(people, salvage(options.run_dir))
     config = _given(settings_of(options.run_dir), options)
     config.out = options.run_dir
-    return _train(config, options.json, people)
+    return _train(config, options, people)
 
 
-def _train(config: Config, as_json: bool, people: Console) -> int:
+def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
     check_optimizer(config.optimizer, config.optimizer_options)
-    graph = load_graph(config.graph)
+    redact = load_redact(config.redact)
+    options.redaction = Redaction(redact)
+    graph = cli_traffic.graph_of(config)
     objective = _objective(config)
     splits = {
         name: _rows(getattr(config, name), getattr(config, f"{name}_rows"))
         for name in ("train", "val", "test")
     }
     reference = read_prompts(config.reference) if config.reference else None
-    budget = Budget(config.budget_calls, config.budget_tokens, config.budget_seconds)
     schedule = Schedule(config.steps, config.batch_size, config.seed)
     with ExitStack() as held:
         store = held.enter_context(Store(config.out))
@@ -333,13 +343,15 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
                 config.batch_size,
             ),
             acceptance=make_acceptance(config.min_gain),
-            budget=budget,
+            budget=config.budget,
             schedule=schedule,
             store=store,
             max_concurrency=config.max_concurrency,
-            reuse=held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None,
+            patience=config.patience,
+            reuse=cli_traffic.reused(config, held),
             on_event=on_event,
             approve=session.approver,
+            redact=redact,
         )
         with watch.live():
             result = trainer.fit(
@@ -348,7 +360,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         _render.show_result(people, result)
         told = session.finish()
         cli_langsmith.show_told(people, session, told)
-        if as_json:
+        if options.json:
             print(json.dumps({**result.to_json(), **told}, ensure_ascii=False, indent=2))
     return DONE
 
@@ -356,7 +368,8 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
 def _evaluate(options: argparse.Namespace, people: Console) -> int:
     config = _config(options)
     config.check(needs=("graph", options.split, "evaluator"))
-    graph, objective = load_graph(config.graph), _objective(config)
+    redaction = options.redaction = Redaction(load_redact(config.redact))
+    graph, objective = cli_traffic.graph_of(config), _objective(config)
     prompts = read_prompts(options.prompts) if options.prompts else {}
     rows = _rows(getattr(config, options.split), getattr(config, f"{options.split}_rows"))
     if not rows:
@@ -364,7 +377,7 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
-        ledger = Ledger(max_concurrency=config.max_concurrency)
+        ledger = cli_traffic.ledger_of(config, redaction, held)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))
             summary = {f.key: f.score for f in objective.summarize(loss.scored)}
@@ -379,11 +392,12 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
         people.print(f"  {key}: {mean:.3f}", highlight=False)
     for key, score in summary.items():
         people.print(f"  all of them, {key}: {score}", markup=False, highlight=False)
-    spent = ledger.account
-    _render.show_spent(people, spent.spent, spent.by_kind, spent.elapsed)
+    spent = cli_traffic.spent_of(ledger)
+    _render.show_spent(people, spent)
     if options.json:
         document = {
             "split": options.split, "score": loss.score, "feedback": means, "rows": len(rows),
+            "spent": spent.to_json(),
             **({"summary": summary} if summary else {}),
         }  # fmt: skip
         print(json.dumps(document, ensure_ascii=False, indent=2))

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lg_textgrad import cli, models
+from lg_textgrad import cli, cli_traffic, models
 from lg_textgrad.assembly import OPTIMIZERS
 from lg_textgrad.loading import Config, read_config, read_prompts
 from lg_textgrad.store import Store
@@ -29,7 +29,7 @@ from tests.servers.openai_server import Fault, OpenAIServer
 ROOT = Path(__file__).parent.parent
 KEYS = {
     "run_dir", "stopped_by", "baseline", "best", "parameters", "steps", "accepted", "rejected",
-    "spent",
+    "spent", "faults",
 }  # fmt: skip
 SECRET = "sk-very-secret-0123456789abcdef"
 
@@ -114,6 +114,7 @@ def test_optimize_by_flags_prints_one_object_for_machines_and_progress_for_peopl
         assert parameter["changed"] is (parameter["before"] != parameter["after"])
     assert set(document["spent"]) == {
         "calls", "cached_calls", "prompt_tokens", "completion_tokens", "usd", "seconds",
+        "saved_tokens", "saved_usd", "unpriced_calls", "unpriced",
     }  # fmt: skip
     for said in ("baseline: val", "step 1 of 2", "accepted on val", f"+ {ENDING}", "lg-textgrad diff"):
         assert said in finished.err
@@ -244,16 +245,15 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_graph", stopped)
+    monkeypatch.setattr(cli_traffic, "load_graph", stopped)
     done = here.run("optimize", "optimize.toml", "--out", "never")
     assert done.code == 4
     assert "resume" not in done.err
 
 
-def test_server_that_fails_for_good_is_status_1_and_resumable(here, monkeypatch):
-    monkeypatch.setattr(models, "OpenAI", functools.partial(models.OpenAI, max_retries=0))
+def test_server_that_fails_for_good_is_status_1_and_resumable(here):
     here.server.handler = fail_critic(Fault(503))
-    done = here.run("optimize", "optimize.toml", "--out", "broken")
+    done = here.run("optimize", "optimize.toml", "--out", "broken", "--retries", "1")
     assert done.code == 1
     assert "503" in one_error(done.err)
     assert "lg-textgrad resume broken" in done.err
@@ -474,7 +474,7 @@ def test_evaluate_scores_prompts_without_training(here):
     done = here.run("evaluate", "optimize.toml", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert set(document) == {"split", "score", "feedback", "rows"}
+    assert set(document) == {"split", "score", "feedback", "rows", "spent"}
     assert (document["split"], document["rows"]) == ("test", 2)
     assert document["feedback"] == {"team": 0.0, "greeting": 0.0, "ending": 0.0}
     assert len(here.server.chats) == 6

@@ -19,6 +19,10 @@ LAYERS = (
     "run",
     "errors",  # an error carries what was spent, so it knows run.Usage
     "_hashing",
+    "redaction",
+    "faults",
+    "traffic",
+    "prices",
     "_sync",
     "demos",
     "parameter",
@@ -68,6 +72,7 @@ LAYERS = (
     "sessions",
     "_render",
     "cli_langsmith",
+    "cli_traffic",
     "cli",
     "__main__",
 )
@@ -83,9 +88,10 @@ AGAINST_THE_ORDER = {
 # An SDK is imported in a file or folder of its name, and here.
 SDKS: Mapping[str, tuple[str, ...]] = {
     "gepa": (),
+    "genai_prices": ("prices",),
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
-    "openai": (),
+    "openai": ("models/openai_errors",),
     "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
@@ -94,7 +100,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"cli": 560, "models/openai": 600, "trainer": 550}
+LONGER = {"cli": 560, "trainer": 570}
 
 
 @dataclass(frozen=True)
@@ -364,7 +370,8 @@ def test_what_the_rules_allow_is_not_reported(tmp_path: Path) -> None:
             "critics/base.py": "from lg_textgrad.objective import o\n",
             "backward.py": "from lg_textgrad.critics.base import C\n",
             "models/__init__.py": "",
-            "models/openai.py": "import openai\n" + "\n" * LONGEST,
+            "models/openai.py": "import openai\n",
+            "trainer.py": "\n" * (LONGEST + 1),
             "recording/__init__.py": "",
             "recording/isolation.py": "from langsmith.run_helpers import tracing_context\n",
             "cli.py": "print('hello')\n" + "\n" * LONGEST,

@@ -233,8 +233,8 @@ class ProvenCredit:
         schema = {**an_object({"output": form.schema}), **form.definitions}
         try:
             data = await aask_twice(self.model, messages, schema, self.max_tokens)
-        except ModelReplyError as error:
-            self.malformed += 1
+        except (ModelReplyError, CriticError) as error:
+            self.malformed += isinstance(error, ModelReplyError)
             logger.warning("There is no correction for %s: %s", execution.id, error)
             return None
         return form.reply(data["output"])

@@ -9,7 +9,13 @@ from typing import Any, Literal
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
-from lg_textgrad.errors import ConfigurationError, ModelReplyError, ParameterError
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    ConfigurationError,
+    ModelError,
+    ModelReplyError,
+    ParameterError,
+)
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
 from lg_textgrad.optim.base import Optimizer, Proposal
@@ -189,6 +195,11 @@ class TextualGradientDescent(Optimizer):
             except ModelReplyError as error:
                 reason = str(error)
                 continue
+            except ModelError as error:
+                if error.fault is None or isinstance(error, SYSTEMIC):
+                    raise
+                reason = f"The rewriter could not be asked: {error}"
+                break  # it was asked often enough
             if self.edits == "whole":
                 edits = read_whole(parameter, reply.data, [i for note in notes for i in note.ids])
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 
@@ -78,11 +79,14 @@ async def test_calls_stay_within_what_is_foretold(desk, blames):
         assert spent["critic"].calls + spent["proof"].calls <= critic.most_calls(6) == 1 + 12 + 15
 
 
-async def test_the_same_feedback_for_all_finds_a_fault_once_in_six():
-    options = argparse.Namespace(ways=["same"], desks=["hotel"], nodes=None, rows=1, concurrency=4)
+async def test_the_same_feedback_for_all_finds_a_fault_once_in_six(tmp_path):
+    options = argparse.Namespace(
+        ways=["same"], desks=["hotel"], nodes=None, rows=1, concurrency=4, results=tmp_path / "r.json"
+    )
     records = await credit.measure(options, Scripted(None))
     assert [r["faulty"] for r in records] == list(DESKS["hotel"].nodes)
     assert {r["hit"] for r in records} == {1 / 6}
+    assert json.loads(options.results.read_text()) == records
     assert "| same | - | 17% of 6 | 17% of 6 | 0.0 | 0 |" in credit.table(records)
 
 
