@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lg_textgrad.budget import Account
+from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
@@ -65,13 +66,16 @@ def match(
 
 
 def estimate(
-    parameters: int, schedule: Schedule, splits: Mapping[str, Sequence[Example]]
+    parameters: int,
+    schedule: Schedule,
+    splits: Mapping[str, Sequence[Example]],
+    critic: Critic | None = None,
 ) -> dict[str, int]:
     """Return upper bounds in model calls, taking one call for each parameter and run."""
     nodes = max(1, parameters)
     batch = min(schedule.batch_size, len(splits["train"]))
     rollouts = batch * (2 + nodes) + len(splits["val"])
-    step = nodes * rollouts + nodes * batch + nodes
+    step = nodes * rollouts + most_calls(critic, nodes) * batch + nodes
     tests = 2 * nodes * len(splits["test"])
     baseline = nodes * len(splits["val"])
     return {

@@ -200,7 +200,7 @@ class Trainer:
         self.optimizer.reset()
         self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
-        expected = estimate(len(self.graph.parameters), self.schedule, splits)
+        expected = estimate(len(self.graph.parameters), self.schedule, splits, self.critic)
         self._event(
             "start",
             resumed=not first,
