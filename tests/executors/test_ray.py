@@ -20,6 +20,7 @@ from lg_textgrad._sync import run_sync
 from lg_textgrad.errors import ConfigurationError, ExecutorError, GraphError, MissingExtraError
 from lg_textgrad.executors import Ray
 from lg_textgrad.executors import ray as executor
+from lg_textgrad.executors.actor import Worker
 from lg_textgrad.executors.luggage import pack
 from lg_textgrad.executors.wire import unpacked
 from tests import desk
@@ -228,7 +229,7 @@ def test_graph_that_workers_cannot_load_is_refused_with_the_reason(server, tmp_p
     before = list(sys.path)
 
     async def load():
-        worker = executor.Worker()
+        worker = Worker()
         assert await worker.hello() == tg.__version__
         return await worker.load(luggage)
 
