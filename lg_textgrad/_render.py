@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from lg_textgrad.objective import Loss
 from lg_textgrad.result import Result
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
@@ -172,6 +173,14 @@ def show_result(console: Console, result: Result) -> None:
     )
     if result.run_dir is not None:
         console.print(f"Look closer with: lg-textgrad diff {escape(result.run_dir)}")
+
+
+def show_scores(console: Console, split: str, loss: Loss) -> None:
+    """Print the score of a split, and the mean of each feedback key."""
+    rows = len(loss.scored)
+    console.print(f"[bold]{split}[/bold]  {loss.score:.3f}  ({rows} examples)")
+    for key, mean in loss.by_key.items():
+        console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
 
 
 def show_spent(

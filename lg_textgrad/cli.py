@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lg_textgrad import _render
+from lg_textgrad import _render, inspecting
 from lg_textgrad._version import __version__
 from lg_textgrad.assembly import make_acceptance, make_optimizer
 from lg_textgrad.budget import Budget
@@ -31,12 +31,10 @@ from lg_textgrad.errors import (
     StoreError,
     UnknownModelError,
 )
-from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.ledger import Ledger, use_ledger
+from lg_textgrad.ledger import Ledger, account_of, use_ledger
 from lg_textgrad.loading import (
-    CONFIG_TEMPLATE,
     Config,
-    as_comment,
+    config_text,
     load_evaluators,
     load_graph,
     read_config,
@@ -46,9 +44,8 @@ from lg_textgrad.loading import (
 )
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
-from lg_textgrad.parameter import count_tokens
+from lg_textgrad.opening import ROWS, open_graph, wants_discovery
 from lg_textgrad.planning import Schedule
-from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.run import Example
 from lg_textgrad.store import FILE_NAME, Store
 from lg_textgrad.trainer import Trainer
@@ -123,10 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     init = add("init", _init, "write a commented optimize.toml for a graph of yours")
     init.add_argument("graph", metavar="MODULE:GRAPH")
     init.add_argument("--out", default="optimize.toml", help="file to write (%(default)s)")
+    _add_inputs(init)
 
-    inspect = add("inspect", _inspect, "show a graph, its nodes and each trainable prompt")
+    inspect = add("inspect", _inspect, "draw a graph and show each trainable prompt")
     inspect.add_argument("graph", metavar="MODULE:GRAPH")
-    inspect.add_argument("--inputs", help="JSONL file: run the graph on it and show who reads what")
+    _add_inputs(inspect)
+    inspect.add_argument("--mermaid", action="store_true", help="print the drawing as Mermaid text")
 
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     _add_settings(optimize)
@@ -156,12 +155,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    """Add what a look at a graph may run it on."""
+    command.add_argument(
+        "--inputs", metavar="FILE", help="JSONL examples: run the graph to see who reads what"
+    )
+    command.add_argument(
+        "--rows", type=int, metavar="N", default=ROWS, help="run the first N of them (%(default)s)"
+    )
+    _add_discover(command)
+    command.add_argument(
+        "--local", action="store_true", help="start the embedded model, for a graph that uses it"
+    )
+
+
+def _add_discover(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--discover", action=argparse.BooleanOptionalAction, default=None,
+        help="find prompts by running the graph (only where it declares none)",
+    )  # fmt: skip
+
+
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", nargs="?", metavar="CONFIG.toml")
     command.add_argument("--graph", metavar="MODULE:GRAPH")
     for name in ("train", "val", "test"):
         command.add_argument(f"--{name}", metavar="FILE", help="JSONL examples")
         command.add_argument(f"--{name}-rows", type=int, metavar="N", help="use the first N rows")
+    _add_discover(command)
+    command.add_argument("--discover-rows", type=int, metavar="N", help="rows of train for that")
     command.add_argument("--evaluator", metavar="MODULE:FN", action="append")
     command.add_argument("--model", help="critic and rewriter; 'local' is the embedded model")
     command.add_argument("--rewriter-model", metavar="NAME")
@@ -244,7 +266,7 @@ def _optimize(options: argparse.Namespace, people: Console) -> int:
 def _resume(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         kept, begun = store.get_meta("command"), store.get_meta("configuration") is not None
-    if not begun:
+    if not begun and kept is None:
         raise ConfigurationError(
             f"There is nothing to go on with in '{options.run_dir}': its run stopped before the "
             "first call. Start it with `lg-textgrad optimize`."
@@ -275,6 +297,10 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         critic = _model(config, config.model, people, held)
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else _model(config, name, people, held)
+        reuse = held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
+        with people.status("finding the graph's prompts"):
+            graph = open_graph(graph, config, splits["train"], store, reuse)
+        inspecting.tell_found(people, graph)
         watch = _render.Watch(people)
 
         def on_event(kind: str, data: Mapping[str, Any]) -> None:
@@ -294,7 +320,7 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             schedule=schedule,
             store=store,
             max_concurrency=config.max_concurrency,
-            reuse=held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None,
+            reuse=reuse,
             on_event=on_event,
         )
         with watch.live():
@@ -316,24 +342,25 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
-        ledger = Ledger(max_concurrency=config.max_concurrency)
+        store = held.enter_context(Store())
+        reuse = held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
+        if prompts:  # else there is nothing to put in place of what is found
+            train = _rows(config.train, config.train_rows) or rows
+            graph = open_graph(graph, config, train, store, reuse)
+            inspecting.tell_found(people, graph)
+        account = account_of(store, Budget())
+        ledger = Ledger(store, account, config.max_concurrency, reuse)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))
-    keys: dict[str, list[float]] = {}
-    for scored in loss.scored:
-        for feedback in scored.feedback:
-            if feedback.score is not None:
-                keys.setdefault(feedback.key, []).append(feedback.score)
-    means = {key: sum(values) / len(values) for key, values in keys.items()}
-    people.print(f"[bold]{options.split}[/bold]  {loss.score:.3f}  ({len(rows)} examples)")
-    for key, mean in means.items():
-        people.print(f"  {key}: {mean:.3f}", highlight=False)
-    spent = ledger.account
-    _render.show_spent(people, spent.spent, spent.by_kind, spent.elapsed)
+    _render.show_scores(people, options.split, loss)
+    _render.show_spent(people, account.spent, account.by_kind, account.elapsed)
     if options.json:
         document = {
-            "split": options.split, "score": loss.score, "feedback": means, "rows": len(rows)
-        }  # fmt: skip
+            "split": options.split,
+            "score": loss.score,
+            "feedback": loss.by_key,
+            "rows": len(rows),
+        }
         print(json.dumps(document, ensure_ascii=False, indent=2))
     return DONE
 
@@ -393,78 +420,54 @@ def _export(options: argparse.Namespace, people: Console) -> int:
     return DONE
 
 
-def _inspect(options: argparse.Namespace, people: Console) -> int:
+def _inspected(
+    options: argparse.Namespace, people: Console, held: ExitStack
+) -> inspecting.Inspected:
+    """Load the graph that is named, and run it on the first rows of `--inputs`, if there are."""
     graph = load_graph(options.graph)
-    readers: dict[str, set[str]] = {}
-    if options.inputs:
-        for run in graph.record(read_examples(options.inputs)):
-            if run.error is not None:
-                people.print(
-                    f"The run of example '{run.example.id}' failed: {run.error}",
-                    markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
-            for execution in run.executions:
-                for name in execution.prompts:
-                    readers.setdefault(name, set()).add(execution.path)
-    document = _described(graph, readers if options.inputs else None)
+    if options.discover and not options.inputs:
+        raise ConfigurationError(
+            "Prompts are discovered by running the graph; give --inputs FILE to run it on."
+        )
+    if options.rows < 1:
+        raise ConfigurationError(f"--rows must be at least 1, not {options.rows}.")
+    rows = _rows(options.inputs, options.rows)
+    if rows and options.local:
+        _model(Config(), "local", people, held)
+    with people.status(f"running the graph on {len(rows)} inputs"):
+        looked = inspecting.inspected(graph, rows, discover=options.discover)
+    inspecting.tell_failures(people, looked)
+    return looked
+
+
+def _inspect(options: argparse.Namespace, people: Console) -> int:
+    with ExitStack() as held:
+        looked = _inspected(options, people, held)
+    document = inspecting.document(options.graph, looked)
     if options.json:
         print(json.dumps(document, ensure_ascii=False, indent=2))
-        return DONE
-    out = Console()
-    for path, nodes in document["nodes"].items():
-        out.print(f"[bold]{path or 'graph'}[/bold]: {' '.join(nodes)}", highlight=False)
-    for name, p in document["parameters"].items():
-        read_by = ""
-        if p["read_by"] is not None:
-            read_by = f", read by {', '.join(p['read_by']) or 'no node'}"
-        out.print(
-            f"\n[bold]{name}[/bold]  {p['held']}, {p['tokens']} tokens{read_by}", highlight=False
-        )
-        out.print(p["value"], markup=False, highlight=False)
-    if not document["parameters"]:
-        out.print(
-            "No parameters. Put Parameter('name', 'text') into the graph's module.", markup=False
-        )
+    elif options.mermaid:
+        print(document["mermaid"] or "", end="")
+    else:
+        inspecting.show(Console(), looked.graph, document)
     return DONE
 
 
-def _described(graph: TrainableGraph, readers: dict[str, set[str]] | None) -> dict[str, Any]:
-    return {
-        "nodes": {
-            path: [n for n in sub.nodes if not n.startswith("__")]
-            for path, sub in (graphs_by_path(graph.graph) if graph.graph else {}).items()
-        },
-        "parameters": {
-            name: {
-                "value": p.value,
-                "role": p.role,
-                "held": "declared",
-                "tokens": count_tokens(p.value),
-                "requires_grad": p.requires_grad,
-                "read_by": None if readers is None else sorted(readers.get(name, ())),
-            }
-            for name, p in graph.parameters.items()
-        },
-    }
-
-
 def _init(options: argparse.Namespace, people: Console) -> int:
-    graph = load_graph(options.graph)
     target = Path(options.out)
     if target.exists():
         raise ConfigurationError(f"'{target}' is there already; give another --out.")
-    names = ", ".join(graph.parameters) or "none yet"
-    found = "\n\n".join(f"{name}\n{p.value}" for name, p in graph.parameters.items()) or "none yet"
-    text = CONFIG_TEMPLATE.format(
-        file=target.name,
-        graph=json.dumps(options.graph),
-        names=" ".join(names.split()),
-        prompts=as_comment(found),
-    )
+    with ExitStack() as held:
+        looked = _inspected(options, people, held)
+    graph = looked.graph
+    discover = wants_discovery(load_graph(options.graph), options.discover)
+    text = config_text(target.name, options.graph, graph, discover=discover)
     write_text(target, text)
-    people.print(f"Wrote {target}. The graph's parameters: {names}.", markup=False)
+    said = inspecting.written(target.name, graph, discover=discover)
+    people.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.json:
-        print(json.dumps({"out": str(target), "parameters": list(graph.parameters)}))
+        document = {"parameters": list(graph.parameters), "discover": discover}
+        print(json.dumps({"out": str(target), **document}, ensure_ascii=False))
     return DONE
 
 

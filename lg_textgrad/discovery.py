@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from lg_textgrad.parameter import Parameter
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.recording.structure import AnyGraph
-from lg_textgrad.run import Example, node_path
+from lg_textgrad.run import Example, Execution, node_path
 
 logger = logging.getLogger("lg_textgrad")
 
@@ -47,11 +48,32 @@ async def adiscover(
     Cost: the graph's own model calls on these inputs, those in the ledger's store for nothing.
     Raises `GraphError` when no run gets through, `DataError` without inputs.
     """
-    given = list(parameters), list(bindings)
-    fields = None if context_prompts is None else list(context_prompts)
     plain = TrainableGraph(
-        graph, given[0], bindings=given[1], context=context, context_prompts=fields
+        graph, parameters, bindings=bindings, context=context, context_prompts=context_prompts
     )
+    found = await find_in(plain, inputs)
+    return plain.holding(found.binding)
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What runs of a graph showed of its prompts."""
+
+    binding: Discovered
+    examples: tuple[Example, ...]
+    runs: tuple[Recorded, ...]
+    """The run of each example, as it was before anything was held: its executions name those
+    prompts that the graph held already, and those that were found."""
+
+
+async def find_in(
+    plain: TrainableGraph, inputs: Iterable[Example | Mapping[str, Any]]
+) -> Discovery:
+    """Run `plain` on each of `inputs` and return what it sent besides the prompts that it holds.
+
+    `adiscover` says what it costs and raises.
+    """
+    graph = plain.graph
     if not isinstance(graph, Pregel):
         raise GraphError(
             "Discovery runs the graph in this process; give what StateGraph(...).compile() "
@@ -71,19 +93,38 @@ async def adiscover(
             f"The graph failed on every input that it was given to discover its prompts: "
             f"{failures[0].why}. Correct the graph or the inputs."
         )
+    runs = [run for run, _ in recorded]
     found, findings = find_prompts(
-        [run.executions for run, _ in recorded],
+        [run.executions for run in runs],
         [template for _, templates in recorded for template in templates],
         plain.parameters,
         None if graph.name == "LangGraph" else graph.name,
     )
-    return TrainableGraph(
-        graph,
-        given[0],
-        bindings=[*given[1], Discovered(found, [*findings, *failures])],
-        context=context,
-        context_prompts=fields,
-    )
+    binding = Discovered(found, [*findings, *failures, *_not_reached(plain, runs)])
+    noted = [
+        replace(run, executions=[_noted(execution, binding) for execution in run.executions])
+        for run in runs
+    ]
+    return Discovery(binding, tuple(examples), tuple(noted))
+
+
+def _noted(execution: Execution, binding: Discovered) -> Execution:
+    """Return the execution with the prompts that it sent, as a run under the binding would note."""
+    sent = {
+        one.name: one.skeleton.text
+        for call in execution.model_calls
+        for one in binding.sent(execution.path, call.messages)
+    }
+    return replace(execution, prompts={**execution.prompts, **sent}) if sent else execution
+
+
+def _not_reached(plain: TrainableGraph, runs: Iterable[Recorded]) -> Iterator[Finding]:
+    """Yield the nodes that no run came to; of a subgraph that was not entered, only itself."""
+    ran = {execution.path for run in runs for execution in run.executions}
+    for node in plain.nodes:
+        outer = node.rpartition("/")[0]
+        if node not in ran and (not outer or outer in ran):
+            yield Finding(node, None, "no run reached it; give inputs that lead there")
 
 
 def discover(

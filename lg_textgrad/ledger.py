@@ -280,6 +280,19 @@ class Ledger:
         return made
 
 
+def account_of(store: Store, budget: Budget) -> Account:
+    """Return an account in which what `store` has paid for, and the time it took, is spent."""
+    paid = store.paid()
+    account = Account(
+        budget,
+        spent=sum(paid.values(), Usage()),
+        elapsed=float(store.get_meta("elapsed") or 0.0),
+    )
+    for kind, usage in paid.items():
+        account.seed(kind, usage)
+    return account
+
+
 def _in_loop() -> bool:
     try:
         asyncio.get_running_loop()

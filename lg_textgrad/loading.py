@@ -88,6 +88,8 @@ CONFIG_TEMPLATE = """\
 # What `lg-textgrad optimize {file}` needs. Paths count from this file's folder.
 
 graph = {graph}            # the parameters that it has: {names}
+{discover}
+# discover_rows = 3        # rows of train that the graph runs on for that
 train = "train.jsonl"      # one {{"inputs": ..., "outputs": ...}} a line
 val = "val.jsonl"          # decides what is kept
 # test = "test.jsonl"      # scored before and after, decides nothing
@@ -111,6 +113,21 @@ max_concurrency = 8
 {prompts}
 """
 """What `init` writes; the settings are those of `Config`."""
+
+
+def config_text(name: str, spec: str, graph: TrainableGraph, *, discover: bool) -> str:
+    """Return the configuration that `init` writes to the file `name`."""
+    names = " ".join(", ".join(graph.parameters).split())
+    found = "\n\n".join(f"{n}\n{p.value}" for n, p in graph.parameters.items())
+    later = "found when it runs" if discover else "none yet"
+    asked = "discover = true" if discover else "# discover = true"
+    return CONFIG_TEMPLATE.format(
+        file=name,
+        graph=json.dumps(spec),
+        names=names or later,
+        discover=f"{asked:24}   # find the prompts by running the graph, as it is",
+        prompts=as_comment(found or later),
+    )
 
 
 @dataclass
@@ -148,6 +165,10 @@ class Config:
     reuse: str | None = None
     """Another run's directory: model results that it paid for are not paid for again."""
     min_gain: float = 0.0
+    discover: bool | None = None
+    """Find prompts by running the graph; None does so where it declares none."""
+    discover_rows: int = 3
+    """So many rows of `train` are run for that."""
     out: str = ""
 
     def check(self, *, needs: tuple[str, ...] = ("graph", "train", "val", "evaluator")) -> None:

@@ -498,7 +498,9 @@ def test_export_writes_what_read_prompts_reads(here, finished):
 def test_init_writes_a_configuration_that_can_be_read(here):
     done = here.run("init", "desk_app:graph", "--out", "new.toml", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == {"out": "new.toml", "parameters": list(START_PROMPTS)}
+    assert json.loads(done.out) == {
+        "out": "new.toml", "parameters": list(START_PROMPTS), "discover": False
+    }  # fmt: skip
     config = read_config("new.toml")
     assert config.graph == "desk_app:graph"
     assert config.check() is None
@@ -518,26 +520,51 @@ def test_init_writes_a_configuration_that_can_be_read(here):
     assert here.run("init", "nowhere:graph", "--out", "y.toml").code == 2
 
 
-def test_inspect_shows_nodes_and_prompts_and_who_reads_them(here):
+def test_inspect_draws_the_graph_and_shows_prompts_and_who_reads_them(here):
     done = here.run("inspect", "desk_app:graph")
     assert done.code == 0
-    assert "triage writer polish" in done.out
+    assert "  ● triage\n  │\n  ● writer\n  │\n  ● polish\n" in done.out
     for name, prompt in START_PROMPTS.items():
-        assert prompt in done.out
-        assert name in done.out
+        assert f"✎ {name}  declared in the node\n" in done.out
+        assert all(f"    {line}\n" in done.out for line in prompt.splitlines())
     assert "read by" not in done.out
     assert here.server.chats == []
     done = here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl")
-    assert "triage  declared, 15 tokens, read by triage" in done.out
+    assert re.search(r"● triage +✎ triage, 15 tokens\n", done.out)
+    assert "15 tokens; read by triage in 2 of 2 runs\n" in done.out
     document = json.loads(here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl", "--json").out)
     assert document["nodes"] == {"": ["triage", "writer", "polish"]}
+    assert {(e["from"], e["to"]) for e in document["edges"][""]} == {
+        ("__start__", "triage"), ("triage", "writer"), ("writer", "polish"), ("polish", "__end__")
+    }  # fmt: skip
     for name, parameter in document["parameters"].items():
         assert parameter["read_by"] == [name]
+        assert parameter["read_in"] == {e: [f"{name}#0"] for e in ("e6", "e7")}
         assert parameter["value"] == START_PROMPTS[name]
         assert parameter["requires_grad"] is True
-    assert json.loads(here.run("inspect", "desk_app:graph", "--json").out)["parameters"]["triage"][
-        "read_by"
-    ] is None  # fmt: skip
+    assert [run["example"] for run in document["runs"]] == ["e6", "e7"]
+    assert document["without_prompt"] == []
+    bare = json.loads(here.run("inspect", "desk_app:graph", "--json").out)
+    assert bare["parameters"]["triage"]["read_by"] is None
+    assert bare["runs"] == []
+
+
+def test_inspect_prints_mermaid(here):
+    done = here.run("inspect", "desk_app:graph", "--mermaid")
+    assert done.out.startswith("graph TD\n")
+    assert "    triage --> writer\n" in done.out
+    document = json.loads(here.run("inspect", "desk_app:graph", "--json").out)
+    assert document["mermaid"] == done.out
+
+
+def test_inspect_runs_no_more_rows_than_asked(here):
+    desk.write_jsonl(here.folder / "many.jsonl", desk.rows(6))
+    here.run("inspect", "desk_app:graph", "--inputs", "many.jsonl")
+    assert len(here.server.chats) == 3 * 3
+    here.run("inspect", "desk_app:graph", "--inputs", "many.jsonl", "--rows", "1")
+    assert len(here.server.chats) == 3 * 4
+    done = here.run("inspect", "desk_app:graph", "--inputs", "many.jsonl", "--rows", "0")
+    assert (done.code, "at least 1" in one_error(done.err)) == (2, True)
 
 
 def test_inspect_tells_runs_that_failed(here):

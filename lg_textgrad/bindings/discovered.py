@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -129,6 +130,16 @@ class Discovered:
                     "discover again with inputs like this one."
                 )
         return sent, options
+
+    def sent(self, node: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[FoundPrompt]:
+        """Yield the prompts that stand in recorded messages of a node, as `rewrite` finds them."""
+        for user in (False, True):
+            wanted = "human" if user else "system"
+            said = [m for m in messages if m["role"] == wanted][: 1 if user else None]
+            for text in (text for message in said for text in texts_of(message["content"])):
+                known = [one for one in self._at.get(node, ()) if one.user is user]
+                fits = (one for one in known if one.skeleton.match(text) is not None)
+                yield from islice(fits, 1)
 
     def _text(self, one: FoundPrompt, text: str, variables: Mapping[str, str]) -> str:
         parameter = self._parameters[one.name]
