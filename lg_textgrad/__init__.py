@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from lg_textgrad import models, optim
 from lg_textgrad._version import __version__
-from lg_textgrad.acceptance import Acceptance, Better, Outcome, Verdict
+from lg_textgrad.acceptance import (
+    Acceptance,
+    Better,
+    Guarded,
+    Outcome,
+    Priced,
+    Sequential,
+    Significant,
+    Verdict,
+)
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -39,6 +48,7 @@ __all__ = [
     "Execution",
     "Feedback",
     "Gradient",
+    "Guarded",
     "Incumbent",
     "LGTextGradError",
     "LLMCritic",
@@ -49,6 +59,7 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Priced",
     "RemoteSource",
     "Result",
     "Run",
@@ -56,6 +67,8 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "Sequential",
+    "Significant",
     "Store",
     "ToolCall",
     "Trace",

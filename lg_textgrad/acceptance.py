@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.objective import Scored
+from lg_textgrad.significance import mcnemar, paired, wealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +119,215 @@ class Better:
     def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
         counted = Counted.of(incumbent, candidate)
         return counted.verdict(counted.gain > self.min_gain + 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Significant:
+    """Accept when the mean is better and that is unlikely to be chance.
+
+    `alpha` is the one-sided p-value that is low enough: McNemar's test where every score is 0 or 1,
+    else a paired test over the signs of the differences. A step compares candidates that were
+    picked among many, so `tries` of them share `alpha` (Bonferroni). Of a search over many
+    candidates on few examples, `Better` accepts what was lucky; this does so rarely.
+    """
+
+    alpha: float = 0.1
+    tries: int = 1
+    min_gain: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1 or self.tries < 1:
+            raise ConfigurationError(
+                f"alpha must be between 0 and 1 and tries at least 1, not {self.alpha} and "
+                f"{self.tries}."
+            )
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "acceptance": "significant",
+            "alpha": self.alpha,
+            "tries": self.tries,
+            "min_gain": self.min_gain,
+            "seed": self.seed,
+        }
+
+    def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
+        counted = Counted.of(incumbent, candidate)
+        p = p_value(incumbent, candidate, self.seed)
+        better = counted.gain > self.min_gain + 1e-9
+        return counted.verdict(better and p <= self.alpha / self.tries, f"p = {p:.3f}")
+
+
+def p_value(incumbent: Outcomes, candidate: Outcomes, seed: int = 0) -> float:
+    """Return how likely a mean gain like this is when there is none."""
+    scores = [o.score for outcomes in (incumbent, candidate) for o in outcomes.values()]
+    counted = Counted.of(incumbent, candidate)
+    if all(score in (0.0, 1.0) for score in scores):
+        return mcnemar(counted.won, counted.lost) if counted.won else 1.0
+    return paired([candidate[e].score - incumbent[e].score for e in incumbent], seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequential:
+    """Look every `chunk` examples, and stop when the outcome is clear.
+
+    Refused early: when the evidence that the gain is at most `hope` reaches 1/`alpha`, or when no
+    scores on the examples left could make the mean better. Accepted early: when the evidence that
+    there is a gain reaches 1/`alpha`. Both hold at any time, however often one looks. What stays
+    open to the end is decided by `last`.
+    """
+
+    last: Acceptance = field(default_factory=Better)
+    chunk: int = 8
+    alpha: float = 0.05
+    hope: float = 0.0
+    """The smallest gain that is worth waiting for."""
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or not 0 < self.alpha < 1 or not 0 <= self.hope < 1:
+            raise ConfigurationError(
+                "Sequential needs a chunk of at least 1, alpha between 0 and 1, hope in [0, 1)."
+            )
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "acceptance": "sequential",
+            "last": dict(self.last.fingerprint),
+            "chunk": self.chunk,
+            "alpha": self.alpha,
+            "hope": self.hope,
+        }
+
+    def settled(self, incumbent: Outcomes, candidate: Outcomes, total: int) -> Verdict | None:
+        """Return a verdict on part of `total` examples; None while it is open."""
+        counted = Counted.of(incumbent, candidate)
+        differences = [candidate[e].score - incumbent[e].score for e in incumbent]
+        seen = f"after {len(differences)} of {total} examples"
+        best = math.fsum(differences) + (total - len(differences))
+        if best <= 1e-9:
+            return counted.verdict(False, f"no chance left {seen}")
+        if wealth([-d for d in differences], -self.hope) >= 1 / self.alpha:
+            return counted.verdict(False, f"clear {seen}")
+        if wealth(differences) >= 1 / self.alpha:
+            return counted.verdict(True, f"clear {seen}")
+        return None
+
+    def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
+        return self.last.decide(incumbent, candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """Accept what `inner` accepts, unless something that matters by itself gets worse.
+
+    `anchors` are ids of examples whose score must not fall at all. `slices` are metadata keys: the
+    mean over the examples that share a value must not fall by more than `tolerance`. `keys` are
+    evaluators whose mean must not fall by more than that either.
+    """
+
+    inner: Acceptance = field(default_factory=Better)
+    anchors: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    tolerance: float = 0.0
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "acceptance": "guarded",
+            "inner": dict(self.inner.fingerprint),
+            "anchors": list(self.anchors),
+            "slices": list(self.slices),
+            "keys": list(self.keys),
+            "tolerance": self.tolerance,
+        }
+
+    def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
+        verdict = self.inner.decide(incumbent, candidate)
+        if not verdict.accepted:
+            return verdict
+        missing = [anchor for anchor in self.anchors if anchor not in incumbent]
+        if missing:
+            raise ConfigurationError(
+                f"The anchor '{missing[0]}' is not among the validation examples; name ids of "
+                "examples in the val data."
+            )
+        why = self._worse(incumbent, candidate)
+        if why is None:
+            return verdict
+        reason = f"{verdict.reason}; but {why}"
+        return Verdict(False, reason, verdict.gain, verdict.won, verdict.lost)
+
+    def _worse(self, incumbent: Outcomes, candidate: Outcomes) -> str | None:
+        for anchor in self.anchors:
+            before, after = incumbent[anchor].score, candidate[anchor].score
+            if after < before - 1e-9:
+                return f"the anchor '{anchor}' falls from {before:.3f} to {after:.3f}"
+        for name in self.slices:
+            values = {str(o.metadata[name]) for o in incumbent.values() if name in o.metadata}
+            for value in sorted(values):
+                rows = [e for e, o in incumbent.items() if str(o.metadata.get(name)) == value]
+                change = _mean(candidate[e].score - incumbent[e].score for e in rows)
+                if change < -self.tolerance - 1e-9:
+                    return f"the slice {name}={value} changes by {change:+.3f}"
+        for key in self.keys:
+            pairs = [(o.feedback, candidate[e].feedback) for e, o in incumbent.items()]
+            change = _mean(b[key] - a[key] for a, b in pairs if key in a and key in b)
+            if change < -self.tolerance - 1e-9:
+                return f"'{key}' changes by {change:+.3f}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Let score, tokens and seconds decide together.
+
+    An example's utility is its score, less `per_1k_tokens` for each thousand tokens of the graph's
+    own calls and `per_second` for each second in them; `inner` decides on utilities, moved into
+    [0, 1] by the worse of the two candidates' costs. So a prompt that is as good and shorter wins.
+    """
+
+    per_1k_tokens: float = 0.0
+    per_second: float = 0.0
+    inner: Acceptance = field(default_factory=Better)
+
+    def __post_init__(self) -> None:
+        if min(self.per_1k_tokens, self.per_second) < 0:
+            raise ConfigurationError("Prices of tokens and seconds must not be negative.")
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "acceptance": "priced",
+            "per_1k_tokens": self.per_1k_tokens,
+            "per_second": self.per_second,
+            "inner": dict(self.inner.fingerprint),
+        }
+
+    def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
+        highest = max(self._cost(o) for both in (incumbent, candidate) for o in both.values())
+
+        def useful(outcomes: Outcomes) -> dict[str, Outcome]:
+            return {
+                e: replace(o, score=(o.score - self._cost(o) + highest) / (1 + highest))
+                for e, o in outcomes.items()
+            }
+
+        counted = Counted.of(incumbent, candidate)
+        verdict = self.inner.decide(useful(incumbent), useful(candidate))
+        tokens = [_mean(o.tokens for o in both.values()) for both in (incumbent, candidate)]
+        why = f"score {counted.gain:+.3f}, tokens a run {tokens[0]:.0f} → {tokens[1]:.0f}"
+        return Verdict(
+            verdict.accepted, f"{verdict.reason}; {why}", counted.gain, counted.won, counted.lost
+        )
+
+    def _cost(self, outcome: Outcome) -> float:
+        return self.per_1k_tokens * outcome.tokens / 1000 + self.per_second * outcome.seconds
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found) if found else 0.0

@@ -10,10 +10,13 @@ from lg_textgrad.acceptance import Acceptance, Better
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.locating import load_object
 from lg_textgrad.models.base import ChatModel
-from lg_textgrad.optim import Optimizer, TextualGradientDescent
+from lg_textgrad.optim import FewShot, Optimizer, OutputRules, Portfolio, TextualGradientDescent
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "tgd": TextualGradientDescent,
+    "fewshot": FewShot,
+    "output_rules": OutputRules,
+    "portfolio": Portfolio,
 }
 """What `optimizer = "..."` may name, besides `MODULE:CLASS`."""
 

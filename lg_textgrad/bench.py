@@ -15,6 +15,7 @@ from lg_textgrad.demos import split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.guards import Quotations
+from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
 from lg_textgrad.parameter import Gradient, Parameter, candidate_of
@@ -38,6 +39,8 @@ class Workbench:
     max_concurrency: int
     on_event: OnEvent | None
     incumbent: Candidate
+    keep_gradients: Callable[[Sequence[Gradient]], None] = lambda _: None
+    """Told of the gradients of each reverse pass."""
     _quotations: Quotations = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +49,12 @@ class Workbench:
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         return self.graph.parameters
+
+    @property
+    def left(self) -> int | None:
+        ledger = ledger_in_scope()
+        cap = ledger.account.budget.calls if ledger is not None else None
+        return None if ledger is None or cap is None else max(0, cap - ledger.account.spent.calls)
 
     def event(self, kind: str, /, **data: Any) -> None:
         """Tell whoever watches."""
@@ -109,7 +118,9 @@ class Workbench:
         """Make the reverse pass. With `parameters` the gradients go to these instead."""
         if parameters is not None:
             scored = [replace(s, run=replace(s.run, parameters=parameters)) for s in scored]
-        return await Loss(tuple(scored)).abackward(self.critic)
+        gradients = await Loss(tuple(scored)).abackward(self.critic)
+        self.keep_gradients(gradients)
+        return gradients
 
     def refusal(self, proposal: Proposal) -> str | None:
         """Return which promise a proposal breaks; None where it keeps all of them.

@@ -66,6 +66,8 @@ class Edit:
     """The new line; empty for `delete`."""
     gradients: tuple[str, ...] = ()
     """Ids of the gradients that it answers."""
+    why: str = ""
+    """Where it comes from, when not from gradients."""
 
 
 class Parameter:

@@ -27,7 +27,7 @@ from lg_textgrad.graph import TrainableGraph, as_examples
 from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged
-from lg_textgrad.parameter import Parameter, candidate_hash, candidate_of
+from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.planning import Schedule, check_reads, estimate, match
 from lg_textgrad.result import Result, Scores, Spent
 from lg_textgrad.run import Candidate, Example, Usage
@@ -174,7 +174,8 @@ class Trainer:
             account.seed(kind, usage)
         ledger = Ledger(store, account, self.max_concurrency, self.reuse)
         self.optimizer.bind(self.graph.parameters)
-        self.optimizer.history.clear()
+        self.optimizer.reset()
+        self.optimizer.see_examples(splits["train"])
         expected = estimate(len(self.graph.parameters), self.schedule, splits)
         self._event(
             "start",
@@ -195,6 +196,13 @@ class Trainer:
             self._on_event,
             dict(start),
         )
+
+        def keep_gradients(gradients: Sequence[Gradient]) -> None:
+            step = progress.steps + 1
+            store.put_gradients(step, gradients)
+            self._event("gradients", step=step, gradients=gradients)
+
+        bench.keep_gradients = keep_gradients
         finished: tuple[Scores, Scores, Scores | None] = Scores(), Scores(), None
         with use_ledger(ledger):
             try:
@@ -318,9 +326,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.optimizer.see(scored)
         if self.optimizer.needs_gradients:
-            gradients = await bench.abackward(scored, working)
-            store.put_gradients(step, gradients)
-            self._event("gradients", step=step, gradients=gradients)
+            await bench.abackward(scored, working)
         proposals = self._guarded(await self.optimizer.aproposals(), bench)
         self._event("proposals", step=step, proposals=proposals, refused=self.optimizer.refused)
         helped = await self._screen(store, step, bench, proposals, scored, parent, progress)

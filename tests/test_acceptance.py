@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
 
 import pytest
 
@@ -47,3 +49,135 @@ def test_other_examples_cannot_be_compared(incumbent, candidate):
 def test_min_gain_out_of_range(gain):
     with pytest.raises(ConfigurationError, match="min_gain"):
         tg.Better(min_gain=gain)
+
+
+# Chance.
+
+
+def graded(before, after):
+    return scores(dict(enumerate(before))), scores(dict(enumerate(after)))
+
+
+def test_gain_that_may_be_chance_is_not_significant():
+    policy = tg.Significant(alpha=0.1)
+    assert not policy.decide(*graded([0] * 8, [1, 1] + [0] * 6)).accepted
+    verdict = policy.decide(*graded([0] * 8, [1, 1, 1, 1] + [0] * 4))
+    assert verdict.accepted
+    assert verdict.reason.endswith("; p = 0.062")
+    assert not tg.Significant(alpha=0.1, tries=2).decide(*graded([0] * 8, [1, 1, 1, 1] + [0] * 4)).accepted
+
+
+def test_graded_scores_are_compared_by_their_differences():
+    policy = tg.Significant(alpha=0.05)
+    assert policy.decide(*graded([0.2] * 6, [0.5] * 6)).accepted
+    assert not policy.decide(*graded([0.2] * 6, [0.5, 0.5, 0.5, 0.1, 0.1, 0.1])).accepted
+    assert not policy.decide(*graded([0.5] * 6, [0.5] * 6)).accepted
+
+
+def test_candidates_that_are_only_lucky_are_accepted_as_rarely_as_alpha_says():
+    dice = random.Random(5)
+    accepted = 0
+    for _ in range(300):
+        before, after = ([float(dice.random() < 0.6) for _ in range(30)] for _ in range(2))
+        accepted += tg.Significant(alpha=0.1).decide(*graded(before, after)).accepted
+    assert accepted <= 300 * 0.13
+
+
+# Early.
+
+
+def test_clear_outcomes_are_settled_early_and_others_stay_open():
+    policy = tg.Sequential(alpha=0.05)
+    lost = policy.settled(*graded([1] * 12, [0] * 12), 100)
+    assert (lost.accepted, "clear after 12 of 100" in lost.reason) == (False, True)
+    assert policy.settled(*graded([0] * 12, [1] * 12), 100).accepted
+    assert policy.settled(*graded([0, 1, 0, 1], [1, 0, 1, 0]), 100) is None
+    hopeless = policy.settled(*graded([1, 1, 1, 0], [0, 0, 0, 0]), 7)
+    assert "no chance left after 4 of 7" in hopeless.reason
+    assert policy.decide(*graded([0], [1])).accepted
+
+
+def test_small_gain_is_given_up_when_it_is_not_worth_waiting_for():
+    flat = graded([0.5] * 60, [0.5] * 60)
+    assert tg.Sequential(hope=0.0).settled(*flat, 100) is None
+    assert not tg.Sequential(hope=0.2).settled(*flat, 100).accepted
+
+
+# Guards.
+
+
+def outcome(score, **more):
+    return tg.Outcome(score, **more)
+
+
+def test_anchor_that_falls_refuses_a_better_mean():
+    before, after = scores({"a": 0.5, "b": 0, "c": 0}), scores({"a": 0.4, "b": 1, "c": 1})
+    verdict = tg.Guarded(anchors=("a",)).decide(before, after)
+    assert not verdict.accepted
+    assert "but the anchor 'a' falls from 0.500 to 0.400" in verdict.reason
+    assert tg.Guarded(anchors=("b",)).decide(before, after).accepted
+    with pytest.raises(ConfigurationError, match="The anchor 'z' is not among"):
+        tg.Guarded(anchors=("z",)).decide(before, after)
+
+
+def test_slice_that_falls_refuses_a_better_mean():
+    def rows(*by_language):
+        return {
+            f"{language}{n}": outcome(score, metadata={"language": language})
+            for language, some in zip("de", by_language, strict=True)
+            for n, score in enumerate(some)
+        }
+
+    before, after = rows([0, 0, 0], [1, 1]), rows([1, 1, 1], [1, 0.5])
+    verdict = tg.Guarded(slices=("language",)).decide(before, after)
+    assert "but the slice language=e changes by -0.250" in verdict.reason
+    assert tg.Guarded(slices=("language",), tolerance=0.3).decide(before, after).accepted
+
+
+def test_evaluator_that_falls_refuses_a_better_mean():
+    before = {"a": outcome(0.4, feedback={"form": 1.0, "facts": 0.0})}
+    after = {"a": outcome(0.7, feedback={"form": 0.5, "facts": 1.0})}
+    assert "but 'form' changes by -0.500" in tg.Guarded(keys=("form",)).decide(before, after).reason
+    assert tg.Guarded(keys=("facts", "gone")).decide(before, after).accepted
+
+
+def test_guard_asks_only_of_what_is_accepted():
+    worse = tg.Guarded(anchors=("a",)).decide(scores({"a": 1, "b": 1}), scores({"a": 0, "b": 1}))
+    assert "anchor" not in worse.reason
+
+
+# Prices.
+
+
+def test_cheaper_prompt_of_the_same_score_wins_and_a_dear_one_loses():
+    def run(score, tokens, seconds=0.0):
+        return {"a": outcome(score, tokens=tokens, seconds=seconds)}
+
+    policy = tg.Priced(per_1k_tokens=0.1)
+    shorter = policy.decide(run(0.5, 900), run(0.5, 300))
+    assert shorter.accepted
+    assert "score +0.000, tokens a run 900 → 300" in shorter.reason
+    assert not policy.decide(run(0.5, 300), run(0.55, 900)).accepted
+    assert policy.decide(run(0.5, 300), run(0.6, 900)).accepted
+    assert tg.Priced(per_second=0.1).decide(run(0.5, 0, 3), run(0.5, 0, 2)).accepted
+    assert not tg.Priced().decide(run(0.5, 900), run(0.5, 300)).accepted
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [tg.Better(), tg.Significant(), tg.Sequential(), tg.Guarded(), tg.Priced(), tg.Sequential(tg.Guarded())],
+)
+def test_policies_have_plain_fingerprints_that_differ(policy):
+    plain = json.loads(json.dumps(policy.fingerprint))
+    assert plain == policy.fingerprint
+    assert plain != {"acceptance": "other"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tg.Significant(alpha=0), lambda: tg.Significant(tries=0), lambda: tg.Sequential(chunk=0),
+     lambda: tg.Sequential(hope=1), lambda: tg.Priced(per_second=-1)],
+)  # fmt: skip
+def test_policies_that_cannot_work_are_refused(make):
+    with pytest.raises(ConfigurationError):
+        make()

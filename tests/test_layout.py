@@ -39,6 +39,7 @@ LAYERS = (
     "critics",
     "backward",
     "optim",
+    "significance",
     "acceptance",
     "selection",
     "bench",

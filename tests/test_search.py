@@ -11,6 +11,7 @@ from langgraph.graph import START, StateGraph
 import lg_textgrad as tg
 from lg_textgrad.optim import Proposal, Search
 from lg_textgrad.optim.base import merged
+from lg_textgrad.parameter import apply_edits
 from tests.parts import BlamesUpstream
 
 
@@ -179,3 +180,36 @@ BEFORE = {"a": "Old.\n\nExamples:\n\nInput: 1\nOutput: 2", "b": "Be."}
 def test_merged_proposals_change_instruction_and_demonstrations_independently(first, second, together):
     made = merged([Proposal({**BEFORE, **first}, kind="x"), Proposal({**BEFORE, **second}, kind="y")], BEFORE)
     assert made.candidate == {**BEFORE, **together}
+
+
+def edited(text, *edits):
+    return Proposal({**BEFORE, "b": apply_edits(BEFORE["b"], edits)}, tuple(edits), text)
+
+
+def add(text):
+    return tg.Edit("b", "add", 1, text)
+
+
+def replace(text):
+    return tg.Edit("b", "replace", 1, text)
+
+
+def test_merged_proposals_keep_the_lines_that_both_add():
+    made = merged([edited("x", add("Be kind.")), edited("y", add("Be quick."), replace("Exist."))], BEFORE)
+    assert made.candidate["b"] == "Exist.\nBe kind.\nBe quick."
+    assert [e.text for e in made.edits] == ["Be kind.", "Be quick.", "Exist."]
+    assert made.kind == "x, y"
+
+
+def test_merged_proposals_that_rewrite_one_line_are_at_odds():
+    made = merged([edited("x", replace("Exist.")), edited("y", replace("Vanish."), add("Z."))], BEFORE)
+    assert (made.candidate["b"], made.kind) == ("Exist.", "x")
+    rewritten = Proposal({**BEFORE, "b": "Anew."}, kind="rewrite")
+    assert merged([edited("x", add("Z.")), rewritten], BEFORE).candidate["b"] == "Be.\nZ."
+
+
+def test_proposal_that_is_at_odds_somewhere_is_left_out_whole():
+    other = Proposal({"a": "New.", "b": "Be.\nZ."}, (add("Z."),), "z")
+    first = Proposal({**edited("", add("Be kind.")).candidate, "a": "Newer."}, (add("Be kind."),), "x")
+    made = merged([first, other], BEFORE)
+    assert made.candidate == {"a": "Newer.", "b": "Be.\nBe kind."}

@@ -1,6 +1,21 @@
 """Optimizers: gradients and history -> candidates. One file each; they propose and never apply."""
 
 from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search
+from lg_textgrad.optim.fewshot import FewShot
+from lg_textgrad.optim.output_rules import OutputRules
+from lg_textgrad.optim.portfolio import Portfolio
+from lg_textgrad.optim.strategies import Strategies
 from lg_textgrad.optim.tgd import TextualGradientDescent
 
-__all__ = ["Attempt", "Bench", "Optimizer", "Proposal", "Search", "TextualGradientDescent"]
+__all__ = [
+    "Attempt",
+    "Bench",
+    "FewShot",
+    "Optimizer",
+    "OutputRules",
+    "Portfolio",
+    "Proposal",
+    "Search",
+    "Strategies",
+    "TextualGradientDescent",
+]

@@ -11,7 +11,14 @@ from lg_textgrad._sync import run_sync
 from lg_textgrad.demos import render_demos, split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.objective import Scored
-from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, candidate_of
+from lg_textgrad.parameter import (
+    Edit,
+    Gradient,
+    Parameter,
+    apply_edits,
+    candidate_hash,
+    candidate_of,
+)
 from lg_textgrad.run import Candidate, Example
 
 
@@ -34,30 +41,55 @@ class Proposal:
 
 
 def merged(proposals: Sequence[Proposal], incumbent: Candidate) -> Proposal:
-    """Return one proposal with the changes of all, the first winning where two change the same.
+    """Return one proposal with the changes of all, the first winning where two are at odds.
 
-    A parameter's instruction and its demonstrations are changed independently.
+    A parameter's instruction and its demonstrations change independently, and so do lines of one
+    instruction where edits say all that was done to it.
     """
-    changes: dict[tuple[str, int], Any] = {}
-    edits: list[Edit] = []
+    parts: dict[tuple[str, int], Any] = {}
+    edits: dict[str, list[Edit]] = {}
     kinds: dict[str, None] = {}
     for proposal in proposals:
         own: dict[tuple[str, int], Any] = {}
+        joined: dict[str, list[Edit]] = {}
+        settled: set[tuple[str, int]] = set()
         for name in proposal.changed(incumbent):
             before, after = split_demos(incumbent[name]), split_demos(proposal.candidate[name])
             own |= {(name, part): after[part] for part in (0, 1) if after[part] != before[part]}
-        if own.keys() & changes.keys():
+            if (name, 0) in own:
+                joined[name] = [e for e in proposal.edits if e.parameter == name]
+                if (name, 0) in parts:
+                    both = _joined(before[0], edits[name], joined[name], parts[name, 0], after[0])
+                    if both is not None:
+                        own[name, 0], joined[name] = both
+                        settled.add((name, 0))
+        if own.keys() & parts.keys() - settled:
             continue
-        changes |= own
-        edits.extend(proposal.edits)
+        parts |= own
+        edits |= joined
         kinds[proposal.kind] = None
     candidate = dict(incumbent)
-    for name in {name for name, _ in changes}:
+    for name in {name for name, _ in parts}:
         instruction, demos = split_demos(incumbent[name])
         candidate[name] = render_demos(
-            changes.get((name, 0), instruction), changes.get((name, 1), demos)
+            parts.get((name, 0), instruction), parts.get((name, 1), demos)
         )
-    return Proposal(candidate, tuple(edits), ", ".join(kinds))
+    return Proposal(candidate, tuple(e for own in edits.values() for e in own), ", ".join(kinds))
+
+
+def _joined(
+    before: str, first: Sequence[Edit], second: Sequence[Edit], one: str, other: str
+) -> tuple[str, list[Edit]] | None:
+    """Return the text with both lists of edits, and the edits; None where that can't be."""
+    try:
+        if not (first and second) or apply_edits(before, first) != one:
+            return None
+        if apply_edits(before, second) != other:
+            return None
+        both = [*first, *(e for e in second if e not in first)]
+        return apply_edits(before, both), both
+    except ParameterError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +100,7 @@ class Attempt:
     accepted: bool
     reason: str
     stage: str = "val"
-    """`batch` where its gradients came from, or `val`."""
+    """`batch` where its gradients came from, `race` on some validation rows, or `val`."""
     gain: float = 0.0
     """Mean score over the incumbent's, on the same examples."""
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -110,6 +142,13 @@ class Optimizer(abc.ABC):
 
     def see(self, scored: Sequence[Scored]) -> None:  # noqa: B027 - most have no use for it
         """Take note of runs of the training examples under the incumbent, with their scores."""
+
+    def reset(self) -> None:
+        """Forget what earlier runs have shown: a run that goes on is gone through from the top."""
+        self.history.clear()
+
+    def see_examples(self, train: Sequence[Example]) -> None:  # noqa: B027
+        """Take note of all training examples, before the first step."""
 
     def zero_grad(self) -> None:
         """Empty the gradients of all parameters."""
@@ -175,6 +214,11 @@ class Bench(Protocol):
     @property
     def incumbent(self) -> Candidate:
         """The best accepted candidate so far."""
+        ...
+
+    @property
+    def left(self) -> int | None:
+        """How many model calls the budget still has; None without a cap on calls."""
         ...
 
     async def ascore(

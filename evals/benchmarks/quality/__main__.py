@@ -1,0 +1,185 @@
+"""Run the quality benchmark: ours and the peers, on one model that speaks OpenAI's API.
+
+    python -m evals.benchmarks.quality --data DIR --seeds 0 1 2
+
+`--data` is the folder with the tasks' JSONL files. Without `--base-url` the embedded model is
+used. The peers are installed into `.venv-peers` the first time. Each result is written to
+`results.json` beside this script as soon as it is there, failures included, and a result that is
+there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lg_textgrad as tg
+from evals.benchmarks.quality.ours import (
+    evaluator_of,
+    examples_of,
+    graph_of,
+    optimize,
+)
+from evals.benchmarks.quality.tasks import TASKS, Rows, Task, rows_of
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+PEERS = ("textgrad", "gepa", "mipro")
+OURS = ("portfolio", "tgd")
+
+
+def main() -> None:
+    """Run what was asked for and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m evals.benchmarks.quality", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=[*OURS, *PEERS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--val", type=int, default=24)
+    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--base-url")
+    parser.add_argument("--model")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.base_url is None:
+        local = tg.models.Local().start()
+        options.base_url, options.model = local.base_url, local.model
+    results = json.loads(options.results.read_text()) if options.results.exists() else []
+    known = {(r["task"], r["method"], r["seed"], r["calls_allowed"]) for r in results}
+    for seed in options.seeds:
+        for name in options.tasks:
+            rows = rows_of(TASKS[name], options.data, seed, val=options.val, test=options.test)
+            for method in ["seed", *options.methods]:
+                key = name, method, seed, options.calls
+                if key in known:
+                    continue
+                results.append(_run(TASKS[name], method, seed, rows, options))
+                text = json.dumps(results, indent=1, ensure_ascii=False)
+                options.results.write_text(text + "\n", encoding="utf-8")
+                print(_line(results[-1]), flush=True)
+    print(table(results))
+
+
+def _run(
+    task: Task, method: str, seed: int, rows: Rows, options: argparse.Namespace
+) -> dict[str, Any]:
+    started = time.monotonic()
+    about = {
+        "task": task.name, "method": method, "seed": seed, "calls_allowed": options.calls,
+        "rows": [len(rows.train), len(rows.val), len(rows.test)],
+    }  # fmt: skip
+    try:
+        if method == "seed":
+            found = {"test": _test(task, rows, task.prompt, options), "prompt": task.prompt}
+        elif method in PEERS:
+            found = _peer(task, method, seed, rows, options)
+        else:
+            found = _ours(task, method, seed, rows, options)
+    except Exception as error:  # a failure is a result, and is kept as one
+        traceback.print_exc()
+        found = {"failed": f"{type(error).__name__}: {error}"[:500]}
+    return {**about, **found, "seconds": round(time.monotonic() - started)}
+
+
+def _ours(
+    task: Task, method: str, seed: int, rows: Rows, options: argparse.Namespace
+) -> dict[str, Any]:
+    makers = {
+        "portfolio": lambda llm, seed: tg.optim.Portfolio(llm, seed=seed),
+        "tgd": lambda llm, seed: tg.optim.TextualGradientDescent(llm, seed=seed),
+    }
+    prompt, result = optimize(
+        task,
+        rows,
+        make=makers[method],
+        acceptance=tg.Significant(alpha=0.1),
+        base_url=options.base_url,
+        model=options.model,
+        calls=options.calls,
+        seed=seed,
+        store=options.runs / f"{task.name}-{method}-{seed}-{options.calls}",
+    )
+    spent = result["spent"]
+    return {
+        "test": _test(task, rows, prompt, options),
+        "prompt": prompt,
+        "calls": spent["calls"],
+        "tokens": spent["prompt_tokens"] + spent["completion_tokens"],
+        "val": [result["baseline"]["val"], result["best"]["val"]],
+    }
+
+
+def _test(task: Task, rows: Rows, prompt: str, options: argparse.Namespace) -> float:
+    """Score a prompt on the fresh rows. What was answered before is not asked again."""
+    graph = graph_of(task, options.base_url, options.model)
+    objective = tg.Objective([evaluator_of(task)])
+    with tg.Store(options.runs / "test") as store, tg.use_ledger(tg.Ledger(store, None, 4)):
+        runs = graph.record(examples_of(task, rows.test), prompts={"prompt": prompt})
+        return objective(runs).score
+
+
+def _peer(
+    task: Task, method: str, seed: int, rows: Rows, options: argparse.Namespace
+) -> dict[str, Any]:
+    python = _environment()
+    job = {
+        "task": task.name, "peer": method, "seed": seed, "calls": options.calls,
+        "base_url": options.base_url, "model": options.model,
+        "train": rows.train, "val": rows.val, "test": rows.test,
+    }  # fmt: skip
+    done = subprocess.run(
+        [str(python), "-m", "evals.benchmarks.quality.peers"],
+        input=json.dumps(job), capture_output=True, text=True, check=False,
+        cwd=HERE.parents[2],
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-400:])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _environment() -> Path:
+    """Return the peers' interpreter, installed when it is not there yet."""
+    home = HERE.parents[2] / ".venv-peers"
+    python = home / "bin" / "python"
+    if not (home / ".ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        wanted = str(HERE / "peers.txt")
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", wanted], check=True)
+        (home / ".ready").touch()
+    return python
+
+
+def _line(result: dict[str, Any]) -> str:
+    score = f"{result['test']:.3f}" if "test" in result else result["failed"][:60]
+    return (
+        f"{result['task']:24} {result['method']:10} seed {result['seed']}  {score}  "
+        f"{result.get('calls', 0)} calls, {result.get('tokens', 0)} tokens, {result['seconds']} s"
+    )
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the mean scores as a Markdown table: a row a task, a column a method."""
+    methods = list(dict.fromkeys(r["method"] for r in results))
+    lines = ["| task | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for task in dict.fromkeys(r["task"] for r in results):
+        cells = []
+        for method in methods:
+            own = [r for r in results if r["task"] == task and r["method"] == method]
+            scores = [r["test"] for r in own if "test" in r]
+            mean = f"{sum(scores) / len(scores):.3f} ({len(scores)})" if scores else "–"
+            cells.append(mean)
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Proposals of several optimizers, raced on validation rows; what helps is joined."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import Any
+
+from lg_textgrad._hashing import canonical
+from lg_textgrad._sync import task_group
+from lg_textgrad.data import batches
+from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.models.base import ChatModel
+from lg_textgrad.objective import Scored
+from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, merged
+from lg_textgrad.optim.fewshot import FewShot
+from lg_textgrad.optim.output_rules import OutputRules
+from lg_textgrad.optim.strategies import Strategies
+from lg_textgrad.optim.tgd import TextualGradientDescent
+from lg_textgrad.parameter import Parameter
+from lg_textgrad.run import Example
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """A proposal in the race."""
+
+    proposal: Proposal
+    gain: float
+    """Mean score over the incumbent's, on the rows so far."""
+
+
+class Portfolio(Search):
+    """Lets several optimizers propose, and races what they propose.
+
+    Each round records a batch of `batch_size` training examples, makes the reverse pass when a
+    member wants gradients, and asks every member. All proposals start on the first `heat` rows of
+    the validation examples, paired with the incumbent; the best share `keep` of them goes on to
+    twice the rows, and so on. After the first heat those that helped are also joined, lines with
+    lines and demonstrations with instructions, and the joined ones race along. The winner goes to
+    acceptance, where the rows that it has run are not paid again; the second too when it is
+    refused.
+
+    Members, unless given: `OutputRules`, `FewShot`, `TextualGradientDescent` with `model`,
+    `Strategies`. Cost: a round is about `batch_size` runs, the members' calls, and three times
+    `heat` runs for each proposal; it is made smaller where the budget has not that much left.
+    Successive halving after Jamieson and Talwalkar 2016.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel | None = None,
+        *,
+        members: Sequence[Optimizer] | None = None,
+        parameters: Mapping[str, Parameter] | Iterable[Parameter] = (),
+        rounds: int = 3,
+        batch_size: int = 8,
+        heat: int = 6,
+        keep: float = 1 / 3,
+        max_proposals: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if members is None:
+            if model is None:
+                raise ConfigurationError("Portfolio needs a model, or members of its own.")
+            members = [
+                OutputRules(),
+                FewShot(seed=seed),
+                TextualGradientDescent(model, seed=seed),
+                Strategies(),
+            ]
+        if min(rounds, batch_size, heat, max_proposals) < 1 or not 0 < keep < 1:
+            raise ConfigurationError(
+                "Portfolio needs rounds, batch_size, heat and max_proposals of at least 1, and "
+                "keep between 0 and 1."
+            )
+        self.members = tuple(members)
+        super().__init__(parameters)
+        self.rounds = rounds
+        self.batch_size = batch_size
+        self.heat = heat
+        self.keep = keep
+        self.max_proposals = max_proposals
+        self.seed = seed
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "optimizer": "portfolio",
+            "members": [dict(m.fingerprint) for m in self.members],
+            "rounds": self.rounds,
+            "batch_size": self.batch_size,
+            "heat": self.heat,
+            "keep": self.keep,
+            "max_proposals": self.max_proposals,
+            "seed": self.seed,
+        }
+
+    def bind(self, parameters: Mapping[str, Parameter] | Iterable[Parameter]) -> None:
+        super().bind(parameters)
+        for member in self.members:
+            member.bind(self.parameters)
+
+    def reset(self) -> None:
+        super().reset()
+        for member in self.members:
+            member.reset()
+
+    def see_examples(self, train: Sequence[Example]) -> None:
+        for member in self.members:
+            member.see_examples(train)
+
+    def observe(self, attempt: Attempt) -> None:
+        super().observe(attempt)
+        for member in self.members:
+            member.observe(attempt)
+
+    async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
+        stream = batches(bench.train, self.batch_size, self.seed)
+        val = varied(bench.val, f"{self.seed}/val")
+        for batch in islice(stream, self.rounds):
+            scored = await bench.ascore(batch, bench.incumbent, "batch")
+            proposals = await self._proposed(bench, scored)
+            places = self._places(bench, scored)
+            if not proposals or not places:
+                return
+            for runner in await self._race(bench, proposals[:places], val):
+                before = bench.incumbent
+                yield runner.proposal
+                if bench.incumbent != before:
+                    break
+
+    async def _proposed(self, bench: Bench, scored: Sequence[Scored]) -> list[Proposal]:
+        """Return what the members propose, one of each in turn, without what was tried before."""
+        self.bind(bench.parameters)
+        self.zero_grad()
+        for member in self.members:
+            member.see(scored)
+        if any(member.needs_gradients for member in self.members):
+            await bench.abackward(scored)
+        async with task_group() as group:
+            tasks = [group.create_task(member.aproposals()) for member in self.members]
+        refused = [why for member in self.members for why in member.refused]
+        self.refused += refused[len(self.refused) :]
+        tried = {a.proposal.hash for a in self.history}
+        found: dict[str, Proposal] = {}
+        for turn in zip_longest(*(task.result() for task in tasks)):
+            for proposal in turn:
+                if proposal is None or proposal.hash in tried or proposal.hash in found:
+                    continue
+                refusal = bench.refusal(proposal)
+                if refusal is None:
+                    found[proposal.hash] = proposal
+                else:
+                    self.refused.append(refusal)
+        return list(found.values())
+
+    def _places(self, bench: Bench, scored: Sequence[Scored]) -> int:
+        """Return how many proposals the budget can still race: what a race costs is known."""
+        if bench.left is None:
+            return self.max_proposals
+        calls = sum(len(e.model_calls) for s in scored for e in s.run.executions)
+        a_run = max(1.0, calls / max(1, len(scored)))
+        return min(self.max_proposals, int(bench.left / (3 * self.heat * a_run)))
+
+    async def _race(
+        self, bench: Bench, proposals: Sequence[Proposal], val: Sequence[Example]
+    ) -> list[_Runner]:
+        """Return at most two proposals that were better to the end, the best first."""
+        running, rows = list(proposals), min(self.heat, len(val))
+        first = True
+        while True:
+            ranked = await self._heat(bench, running, val[:rows])
+            better = [r for r in ranked if r.gain > 0]
+            for lost in ranked[len(better) :]:
+                why = f"lost a heat ({lost.gain:+.3f})"
+                self.observe(Attempt(lost.proposal, False, why, "race", lost.gain))
+            kept = better[: max(2, math.ceil(self.keep * len(running)))]
+            if not kept or rows * 2 > len(val):
+                return kept[:2]
+            running = [r.proposal for r in kept]
+            if first:
+                running = _with_joined(better, running, bench.incumbent)
+            elif len(running) == 1:
+                return kept
+            running = [p for p in running if bench.refusal(p) is None]
+            first = False
+            rows *= 2
+
+    async def _heat(
+        self, bench: Bench, running: Sequence[Proposal], rows: Sequence[Example]
+    ) -> list[_Runner]:
+        """Return the proposals by their mean gain on the rows; of equals, the first proposed."""
+        base = await bench.ascore(rows, bench.incumbent, "race")
+        async with task_group() as group:
+            tasks = [group.create_task(bench.ascore(rows, p.candidate, "race")) for p in running]
+        before = math.fsum(s.score for s in base)
+        runners = [
+            _Runner(p, (math.fsum(s.score for s in task.result()) - before) / len(rows))
+            for p, task in zip(running, tasks, strict=True)
+        ]
+        return sorted(runners, key=lambda r: -r.gain)
+
+
+def varied(examples: Sequence[Example], seed: str) -> list[Example]:
+    """Return the examples in an order whose every beginning has as many expected outputs as can be.
+
+    So that a short heat is no lottery over which of them it sees.
+    """
+    shuffled = sorted(examples, key=lambda e: e.id)
+    random.Random(seed).shuffle(shuffled)
+    groups: dict[str, list[Example]] = {}
+    for example in shuffled:
+        first = next(iter((example.outputs or {}).values()), None)
+        groups.setdefault(canonical(first), []).append(example)
+    return [e for turn in zip_longest(*groups.values()) for e in turn if e is not None]
+
+
+def _with_joined(
+    better: Sequence[_Runner], running: Sequence[Proposal], incumbent: Mapping[str, str]
+) -> list[Proposal]:
+    """Return the proposals with what comes of joining all that helped, and of joining the best."""
+    joined = [
+        merged([r.proposal for r in better], dict(incumbent)),
+        merged([r.proposal for r in better[:2]], dict(incumbent)),
+    ]
+    found = {p.hash: p for p in (*joined, *running)}
+    return list(found.values())
