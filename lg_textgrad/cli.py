@@ -449,7 +449,7 @@ def _inspect(options: argparse.Namespace, people: Console) -> int:
     elif options.mermaid:
         print(document["mermaid"] or "", end="")
     else:
-        inspecting.show(Console(), looked.graph, document)
+        inspecting.show(Console(), looked, document)
     return DONE
 
 

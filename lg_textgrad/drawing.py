@@ -29,6 +29,8 @@ class Arrow:
     conditional: bool = False
     label: str = ""
     """What the router returns for it, where that is another word than the target."""
+    only_in_runs: bool = False
+    """Whether only a run has shown it, as of a `Command` whose targets the code doesn't name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,28 @@ def _shape(graphs: Mapping[str, AnyGraph], path: str) -> Shape:
     }
     wanted = [n for n in dict.fromkeys(known) if n not in _TITLES or n in ends]
     return Shape(tuple(wanted), arrows, inner)
+
+
+def with_taken(shape: Shape, taken: Iterable[tuple[str, str]]) -> Shape:
+    """Return the shape with the ways that runs took added, where it doesn't know them.
+
+    `taken` are pairs of node paths; those that lead out of their graph are left out.
+    """
+    return _with_taken(shape, "", sorted(set(taken)))
+
+
+def _with_taken(shape: Shape, path: str, taken: Sequence[tuple[str, str]]) -> Shape:
+    inside = f"{path}/" if path else ""
+    known = {(a.source, a.target) for a in shape.arrows}
+    seen = [(s.removeprefix(inside), t.removeprefix(inside)) for s, t in taken
+            if s.startswith(inside) and t.startswith(inside)]  # fmt: skip
+    new = [
+        Arrow(s, t, conditional=True, only_in_runs=True)
+        for s, t in seen
+        if s in shape.nodes and t in shape.nodes and (s, t) not in known
+    ]
+    inner = {name: _with_taken(one, inside + name, taken) for name, one in shape.inner.items()}
+    return Shape(shape.nodes, (*shape.arrows, *new), inner)
 
 
 def walk(shape: Shape, path: str = "") -> Iterator[tuple[str, Shape]]:

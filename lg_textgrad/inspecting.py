@@ -13,7 +13,7 @@ from rich.text import Text
 from lg_textgrad._sync import run_sync
 from lg_textgrad.bindings.base import Held
 from lg_textgrad.discovery import find_in
-from lg_textgrad.drawing import Row, Shape, draw, mermaid, shape_of, walk
+from lg_textgrad.drawing import Row, Shape, draw, mermaid, shape_of, walk, with_taken
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.opening import wants_discovery
 from lg_textgrad.parameter import count_tokens
@@ -80,7 +80,7 @@ def document(spec: str, looked: Inspected) -> dict[str, Any]:
     `read_in` of a parameter, and `without_prompt`, are None where nothing was run.
     """
     graph, ran = looked.graph, bool(looked.runs)
-    shape = shape_of(graph.graph) if graph.graph is not None else None
+    shape = _shape(looked)
     shapes = dict(walk(shape)) if shape is not None else {}
     parameters = {name: _parameter(looked, name) for name in graph.parameters}
     return {
@@ -90,7 +90,13 @@ def document(spec: str, looked: Inspected) -> dict[str, Any]:
         },
         "edges": {
             path: [
-                {"from": a.source, "to": a.target, "conditional": a.conditional, "label": a.label}
+                {
+                    "from": a.source,
+                    "to": a.target,
+                    "conditional": a.conditional,
+                    "label": a.label,
+                    "only_in_runs": a.only_in_runs,
+                }
                 for a in one.arrows
             ]
             for path, one in shapes.items()
@@ -122,6 +128,20 @@ def document(spec: str, looked: Inspected) -> dict[str, Any]:
         ],
         "mermaid": mermaid(shape, _notes(parameters)) if shape is not None else None,
     }
+
+
+def _shape(looked: Inspected) -> Shape | None:
+    """Return the graph's shape, with the ways that the runs took; None where it runs elsewhere."""
+    if looked.graph.graph is None:
+        return None
+    taken = [
+        (e.path, f"{outer}/{target}" if outer else target)
+        for run in looked.runs
+        for e in run.executions
+        for outer in [e.path.rpartition("/")[0]]
+        for target in (*e.goto, *e.sends)
+    ]
+    return with_taken(shape_of(looked.graph.graph), taken)
 
 
 def _parameter(looked: Inspected, name: str) -> dict[str, Any]:
@@ -166,13 +186,14 @@ def _notes(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
     return notes
 
 
-def show(console: Console, graph: TrainableGraph, said: Mapping[str, Any]) -> None:
+def show(console: Console, looked: Inspected, said: Mapping[str, Any]) -> None:
     """Print a drawing of the graph, then each prompt, then what was not found and why."""
     console.print(f"[bold]{escape(said['graph'])}[/bold]  [dim]{_size(said)}[/dim]\n")
-    if graph.graph is None:
+    shape = _shape(looked)
+    if shape is None:
         console.print("It runs elsewhere, so its inside is not known here.\n")
     else:
-        _show_drawing(console, shape_of(graph.graph), said)
+        _show_drawing(console, shape, said)
     for name, p in said["parameters"].items():
         _show_parameter(console, name, p, len(said["runs"]))
     missing = [f for f in said["found"] if f["parameter"] is None]

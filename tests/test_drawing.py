@@ -13,7 +13,7 @@ from langchain.agents import create_agent
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, StateGraph
 
-from lg_textgrad.drawing import Arrow, Shape, draw, mermaid, ordered, shape_of, walk
+from lg_textgrad.drawing import Arrow, Shape, draw, mermaid, ordered, shape_of, walk, with_taken
 from tests.parts import Chat, echo
 
 
@@ -263,6 +263,18 @@ def test_shape_has_the_edges_that_langgraph_draws(make):
             source in whole(s) and target in whole(t) and conditional is c
             for s, t, c in expected
         ), (source, target)
+
+
+def test_ways_that_only_runs_show_are_added_where_they_are_not_known():
+    inner = shape("x y", "__start__>x")
+    outer = Shape((START, "a", "b", END), (Arrow(START, "a"), Arrow("a", "b")), {"b": inner})
+    taken = [("a", "b"), ("b/x", "b/y"), ("b", "a"), ("b/y", "b/a"), ("a", "nowhere")]
+    more = with_taken(outer, [*taken, ("b", "a")])
+    new = {path: [a for a in one.arrows if a.only_in_runs] for path, one in walk(more)}
+    assert new == {
+        "": [Arrow("b", "a", conditional=True, only_in_runs=True)],
+        "b": [Arrow("x", "y", conditional=True, only_in_runs=True)],
+    }
 
 
 def test_functional_graph_is_drawn():

@@ -9,8 +9,9 @@ import pytest
 import lg_textgrad as tg
 from evals.evaluators import research as evaluators
 from graphs.research import graph as module
+from lg_textgrad import cli
 from lg_textgrad.loading import read_prompts
-from tests.graphs.parts import comments, imported, rows, scores, system_prompt
+from tests.graphs.parts import ROOT, comments, imported, rows, scores, system_prompt
 from tests.servers.openai_server import OpenAIServer
 
 ROWS = rows("research")
@@ -126,3 +127,15 @@ async def test_readers_of_different_boxes_have_different_system_prompts(server):
     prompts = {system_prompt(body) for body in server.chats}
     for box in ("attic", "harbour"):
         assert any(f"from the {box} box" in prompt for prompt in prompts)
+
+
+def test_documented_drawing_is_what_inspect_prints(server, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["inspect", "graphs.research.graph:graph"]
+    command += ["--inputs", "graphs/research/data/train.jsonl"]
+    documented = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    shown = documented.partition(" ".join(command))[2].split("```")[1].strip("\n")
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    for part in shown.split("\n\n"):
+        assert part.removesuffix("\n…") in printed
