@@ -12,7 +12,7 @@ READY = .venv/.ready
 SUITABLE = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-model demo wheel lock clean
+.PHONY: help venv check test test-model conformance demo wheel lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: $(READY) ## all tests but those that need the embedded model
 test-model: $(READY) ## the tests on the embedded model
 	$(BIN)/python -m pytest -m model
 
+conformance: $(READY) ## write docs/conformance.md, which the tests hold to what they find
+	$(BIN)/python -m tests.recording.conformance.render
+
 demo: $(READY) ## tune the support desk on the embedded model, into runs/support
 	$(BIN)/lg-textgrad optimize graphs/support/optimize.toml --out runs/support
 
@@ -64,7 +67,7 @@ wheel: $(READY) ## build the wheel and try it without the source
 lock: ## work out requirements.lock anew; pins stay unless LOCK=--upgrade
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --annotation-style line $(LOCK) \
-		--extra local --extra langchain --group dev pyproject.toml --output-file requirements.lock
+		--extra local --extra langchain --extra postgres --group dev pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached; .venv and runs stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

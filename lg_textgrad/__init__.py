@@ -14,6 +14,8 @@ from lg_textgrad.acceptance import (
     Significant,
     Verdict,
 )
+from lg_textgrad.approval import Approval, Approver, Review
+from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import Critic, LLMCritic
 from lg_textgrad.data import read_examples
@@ -24,6 +26,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, prompts
+from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.result import Result
@@ -33,9 +36,12 @@ from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
 from lg_textgrad.trainer import Trainer
+from lg_textgrad.watching import Watched, watch
 
 __all__ = [
     "Acceptance",
+    "Approval",
+    "Approver",
     "Better",
     "Budget",
     "Candidate",
@@ -59,9 +65,11 @@ __all__ = [
     "OnBatch",
     "Outcome",
     "Parameter",
+    "Pareto",
     "Priced",
     "RemoteSource",
     "Result",
+    "Review",
     "Run",
     "Schedule",
     "Scored",
@@ -69,6 +77,7 @@ __all__ = [
     "Selection",
     "Sequential",
     "Significant",
+    "StateText",
     "Store",
     "ToolCall",
     "Trace",
@@ -76,6 +85,7 @@ __all__ = [
     "Trainer",
     "Usage",
     "Verdict",
+    "Watched",
     "__version__",
     "adiscover",
     "candidate_hash",
@@ -85,4 +95,5 @@ __all__ = [
     "prompts",
     "read_examples",
     "use_ledger",
+    "watch",
 ]

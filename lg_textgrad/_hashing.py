@@ -50,11 +50,28 @@ def to_plain(value: Any) -> Any:
     Idempotent: `to_plain(to_plain(x)) == to_plain(x)`. What has no JSON form becomes its `repr`
     without memory addresses.
     """
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _whole(value)
+    if kind in AS_THEY_ARE:
+        return value
+    if kind is dict:
+        return {_whole(str(k)): to_plain(v) for k, v in value.items()}
+    if kind is list or kind is tuple:
+        return [to_plain(v) for v in value]
+    return _unusual(value)
+
+
+AS_THEY_ARE = frozenset({bool, int, type(None)})
+"""Types whose values are JSON data already."""
+
+
+def _unusual(value: Any) -> Any:
     if isinstance(value, Enum):
         return to_plain(value.value)
     if isinstance(value, str):
         return _whole(value)
-    if value is None or isinstance(value, bool | int):
+    if isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
@@ -85,6 +102,8 @@ def _whole(text: str) -> str:
 
     Half of a surrogate pair has no UTF-8 form and would break whoever stores or sends it.
     """
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

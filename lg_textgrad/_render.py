@@ -15,7 +15,7 @@ from rich.status import Status
 from lg_textgrad.objective import Loss
 from lg_textgrad.result import Result
 from lg_textgrad.run import Usage
-from lg_textgrad.store import Store
+from lg_textgrad.store import Salvaged, Store
 
 
 class Watch:
@@ -42,6 +42,17 @@ class Watch:
                 yield
             finally:
                 self._status = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the live line away, while a person is asked something."""
+        if self._status is not None:
+            self._status.stop()
+        try:
+            yield
+        finally:
+            if self._status is not None:
+                self._status.start()
 
     def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_on_{kind}", None)
@@ -175,12 +186,26 @@ def show_result(console: Console, result: Result) -> None:
         console.print(f"Look closer with: lg-textgrad diff {escape(result.run_dir)}")
 
 
-def show_scores(console: Console, split: str, loss: Loss) -> None:
-    """Print the score of a split, and the mean of each feedback key."""
+def show_scores(
+    console: Console, split: str, loss: Loss, summary: Mapping[str, float | None]
+) -> None:
+    """Print the score of a split, the mean of each feedback key, and what is said of all rows."""
     rows = len(loss.scored)
     console.print(f"[bold]{split}[/bold]  {loss.score:.3f}  ({rows} examples)")
     for key, mean in loss.by_key.items():
         console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
+    for key, score in summary.items():
+        console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
+
+
+def show_salvaged(console: Console, salvaged: Salvaged) -> None:
+    """Print how many rows of each table were saved."""
+    rows = ", ".join(f"{table} {count}" for table, count in salvaged.rows.items() if count)
+    console.print(
+        f"Saved {rows}; {salvaged.damaged} rows were damaged. The old file is kept as "
+        f"{salvaged.aside}.",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_spent(
@@ -261,7 +286,7 @@ def outcome(store: Store) -> dict[str, Any]:
     """Return what `Result.to_json` does, also for a run that has not ended (`stopped_by` None)."""
     ended: dict[str, Any] | None = store.get_meta("result")
     if ended is not None:
-        return {**ended, "run_dir": str(store.directory)}
+        return {**ended, "run_dir": store.where}
     decisions = store.decisions()
     on_val = [d for d in decisions if d["stage"] == "val"]
     accepted = [d for d in on_val if d["accepted"]]
@@ -269,7 +294,7 @@ def outcome(store: Store) -> dict[str, Any]:
     spent = sum(store.paid().values(), Usage())
     baseline = on_val[0]["val_before"] if on_val else None
     return {
-        "run_dir": str(store.directory),
+        "run_dir": store.where,
         "stopped_by": None,
         "baseline": {"val": baseline, "test": None},
         "best": {"val": accepted[-1]["val_after"] if accepted else baseline, "test": None},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -69,6 +69,12 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         # Whatever the coroutine raises while it stops is secondary to the interrupt itself.
         wait([done])
         raise
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Return what `function` does in a thread, where the caller's context variables hold too."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(None, lambda: context.run(function))
 
 
 @asynccontextmanager

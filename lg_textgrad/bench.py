@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import task_group
 from lg_textgrad.acceptance import Acceptance, Outcome, Verdict
 from lg_textgrad.critics.base import Critic
 from lg_textgrad.demos import split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.guards import Quotations
+from lg_textgrad.guards import Quotations, strings
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
-from lg_textgrad.parameter import Gradient, Parameter, candidate_of
+from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
+from lg_textgrad.planted import outward, planted
+from lg_textgrad.provenance import Provenance
 from lg_textgrad.run import Candidate, Example
 
 logger = logging.getLogger(__name__)
@@ -42,9 +45,17 @@ class Workbench:
     keep_gradients: Callable[[Sequence[Gradient]], None] = lambda _: None
     """Told of the gradients of each reverse pass."""
     _quotations: Quotations = field(init=False)
+    _provenance: Provenance = field(init=False)
+    _owned: list[str] = field(init=False)
+    """Texts of the user's: prompts at the start and reference outputs."""
 
     def __post_init__(self) -> None:
-        self._quotations = Quotations(e.inputs for e in (*self.train, *self.val))
+        rows = (*self.train, *self.val)
+        self._quotations = Quotations(e.inputs for e in rows)
+        prompts = [t for p in self.graph.parameters.values() for t in (p.full, p.role, p.name)]
+        references = [text for e in rows for text in strings(to_plain(e.outputs or {}))]
+        self._owned = [*prompts, *references]
+        self._provenance = Provenance(self._owned)
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -62,11 +73,16 @@ class Workbench:
             self.on_event(kind, data)
 
     async def ascore(
-        self, examples: Sequence[Example], candidate: Candidate, purpose: str = "trial"
+        self,
+        examples: Sequence[Example],
+        candidate: Candidate,
+        purpose: str = "trial",
+        *,
+        at_once: int | None = None,
     ) -> list[Scored]:
         """Record and score. Nothing is run or evaluated twice: the store knows it by its hash."""
         done = 0
-        room = asyncio.Semaphore(4 * self.max_concurrency)
+        room = asyncio.Semaphore(at_once or 4 * self.max_concurrency)
 
         async def one(example: Example) -> Scored:
             nonlocal done
@@ -81,6 +97,36 @@ class Workbench:
 
         async with task_group() as group:
             tasks = [group.create_task(one(example)) for example in examples]
+        scored = [task.result() for task in tasks]
+        if purpose == "batch":  # what critics read, and rewriters after them
+            for one_run in scored:
+                self._provenance.see(one_run)
+        if self.objective.summary and purpose != "trial":
+            told = await self.objective.asummarize(scored)
+            self.event(
+                "summary", purpose=purpose, candidate=candidate_hash(candidate), feedback=told
+            )
+        return scored
+
+    async def ascore_all(
+        self, examples: Sequence[Example], candidates: Sequence[Candidate], purpose: str = "trial"
+    ) -> list[list[Scored]]:
+        """Score several candidates on the same examples, and return the scores of each.
+
+        As many runs as the limit allows go at once, but few of each candidate and those one after
+        another: servers keep what they worked out of a prompt's beginning, and of few prompts.
+        """
+        if not candidates:
+            return []
+        lanes = asyncio.Semaphore(self.max_concurrency)
+        each = -(-self.max_concurrency // len(candidates))
+
+        async def one(candidate: Candidate) -> list[Scored]:
+            async with lanes:
+                return await self.ascore(examples, candidate, purpose, at_once=each)
+
+        async with task_group() as group:
+            tasks = [group.create_task(one(candidate)) for candidate in candidates]
         return [task.result() for task in tasks]
 
     async def acompare(
@@ -125,24 +171,42 @@ class Workbench:
     def refusal(self, proposal: Proposal) -> str | None:
         """Return which promise a proposal breaks; None where it keeps all of them.
 
-        Demonstrations are examples word for word, so only instructions are searched for quotations.
+        Demonstrations are examples word for word, so only instructions are searched for quotations
+        and for words that only a run's own text has.
         """
         now = candidate_of(self.graph.parameters)
+        for name in sorted(proposal.changed(now)):
+            why = self._objection(name, now[name], proposal.candidate[name])
+            if why is not None:
+                logger.info("%s", why)
+                return why
+        return None
+
+    def _objection(self, name: str, before: str, after: str) -> str | None:
         try:
-            for name in sorted(proposal.changed(now)):
-                self.graph.parameters[name].check(proposal.candidate[name])
-                before, after = split_demos(now[name])[0], split_demos(proposal.candidate[name])[0]
-                old = set(before.split("\n"))
-                for line in after.split("\n"):
-                    quoted = None if line in old else self._quotations.find(line)
-                    if quoted is not None:
-                        raise ParameterError(
-                            f"A proposed line of '{name}' quotes an example: {quoted!r}.",
-                            parameter=name,
-                        )
+            self.graph.parameters[name].check(after)
         except ParameterError as error:
-            logger.info("%s", error)
             return str(error)
+        (old, shown), (new, demos) = split_demos(before), split_demos(after)
+        known = set(old.split("\n"))
+        for line in new.split("\n"):
+            if line in known:
+                continue
+            quoted = self._quotations.find(line)
+            if quoted is not None:
+                return f"A proposed line of '{name}' quotes an example: {quoted!r}."
+            why = (
+                planted(line)
+                or outward(line, (before, *self._owned))
+                or self._provenance.objection(line)
+            )
+            if why is not None:
+                return f"A proposed line of '{name}' is refused, since it {why}."
+        for demo in demos:
+            if demo not in shown:
+                why = planted(demo.inputs) or planted(demo.output)
+                if why is not None:
+                    return f"A demonstration for '{name}' is refused, since it {why}."
         return None
 
 

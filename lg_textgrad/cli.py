@@ -9,13 +9,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lg_textgrad import _render, inspecting
+from lg_textgrad import _render, cli_langsmith, inspecting
 from lg_textgrad._version import __version__
 from lg_textgrad.assembly import make_acceptance, make_optimizer
 from lg_textgrad.budget import Budget
@@ -25,6 +25,9 @@ from lg_textgrad.errors import (
     BudgetTooSmallError,
     ConfigurationError,
     EvaluatorError,
+    InterruptedRunError,
+    LangSmithError,
+    LangSmithUnavailableError,
     LGTextGradError,
     ModelAuthenticationError,
     ModelUnreachableError,
@@ -46,8 +49,10 @@ from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
 from lg_textgrad.opening import ROWS, open_graph, wants_discovery
 from lg_textgrad.planning import Schedule
+from lg_textgrad.recording.isolation import untraced_process
 from lg_textgrad.run import Example
-from lg_textgrad.store import FILE_NAME, Store
+from lg_textgrad.sessions import fork, resumable, salvage, settings_of
+from lg_textgrad.store import Store, run_name, without_password
 from lg_textgrad.trainer import Trainer
 
 DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
@@ -55,6 +60,7 @@ DONE, FAILED, BAD_INPUT, SMALL_BUDGET, RESUMABLE = 0, 1, 2, 3, 4
 _BAD_INPUT = (
     ConfigurationError,
     EvaluatorError,
+    LangSmithError,
     ModelAuthenticationError,
     ModelUnreachableError,
     UnknownModelError,
@@ -71,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     people = Console(stderr=True)
     try:
-        return int(options.command(options, people))
+        with untraced_process():
+            return int(options.command(options, people))
     except KeyboardInterrupt:
         people.print("\n[yellow]Stopped.[/yellow]", highlight=False)
         _how_to_resume(options, people)
@@ -81,20 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         people.print(str(error), markup=False, highlight=False, soft_wrap=True)
         if isinstance(error, BudgetTooSmallError):
             return SMALL_BUDGET
-        if isinstance(error, _BAD_INPUT):
+        later = isinstance(error, LangSmithUnavailableError)
+        if isinstance(error, _BAD_INPUT) and not later:
             return BAD_INPUT
         _how_to_resume(options, people)
-        return FAILED
+        return RESUMABLE if isinstance(error, InterruptedRunError) else FAILED
 
 
 def _how_to_resume(options: argparse.Namespace, people: Console) -> None:
     if options.command not in (_optimize, _resume):
         return
     run_dir = getattr(options, "run_dir", None) or options.out
-    if run_dir and (Path(run_dir) / FILE_NAME).is_file():
+    if run_dir and resumable(run_dir):
         people.print(
             "Everything that was paid for is kept. Go on with: "
-            f"lg-textgrad resume {shlex.quote(run_dir)}",
+            f"lg-textgrad resume {shlex.quote(without_password(run_dir))}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -129,14 +137,22 @@ def _parser() -> argparse.ArgumentParser:
 
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     _add_settings(optimize)
-    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>)")
+    cli_langsmith.add_options(optimize)
+    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>) or URL")
+    optimize.add_argument(
+        "--fork", metavar="RUN_DIR", help="take over what this run has paid for, and its settings"
+    )
 
     resume = add("resume", _resume, "go on where a run stopped, paying for nothing twice")
     resume.add_argument("run_dir", metavar="RUN_DIR")
+    resume.add_argument(
+        "--salvage", action="store_true", help="first save what is good in a damaged run directory"
+    )
     _add_limits(resume)
 
     evaluate = add("evaluate", _evaluate, "score the prompts, without training")
     _add_settings(evaluate)
+    cli_langsmith.add_dataset(evaluate)
     evaluate.add_argument("--prompts", help="prompts file to score instead of the graph's own")
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"))
 
@@ -148,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "write the accepted prompts to a file")
     export.add_argument("run_dir", metavar="RUN_DIR")
     export.add_argument("--out", required=True, help="prompts file to write")
+
+    cli_langsmith.add_commands(add)
 
     local = add("local", _local, "serve the embedded model on loopback, until Ctrl-C")
     local.add_argument("action", choices=["serve"])
@@ -174,6 +192,9 @@ def _add_discover(command: argparse.ArgumentParser) -> None:
         "--discover", action=argparse.BooleanOptionalAction, default=None,
         help="find prompts by running the graph (only where it declares none)",
     )  # fmt: skip
+    command.add_argument(
+        "--discover-tools", action="store_true", default=None, help="and descriptions of tools"
+    )
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -224,7 +245,13 @@ def _given(config: Config, options: argparse.Namespace) -> Config:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    config = _given(read_config(options.config) if options.config else Config(), options)
+    forked = None if options.config else getattr(options, "fork", None)
+    if forked and not options.out:
+        raise ConfigurationError("A fork is a run of its own; give it a place with --out.")
+    if forked:
+        config = _given(settings_of(forked), options)
+    else:
+        config = _given(read_config(options.config) if options.config else Config(), options)
     if not config.out:
         base = Path(options.config).parent.name if options.config else ""
         config.out = str(Path("runs") / (base or "run"))
@@ -253,30 +280,32 @@ def _rows(path: str | None, limit: int | None) -> list[Example]:
     return read_examples(path)[:limit] if path else []
 
 
+def _inputs(config: Config, splits: Mapping[str, list[Example]]) -> list[Example]:
+    """Return examples to run the graph on before anything else is known of it."""
+    if not splits["train"] and config.dataset:
+        return cli_langsmith.rows_of(config, "train")
+    return splits["train"] or splits["val"]
+
+
 def _objective(config: Config) -> Objective:
-    return Objective(load_evaluators(config.evaluator), weights=config.weights)
+    summary = load_evaluators(config.summary_evaluator)
+    return Objective(load_evaluators(config.evaluator), weights=config.weights, summary=summary)
 
 
 def _optimize(options: argparse.Namespace, people: Console) -> int:
     config = _config(options)
     options.out = config.out
+    if options.fork:
+        config.check()
+        taken = fork(options.fork, config.out)
+        people.print(f"Took over {taken} replies that were paid for.", highlight=False)
     return _train(config, options.json, people)
 
 
 def _resume(options: argparse.Namespace, people: Console) -> int:
-    with Store(options.run_dir, read_only=True) as store:
-        kept, begun = store.get_meta("command"), store.get_meta("configuration") is not None
-    if not begun and kept is None:
-        raise ConfigurationError(
-            f"There is nothing to go on with in '{options.run_dir}': its run stopped before the "
-            "first call. Start it with `lg-textgrad optimize`."
-        )
-    if kept is None:
-        raise ConfigurationError(
-            f"The run in '{options.run_dir}' was not started by `lg-textgrad optimize`; "
-            "call the same Trainer.fit again to go on."
-        )
-    config = _given(Config(**kept), options)
+    if options.salvage:
+        _render.show_salvaged(people, salvage(options.run_dir))
+    config = _given(settings_of(options.run_dir), options)
     config.out = options.run_dir
     return _train(config, options.json, people)
 
@@ -299,21 +328,28 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         rewriter = critic if name == config.model else _model(config, name, people, held)
         reuse = held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
         with people.status("finding the graph's prompts"):
-            graph = open_graph(graph, config, splits["train"], store, reuse)
+            graph = open_graph(graph, config, lambda: _inputs(config, splits), store, reuse)
         inspecting.tell_found(people, graph)
         watch = _render.Watch(people)
+        session = held.enter_context(
+            cli_langsmith.session_for(config, store, graph, objective, people, watch)
+        )
+        splits = session.splits(splits)
 
         def on_event(kind: str, data: Mapping[str, Any]) -> None:
             if kind == "start":  # only now is it known that the directory is this run's
-                store.put_meta("command", asdict(config))
+                store.put_meta("command", config.kept())
+            session.on_event(kind, data)
             watch(kind, data)
 
         trainer = Trainer(
             graph,
             objective,
             critic=LLMCritic(critic, brief=config.brief_critic),
-            optimizer=make_optimizer(
-                config.optimizer, rewriter, config.seed, config.optimizer_options
+            optimizer=session.optimizer(
+                make_optimizer(config.optimizer, rewriter, config.seed, config.optimizer_options),
+                config.steps,
+                config.batch_size,
             ),
             acceptance=make_acceptance(config.min_gain),
             budget=budget,
@@ -322,14 +358,17 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
             max_concurrency=config.max_concurrency,
             reuse=reuse,
             on_event=on_event,
+            approve=session.approver,
         )
         with watch.live():
             result = trainer.fit(
                 splits["train"], splits["val"], splits["test"], reference=reference
             )
         _render.show_result(people, result)
+        told = session.finish()
+        cli_langsmith.show_told(people, session, told)
         if as_json:
-            print(json.dumps(result.to_json(), ensure_ascii=False, indent=2))
+            print(json.dumps({**result.to_json(), **told}, ensure_ascii=False, indent=2))
     return DONE
 
 
@@ -339,28 +378,29 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     graph, objective = load_graph(config.graph), _objective(config)
     prompts = read_prompts(options.prompts) if options.prompts else {}
     rows = _rows(getattr(config, options.split), getattr(config, f"{options.split}_rows"))
+    if not rows:
+        rows = cli_langsmith.rows_of(config, options.split)
     with ExitStack() as held:
         if config.model == "local":  # the graph may rely on it
             _model(config, "local", people, held)
         store = held.enter_context(Store())
         reuse = held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
         if prompts:  # else there is nothing to put in place of what is found
-            train = _rows(config.train, config.train_rows) or rows
-            graph = open_graph(graph, config, train, store, reuse)
+            given = {"train": _rows(config.train, config.train_rows), "val": rows}
+            graph = open_graph(graph, config, lambda: _inputs(config, given), store, reuse)
             inspecting.tell_found(people, graph)
         account = account_of(store, Budget())
         ledger = Ledger(store, account, config.max_concurrency, reuse)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))
-    _render.show_scores(people, options.split, loss)
+            summary = {f.key: f.score for f in objective.summarize(loss.scored)}
+    _render.show_scores(people, options.split, loss, summary)
     _render.show_spent(people, account.spent, account.by_kind, account.elapsed)
     if options.json:
         document = {
-            "split": options.split,
-            "score": loss.score,
-            "feedback": loss.by_key,
-            "rows": len(rows),
-        }
+            "split": options.split, "score": loss.score, "feedback": loss.by_key,
+            "rows": len(rows), **({"summary": summary} if summary else {}),
+        }  # fmt: skip
         print(json.dumps(document, ensure_ascii=False, indent=2))
     return DONE
 
@@ -369,6 +409,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         ended, decisions = store.get_meta("result") is not None, store.decisions()
         result, paid = _render.outcome(store), store.paid()
+        where = shlex.quote(str(store.where))
     for d in decisions:
         word = _render.word_for(d["stage"], d["accepted"])
         people.print(
@@ -383,7 +424,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
             people.print(f"{name}: {before:.3f} → {after:.3f}", highlight=False)
     if not ended:
         people.print(
-            f"The run has not ended; go on with: lg-textgrad resume {shlex.quote(options.run_dir)}",
+            f"The run has not ended; go on with: lg-textgrad resume {where}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     if options.json:
@@ -405,7 +446,7 @@ def _export(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         changes, result = _render.explain(store), store.get_meta("result")
     prompts = {name: change["after"] for name, change in changes.items()}
-    comment = f"The accepted prompts of the run in {Path(options.run_dir).name}."
+    comment = f"The accepted prompts of the run in {run_name(options.run_dir)}."
     if result is not None:
         scores = [
             f"{n}: {result['baseline'][n]:.3f} -> {result['best'][n]:.3f}"
@@ -435,7 +476,9 @@ def _inspected(
     if rows and options.local:
         _model(Config(), "local", people, held)
     with people.status(f"running the graph on {len(rows)} inputs"):
-        looked = inspecting.inspected(graph, rows, discover=options.discover)
+        looked = inspecting.inspected(
+            graph, rows, discover=options.discover, tools=bool(options.discover_tools)
+        )
     inspecting.tell_failures(people, looked)
     return looked
 

@@ -16,15 +16,15 @@ from lg_textgrad.run import Example
 def example_from(row: Any, where: str) -> Example:
     """Return one row as an Example. `where` names it in errors: `data/train.jsonl, line 17`."""
     if not isinstance(row, Mapping):
-        raise DataError(f"In {where}: a row must be an object with 'inputs', not {_kind(row)}.")
+        raise DataError(f"In {where}: a row must be an object with 'inputs', not {kind_of(row)}.")
     if not isinstance(row.get("inputs"), Mapping):
         raise DataError(
             f"In {where}: 'inputs' must be an object with the graph's input, "
-            f"but {'it is missing' if 'inputs' not in row else 'it is ' + _kind(row['inputs'])}."
+            f"but {'it is missing' if 'inputs' not in row else 'it is ' + kind_of(row['inputs'])}."
         )
     for name in ("outputs", "metadata"):
         if row.get(name) is not None and not isinstance(row[name], Mapping):
-            raise DataError(f"In {where}: '{name}' must be an object, not {_kind(row[name])}.")
+            raise DataError(f"In {where}: '{name}' must be an object, not {kind_of(row[name])}.")
     return Example(
         id=str(row.get("id") or digest(row["inputs"], row.get("outputs"))[:12]),
         inputs=dict(row["inputs"]),
@@ -92,7 +92,8 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> Iterable[list[
         pool = pool[size:]
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is, with its article: `a string`, `null`."""
     names = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
     if value is None:
         return "null"

@@ -22,8 +22,10 @@ class Demo:
 
     @property
     def readable(self) -> bool:
-        """Whether its rendered form is read back as this demonstration and no other."""
-        return split_demos(render_demos("", [self])) == ("", (self,))
+        """Whether it is read back as it is, whatever other demonstrations stand around it."""
+        both = self.inputs, self.output
+        marks = _BEFORE.rstrip("\n"), _NEXT
+        return _OUTPUT not in self.inputs and not any(m in text for m in marks for text in both)
 
 
 def render_demos(instruction: str, demos: Sequence[Demo]) -> str:

@@ -12,11 +12,13 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.pregel import Pregel
 
 from lg_textgrad._sync import run_sync, task_group
-from lg_textgrad.bindings.base import Binding
+from lg_textgrad.bindings.base import Binding, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding
 from lg_textgrad.bindings.discovered import Discovered, Finding
-from lg_textgrad.bindings.finding import Template, find_prompts, templates_in
+from lg_textgrad.bindings.finding import Template, find_prompts, names_of, templates_in
+from lg_textgrad.bindings.rewriting import rewriting
+from lg_textgrad.bindings.tools import DiscoveredTools, NotesTools, Offered, find_tools
 from lg_textgrad.errors import DataError, GraphError
 from lg_textgrad.graph import TrainableGraph, as_examples
 from lg_textgrad.ledger import Ledger, ledger_at_hand
@@ -37,12 +39,15 @@ async def adiscover(
     bindings: Iterable[Binding] = (),
     context: Any = None,
     context_prompts: Iterable[str | Parameter] | None = None,
+    tools: bool = False,
 ) -> TrainableGraph:
     """Run `graph` on each of `inputs` and return it with the prompts that it sent as parameters.
 
     Inputs are Examples, dicts with `inputs`, or plain inputs of the graph; two that differ are
-    needed to tell a template from a constant text. The other arguments are `TrainableGraph`'s, and
-    prompts that they hold already are not found again. `graph.found` says what was found, what was
+    needed to tell a template from a constant text. With `tools`, the descriptions of the tools that
+    it offered to its models, and of their arguments, are parameters too: `NODE.tools.TOOL` and
+    `NODE.tools.TOOL.ARGUMENT`. The other arguments are `TrainableGraph`'s, and prompts that they
+    hold already are not found again. `graph.found` says what was found, what was
     not, and why. The graph itself stays as it is.
 
     Cost: the graph's own model calls on these inputs, those in the ledger's store for nothing.
@@ -51,15 +56,15 @@ async def adiscover(
     plain = TrainableGraph(
         graph, parameters, bindings=bindings, context=context, context_prompts=context_prompts
     )
-    found = await find_in(plain, inputs)
-    return plain.holding(found.binding)
+    found = await find_in(plain, inputs, tools=tools)
+    return plain.holding(*found.bindings)
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
     """What runs of a graph showed of its prompts."""
 
-    binding: Discovered
+    bindings: tuple[Discovered | DiscoveredTools, ...]
     examples: tuple[Example, ...]
     runs: tuple[Recorded, ...]
     """The run of each example, as it was before anything was held: its executions name those
@@ -67,7 +72,10 @@ class Discovery:
 
 
 async def find_in(
-    plain: TrainableGraph, inputs: Iterable[Example | Mapping[str, Any]]
+    plain: TrainableGraph,
+    inputs: Iterable[Example | Mapping[str, Any]],
+    *,
+    tools: bool = False,
 ) -> Discovery:
     """Run `plain` on each of `inputs` and return what it sent besides the prompts that it holds.
 
@@ -83,38 +91,45 @@ async def find_in(
     if not examples:
         raise DataError("Discovery needs at least one input to run the graph on, better two.")
     async with ledger_at_hand() as ledger, task_group() as group:
-        tasks = [group.create_task(_run(graph, plain, example, ledger)) for example in examples]
-    recorded = [task.result() for task in tasks]
-    failures = [_failure(run) for run, _ in recorded if run.error]
+        started = [group.create_task(_run(graph, plain, example, ledger)) for example in examples]
+    done = [task.result() for task in started]
+    runs = [run for run, _, _ in done]
+    failures = [_failure(run) for run in runs if run.error]
     for failure in failures:
         logger.warning("A run of discovery failed in '%s': %s", failure.node, failure.why)
-    if len(failures) == len(recorded):
+    if len(failures) == len(runs):
         raise GraphError(
             f"The graph failed on every input that it was given to discover its prompts: "
             f"{failures[0].why}. Correct the graph or the inputs."
         )
-    runs = [run for run, _ in recorded]
+    top = None if graph.name == "LangGraph" else graph.name
     found, findings = find_prompts(
         [run.executions for run in runs],
-        [template for _, templates in recorded for template in templates],
+        [template for _, templates, _ in done for template in templates],
         plain.parameters,
-        None if graph.name == "LangGraph" else graph.name,
+        top,
     )
-    binding = Discovered(found, [*findings, *failures, *_not_reached(plain, runs)])
+    bindings: list[Discovered | DiscoveredTools] = [
+        Discovered(found, [*findings, *failures, *_not_reached(plain, runs)])
+    ]
+    if tools:
+        nodes = dict.fromkeys(e.path for run in runs for e in run.executions if e.model_calls)
+        taken = [*plain.parameters, *(one.name for one in found)]
+        bindings.append(
+            DiscoveredTools(
+                *find_tools([noted for _, _, noted in done], names_of(list(nodes), top), taken)
+            )
+        )
     noted = [
-        replace(run, executions=[_noted(execution, binding) for execution in run.executions])
+        replace(run, executions=[_noted(execution, bindings) for execution in run.executions])
         for run in runs
     ]
-    return Discovery(binding, tuple(examples), tuple(noted))
+    return Discovery(tuple(bindings), tuple(examples), tuple(noted))
 
 
-def _noted(execution: Execution, binding: Discovered) -> Execution:
-    """Return the execution with the prompts that it sent, as a run under the binding would note."""
-    sent = {
-        one.name: one.skeleton.text
-        for call in execution.model_calls
-        for one in binding.sent(execution.path, call.messages)
-    }
+def _noted(execution: Execution, bindings: Iterable[Discovered | DiscoveredTools]) -> Execution:
+    """Return the execution with what it sent, as a run under the bindings would note it."""
+    sent = {name: text for binding in bindings for name, text in binding.sent_by(execution)}
     return replace(execution, prompts={**execution.prompts, **sent}) if sent else execution
 
 
@@ -135,6 +150,7 @@ def discover(
     bindings: Iterable[Binding] = (),
     context: Any = None,
     context_prompts: Iterable[str | Parameter] | None = None,
+    tools: bool = False,
 ) -> TrainableGraph:
     """`adiscover` for sync code."""
     return run_sync(
@@ -145,6 +161,7 @@ def discover(
             bindings=bindings,
             context=context,
             context_prompts=context_prompts,
+            tools=tools,
         )
     )
 
@@ -173,16 +190,20 @@ class _Templates(BaseCallbackHandler):
 
 async def _run(
     graph: AnyGraph, plain: TrainableGraph, example: Example, ledger: Ledger
-) -> tuple[Recorded, list[Template]]:
+) -> tuple[Recorded, list[Template], list[Offered]]:
     # Not through `arecord`: a run that the store has already would show no templates.
-    templates = _Templates()
+    templates, tools, candidate = _Templates(), NotesTools(), plain.candidate()
     scope = BoundaryScope(ledger)
     source = LiveSource(graph, callbacks=[templates])
     bindings = [b.at(example) if isinstance(b, ContextBinding) else b for b in plain.bindings]
-    recorded = await source.arun(example, plain.candidate(), bindings, scope)
+    with rewriting(tools):
+        recorded = await source.arun(example, candidate, bindings, scope)
     if scope.failure is not None:
         raise scope.failure
-    return recorded, templates.found
+    noted = replace(
+        recorded, executions=with_readers(recorded.executions, bindings, candidate)
+    )
+    return noted, templates.found, tools.found
 
 
 def _failure(run: Recorded) -> Finding:

@@ -18,7 +18,10 @@ LGTextGradError
 ├── CriticError                   the critic's replies failed their schema
 ├── BudgetExceededError           the next call would go over the budget
 │   └── BudgetTooSmallError       the budget does not even cover the baseline
-├── StoreError                    the run directory cannot be read or written
+├── LangSmithError                LangSmith refused what it was asked
+│   └── LangSmithUnavailableError nobody answers there, or it is busy or broken
+├── StoreError                    the run directory or database cannot be read or written
+│   └── CorruptStoreError         what was stored there is damaged
 └── InterruptedRunError           stopped by the user; the run directory can be resumed
 """
 
@@ -126,8 +129,20 @@ class BudgetTooSmallError(BudgetExceededError):
     """The budget does not even cover the baseline."""
 
 
+class LangSmithError(LGTextGradError):
+    """LangSmith refused what it was asked."""
+
+
+class LangSmithUnavailableError(LangSmithError):
+    """Nobody answers at LangSmith's address, or it is busy or broken; later it may work."""
+
+
 class StoreError(LGTextGradError):
-    """The run directory cannot be read or written."""
+    """The run directory or database cannot be read or written."""
+
+
+class CorruptStoreError(StoreError):
+    """What was stored is damaged. The good part can be saved: `Store.salvage`."""
 
 
 class InterruptedRunError(LGTextGradError):

@@ -13,7 +13,7 @@ from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync, task_group
-from lg_textgrad.bindings.base import Binding, Declared
+from lg_textgrad.bindings.base import Binding, Declared, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
 from lg_textgrad.data import example_from
@@ -99,6 +99,11 @@ class TrainableGraph:
         return self.source.fingerprint
 
     @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node; empty where that is not known."""
+        return dict(getattr(self.source, "parts", {}))
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Paths of all nodes that LangGraph can tell without a run; empty for a remote graph."""
         found = graphs_by_path(self.graph) if self.graph is not None else {}
@@ -132,7 +137,11 @@ class TrainableGraph:
     def run_id(self, example: Example, candidate: Mapping[str, str], sample: int = 0) -> str:
         """Return the id of the run of `example` under `candidate`: the same run, the same id."""
         context = self._context.at(example).identity
-        given = () if context is None else (context,)
+        resume = example.metadata.get("resume")
+        given = [] if context is None else [context]
+        given += [] if resume is None else [{"resume": resume}]
+        others = (getattr(b, "identity", None) for b in self.bindings if b is not self._context)
+        given += [identity for identity in others if identity is not None]
         return digest(
             "run", self.fingerprint, dict(candidate), example.id, example.inputs, sample, *given
         )[:32]
@@ -186,7 +195,7 @@ class TrainableGraph:
     ) -> Run:
         run_id = self.run_id(example, candidate, sample)
         store = ledger.store if kept else None
-        if store is not None and (known := store.get_run(run_id, example)) is not None:
+        if store is not None and (known := await store.aget_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
         started = time.monotonic()
@@ -201,7 +210,7 @@ class TrainableGraph:
             example=example,
             candidate=candidate_hash(candidate),
             outputs=recorded.outputs,
-            executions=recorded.executions,
+            executions=with_readers(recorded.executions, bindings, candidate),
             error=recorded.error,
             failed_in=next(failed, None) if recorded.error else None,
             usage=scope.usage,
@@ -212,7 +221,7 @@ class TrainableGraph:
             parameters=self.parameters,
         )
         if store is not None:
-            store.put_run(run)
+            await store.aput_run(run)
         return run
 
 

@@ -39,7 +39,11 @@ class Inspected:
 
 
 async def ainspected(
-    graph: TrainableGraph, inputs: Sequence[Example], *, discover: bool | None = None
+    graph: TrainableGraph,
+    inputs: Sequence[Example],
+    *,
+    discover: bool | None = None,
+    tools: bool = False,
 ) -> Inspected:
     """Run the graph once on each of `inputs` and return what that showed; none makes no run.
 
@@ -49,12 +53,12 @@ async def ainspected(
     if not inputs:
         return Inspected(graph)
     if wants_discovery(graph, discover):
-        found = await find_in(graph, inputs)
+        found = await find_in(graph, inputs, tools=tools)
         seen = [
             Seen(e.id, r.error, r.executions, r.warnings)
             for e, r in zip(found.examples, found.runs, strict=True)
         ]
-        return Inspected(graph.holding(found.binding), tuple(seen))
+        return Inspected(graph.holding(*found.bindings), tuple(seen))
     runs = await graph.arecord(inputs)
     return Inspected(
         graph, tuple(Seen(r.example.id, r.error, r.executions, r.warnings) for r in runs)
@@ -62,10 +66,14 @@ async def ainspected(
 
 
 def inspected(
-    graph: TrainableGraph, inputs: Sequence[Example], *, discover: bool | None = None
+    graph: TrainableGraph,
+    inputs: Sequence[Example],
+    *,
+    discover: bool | None = None,
+    tools: bool = False,
 ) -> Inspected:
     """`ainspected` for sync code."""
-    return run_sync(ainspected(graph, inputs, discover=discover))
+    return run_sync(ainspected(graph, inputs, discover=discover, tools=tools))
 
 
 def held(graph: TrainableGraph, name: str) -> Held:

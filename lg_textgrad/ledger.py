@@ -85,7 +85,7 @@ class Ledger:
     A call is looked up under its key; when it is not there, a place under the limit is taken, the
     budget is reserved, the call is made, and its reply is on disk before anyone sees it. Several
     that ask the same at once share one call. What another run has paid for (`reuse`) is taken from
-    its store.
+    its store, and copied.
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
     will charge for it anyway. `aclose` waits for such calls.
@@ -163,15 +163,21 @@ class Ledger:
         else:
             future.set_result(paid)
 
-    def _stored(self, key: str, kind: str) -> Paid | None:
+    def _stored(self, key: str, kind: str, request: Any) -> Paid | None:
         found = self.store.get_result(key)
         if found is None and self.reuse is not None:
             found = self.reuse.get_result(key)
-        if found is None:
-            return None
-        cached = Usage(cached_calls=1)
-        self.account.note(cached, kind)
-        return found[0], cached
+            if found is not None:  # so that this run stays whole when the other one is gone
+                self.store.put_result(key, kind, request, *found, origin=self.reuse.where)
+        return None if found is None else self._shared(found, kind)
+
+    async def _astored(self, key: str, kind: str, request: Any) -> Paid | None:
+        found = await self.store.aget_result(key)
+        if found is None and self.reuse is not None:
+            found = await self.reuse.aget_result(key)
+            if found is not None:
+                await self.store.aput_result(key, kind, request, *found, origin=self.reuse.where)
+        return None if found is None else self._shared(found, kind)
 
     def _shared(self, paid: Paid, kind: str) -> Paid:
         cached = Usage(cached_calls=1)
@@ -199,7 +205,7 @@ class Ledger:
                     raise
             found: Paid | None = None
             try:
-                found = self._stored(key, kind)
+                found = await self._astored(key, kind, request)
             except BaseException:
                 self._leave(key, future, None)
                 raise
@@ -230,7 +236,7 @@ class Ledger:
                         self.account.release()
                         raise
                     self.account.settle(made[1], kind)
-                    self.store.put_result(key, kind, request, made[0], made[1])
+                    await self.store.aput_result(key, kind, request, made[0], made[1])
             return made
 
         def left(task: asyncio.Task[Paid]) -> None:
@@ -267,7 +273,7 @@ class Ledger:
                 self._leave(key, future, paid)
 
     def _made(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
-        if (found := self._stored(key, kind)) is not None:
+        if (found := self._stored(key, kind, request)) is not None:
             return found
         with self.limiter.hold(), self._sending():
             try:

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.reachable import reachable_parameters
+from lg_textgrad.store import is_url, without_password
 
 
 def load_graph(spec: str) -> TrainableGraph:
@@ -90,6 +91,7 @@ CONFIG_TEMPLATE = """\
 graph = {graph}            # the parameters that it has: {names}
 {discover}
 # discover_rows = 3        # rows of train that the graph runs on for that
+# discover_tools = true    # descriptions of tools and of their arguments, too
 train = "train.jsonl"      # one {{"inputs": ..., "outputs": ...}} a line
 val = "val.jsonl"          # decides what is kept
 # test = "test.jsonl"      # scored before and after, decides nothing
@@ -108,6 +110,9 @@ max_concurrency = 8
 # budget_tokens = 1000000
 # budget_seconds = 3600
 # min_gain = 0.0           # how much better a candidate must be on val
+
+# dataset = "support"      # a LangSmith dataset in place of the files above
+# langsmith = true         # report to LangSmith; nothing is sent without it
 
 # The prompts that were found, as they are now:
 {prompts}
@@ -165,16 +170,52 @@ class Config:
     reuse: str | None = None
     """Another run's directory: model results that it paid for are not paid for again."""
     min_gain: float = 0.0
+    summary_evaluator: list[str] = field(default_factory=list)
+    """Evaluators that look at all runs of a scoring at once; reported, without a say."""
+    dataset: str | None = None
+    """A LangSmith dataset by name or id, for the parts that no file is given for."""
+    dataset_splits: str | None = None
+    """`train=a+b,val=c`, or shares like `60/20/20`; None takes the splits' usual names."""
+    dataset_version: str | None = None
+    langsmith: bool = False
+    """Report the run to LangSmith: experiments, feedback, the optimizer's calls."""
+    langsmith_project: str | None = None
+    hub: list[str] = field(default_factory=list)
+    """Prompts from LangSmith's hub and back: one prefix, or `PARAMETER=PROMPT`s."""
+    hub_version: str | None = None
+    traces: str | None = None
+    """A LangSmith project: learn from its traces and their feedback."""
+    since: str | None = None
+    until: str | None = None
+    trace_filter: str | None = None
+    feedback: list[str] = field(default_factory=list)
+    feedback_range: list[str] = field(default_factory=list)
+    queue: str | None = None
+    trace_limit: int | None = None
+    approve: str | None = None
+    """`terminal`, or an annotation queue: a person's word before each acceptance."""
+    approve_wait: float | None = None
     discover: bool | None = None
     """Find prompts by running the graph; None does so where it declares none."""
     discover_rows: int = 3
     """So many rows of `train` are run for that."""
+    discover_tools: bool = False
+    """Find descriptions of tools and of their arguments, too."""
     out: str = ""
+
+    def kept(self) -> dict[str, Any]:
+        """Return the settings as a run keeps them: without the passwords of databases."""
+        paths = {"out": without_password(self.out)}
+        if self.reuse is not None:
+            paths["reuse"] = without_password(self.reuse)
+        return {**asdict(self), **paths}
 
     def check(self, *, needs: tuple[str, ...] = ("graph", "train", "val", "evaluator")) -> None:
         """Raise `ConfigurationError` for what is missing or makes no sense."""
+        elsewhere = {"train", "val", "test"} if self.dataset else set()
+        elsewhere |= {"train"} if self.traces else set()
         for name in needs:
-            if not getattr(self, name):
+            if name not in elsewhere and not getattr(self, name):
                 raise ConfigurationError(
                     f"'{name}' is missing; give --{name.replace('_', '-')} or set it in the "
                     "configuration file."
@@ -223,13 +264,14 @@ def read_config(path: str | Path) -> Config:
                 f"The configuration file '{path}' has an unknown setting '{name}'; "
                 f"there are {', '.join(sorted(known))}."
             )
-    if isinstance(document.get("evaluator"), str):
-        document["evaluator"] = [document["evaluator"]]
+    for f in fields(Config):
+        if f.type == "list[str]" and isinstance(document.get(f.name), str):
+            document[f.name] = [document[f.name]]
     _check_kinds(document, path)
     config = Config(**document)
     for name in ("train", "val", "test", "reference", "reuse", "out"):
         value = getattr(config, name)
-        if value:
+        if value and not is_url(value):
             setattr(config, name, os.path.relpath(path.parent / value))
     return config
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import copy_context
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.errors import ConfigurationError, EvaluatorError
+from lg_textgrad.evaluators import (
+    Evaluator,
+    acall_evaluator,
+    acall_summary,
+    check_evaluators,
+    identity_of,
+    name_of,
+)
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.recording.isolation import isolated
 from lg_textgrad.run import Feedback, Run
@@ -22,10 +27,6 @@ from lg_textgrad.tracking import ReadTrackingDict
 if TYPE_CHECKING:
     from lg_textgrad.critics.base import Critic
     from lg_textgrad.parameter import Gradient
-
-Evaluator = Callable[..., Any]
-
-_ARGUMENTS = ("run", "example", "inputs", "outputs", "reference_outputs", "attachments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +91,32 @@ class Loss:
 class Objective:
     """Reduces what evaluators say of a run to one score in [0, 1].
 
-    `evaluators` are functions that LangSmith's `evaluate` accepts, sync or async. `weights` says
-    how much each feedback key counts (default 1 each); the score is the weighted mean.
+    `evaluators` are what LangSmith's `evaluate` accepts, sync or async. `weights` says how much
+    each feedback key counts (default 1 each); the score is the weighted mean. `summary` evaluators
+    look at all runs of a batch at once; what they say is reported and decides nothing. With
+    `repeats` n each evaluator is asked n times about each run, for judges that waver: scores are
+    means, and the comment is that of the judgement nearest to the mean.
     """
 
     def __init__(
-        self, evaluators: Iterable[Evaluator], *, weights: Mapping[str, float] | None = None
+        self,
+        evaluators: Iterable[Evaluator],
+        *,
+        weights: Mapping[str, float] | None = None,
+        summary: Iterable[Evaluator] = (),
+        repeats: int = 1,
     ) -> None:
+        if repeats < 1:
+            raise ConfigurationError(f"repeats must be at least 1, not {repeats}.")
+        self.repeats = repeats
         self.evaluators = list(evaluators)
         self.weights = dict(weights or {})
+        self.summary = list(summary)
         if not self.evaluators:
             raise ConfigurationError("An objective needs at least one evaluator.")
-        for evaluator in self.evaluators:
-            if not callable(evaluator):
-                raise ConfigurationError(
-                    f"An evaluator must be a function, not {type(evaluator).__name__}."
-                )
+        check_evaluators(self.evaluators, self.summary)
+        # Now, since an evaluator that counts its calls must not become another one by it.
+        self._told = [f"{name_of(e)}\n{identity_of(e)}" for e in self.evaluators]
         for key, weight in self.weights.items():
             if weight < 0:
                 raise ConfigurationError(f"The weight of '{key}' must not be negative: {weight}.")
@@ -113,7 +124,15 @@ class Objective:
     @property
     def fingerprint(self) -> str:
         """A hash of the evaluators' code and the weights: feedback is kept under it."""
-        return digest("objective", [_source(e) for e in self.evaluators], self.weights)[:16]
+        again = (self.repeats,) if self.repeats > 1 else ()
+        return digest("objective", self._told, self.weights, *again)[:16]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of: each evaluator's hash, and that of the weights."""
+        named = zip(self.evaluators, self._told, strict=True)
+        found = {name_of(e): digest(told)[:12] for e, told in named}
+        return {**found, "weights and repeats": digest(self.weights, self.repeats)[:12]}
 
     def __call__(self, runs: Iterable[Run]) -> Loss:
         """`acall` for sync code."""
@@ -129,21 +148,45 @@ class Objective:
             tasks = [group.create_task(self._score(run)) for run in runs]
         return Loss(tuple(task.result() for task in tasks))
 
+    async def asummarize(self, scored: Sequence[Scored]) -> list[Feedback]:
+        """Return what the summary evaluators say of a whole batch; scores in their own unit.
+
+        Cost: the model calls that they make. Raises `EvaluatorError` like `acall`.
+        """
+        runs = [s.run for s in scored]
+        found: list[Feedback] = []
+        for evaluator in self.summary if runs else ():
+            name = name_of(evaluator)
+
+            async def call(evaluator: Evaluator = evaluator) -> Any:
+                return await acall_summary(evaluator, runs)
+
+            result = await _paid(call, name, f"{len(runs)} runs", 0, None)
+            found.extend(read_result(result, name, f"{len(runs)} runs", bounded=False))
+        return found
+
+    def summarize(self, scored: Sequence[Scored]) -> list[Feedback]:
+        """`asummarize` for sync code."""
+        return run_sync(self.asummarize(scored))
+
     async def _score(self, run: Run) -> Scored:
         ledger = ledger_in_scope()
         if ledger is not None:
-            known = ledger.store.get_feedback(run.id, self.fingerprint)
+            known = await ledger.store.aget_feedback(run.id, self.fingerprint)
             if known is not None:
                 return Scored(run, self._reduce(known, run), known)
         if run.error is not None:
             feedback = [Feedback("error", 0.0, f"The run failed: {run.error}")]
         else:
-            feedback = []
-            for evaluator in self.evaluators:
-                feedback.extend(await _ask(evaluator, run))
+            async with task_group() as group:
+                asked = [
+                    [group.create_task(_ask(e, run, n)) for n in range(self.repeats)]
+                    for e in self.evaluators
+                ]
+            feedback = [f for tasks in asked for f in _settled([t.result() for t in tasks])]
         score = self._reduce(feedback, run)
         if ledger is not None:
-            ledger.store.put_feedback(run.id, self.fingerprint, score, feedback)
+            await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)
         return Scored(run, score, tuple(feedback))
 
     def _reduce(self, feedback: Sequence[Feedback], run: Run) -> float:
@@ -164,103 +207,102 @@ class Objective:
         return total / weight
 
 
-async def _ask(evaluator: Evaluator, run: Run) -> list[Feedback]:
+def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:
+    """Return one evaluator's repeated judgements as one: of each key the mean score."""
+    if len(judgements) == 1:
+        return list(judgements[0])
+    by_key: dict[str, list[Feedback]] = {}
+    for feedback in judgements:
+        for f in feedback:
+            by_key.setdefault(f.key, []).append(f)
+    found = []
+    for key, said in by_key.items():
+        scores = [f.score for f in said if f.score is not None]
+        mean = math.fsum(scores) / len(scores) if scores else None
+        nearest = said[0]
+        if mean is not None:
+            scored = [f for f in said if f.score is not None]
+            nearest = min(scored, key=lambda f: abs((f.score or 0.0) - mean))
+        reads = [f.reads for f in said]
+        together = frozenset(k for r in reads for k in r or ())
+        found.append(
+            Feedback(key, mean, nearest.comment, None if None in reads else together)
+        )
+    return found
+
+
+async def _ask(evaluator: Evaluator, run: Run, repeat: int = 0) -> list[Feedback]:
+    """Return one judgement. Each repeat is another sample, so a judge is really asked again."""
     outputs = ReadTrackingDict(run.outputs or {})
-    name = _name(evaluator)
-    arguments = _arguments(evaluator, run, outputs)
+    name = name_of(evaluator)
+
+    async def call() -> Any:
+        return await acall_evaluator(evaluator, run, outputs)
+
+    where = f"example '{run.example.id}'"
+    result = await _paid(call, name, where, run.sample + _REPEAT * repeat, run.id)
+    reads = frozenset(outputs.keys_read) or None
+    return [
+        Feedback(f.key, f.score, f.comment, reads)
+        for f in read_result(result, name, where)
+    ]
+
+
+_REPEAT = 1_000_000
+"""Keeps the samples of repeated judgements apart from those of repeated runs."""
+
+
+async def _paid(
+    call: Callable[[], Awaitable[Any]], name: str, where: str, sample: int, run_id: str | None
+) -> Any:
+    """Call an evaluator: untraced, and its model calls paid for by the ledger in scope."""
     ledger = ledger_in_scope()
     try:
         with isolated():
             if ledger is None:
-                result = await _call(evaluator, arguments)
-            else:
-                scope = BoundaryScope(ledger, kind="judge", sample=run.sample)
-                with pay_through(scope):
-                    result = await _call(evaluator, arguments)
-                if scope.failure is not None:
-                    raise scope.failure
+                return await call()
+            scope = BoundaryScope(ledger, kind="judge", sample=sample)
+            with pay_through(scope):
+                result = await call()
+            if scope.failure is not None:
+                raise scope.failure
+            return result
     except Exception as error:
         if type(error).__module__.startswith("lg_textgrad"):
             raise
         raise EvaluatorError(
-            f"The evaluator '{name}' raised {type(error).__name__} on example "
-            f"'{run.example.id}': {error}. Mend the evaluator and resume; the runs are kept.",
-            run_id=run.id,
+            f"The evaluator '{name}' raised {type(error).__name__} on {where}: {error}. Mend the "
+            "evaluator and resume; the runs are kept.",
+            run_id=run_id,
         ) from error
-    reads = frozenset(outputs.keys_read) or None
-    return [
-        Feedback(f.key, f.score, f.comment, reads)
-        for f in read_result(result, name, run.example.id)
-    ]
 
 
-async def _call(evaluator: Evaluator, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    args, kwargs = arguments
-    if inspect.iscoroutinefunction(evaluator) or inspect.iscoroutinefunction(
-        getattr(evaluator, "__call__", None)  # noqa: B004 - an object with an async __call__
-    ):
-        return await evaluator(*args, **kwargs)
-    # A judge may block on the network, so sync evaluators don't hold the loop.
-    context = copy_context()
-    result = await asyncio.get_running_loop().run_in_executor(
-        None, lambda: context.run(evaluator, *args, **kwargs)
-    )
-    return await result if inspect.isawaitable(result) else result
-
-
-def _arguments(
-    evaluator: Evaluator, run: Run, outputs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what to call the evaluator with: LangSmith's names, or (run, example) by position."""
-    shown = replace(run, outputs=outputs)
-    values = {
-        "run": shown,
-        "example": run.example,
-        "inputs": dict(run.example.inputs),
-        "outputs": outputs,
-        "reference_outputs": dict(run.example.outputs or {}),
-        "attachments": {},
-    }
-    try:
-        parameters = inspect.signature(evaluator).parameters.values()
-    except (TypeError, ValueError):
-        return (shown, run.example), {}
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
-        return (), {k: values[k] for k in ("inputs", "outputs", "reference_outputs")}
-    unknown = [p for p in named if p.name not in _ARGUMENTS and p.default is p.empty]
-    if unknown:
-        positional = [
-            p for p in named if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty
-        ]
-        required = [p for p in named if p.default is p.empty]
-        # Two names of the user's own are (run, example); one beside ours is a slip.
-        ours = {p.name for p in positional} & set(_ARGUMENTS[2:])
-        if len(positional) == 2 and len(required) == 2 and not ours:
-            return (shown, run.example), {}
-        raise EvaluatorError(
-            f"The evaluator '{_name(evaluator)}' asks for '{unknown[0].name}'; evaluators take any "
-            f"of {', '.join(_ARGUMENTS)}, or two positional arguments (run, example)."
-        )
-    return (), {p.name: values[p.name] for p in named if p.name in values}
-
-
-def read_result(result: Any, name: str, example: str) -> list[Feedback]:
+def read_result(
+    result: Any, name: str, where: str, *, bounded: bool = True
+) -> list[Feedback]:
     """Return an evaluator's result, in any of LangSmith's shapes, as Feedback.
 
-    Raises `EvaluatorError` for what is no score: nothing, a number outside [0, 1], another type.
+    `where` names the example in errors. Without `bounded` scores may be any number. Raises
+    `EvaluatorError` for what is no score: nothing, a number outside [0, 1], another type.
     """
+
+    def again(part: Any) -> list[Feedback]:
+        return read_result(part, name, where, bounded=bounded)
+
+    def score_of(score: Any) -> float:
+        return _score_of(score, name, where, bounded=bounded)
+
     if hasattr(result, "model_dump"):
         result = result.model_dump()
     if isinstance(result, Mapping) and "results" in result:
         result = list(result["results"])
     if isinstance(result, list | tuple):
-        found = [f for part in result for f in read_result(part, name, example)]
+        found = [f for part in result for f in again(part)]
         if not found:
-            raise _nonsense(name, example, "an empty list")
+            raise _nonsense(name, where, "an empty list")
         return found
     if isinstance(result, bool | int | float):
-        return [Feedback(name, _score_of(result, name, example))]
+        return [Feedback(name, score_of(result))]
     if isinstance(result, str):
         return [Feedback(name, None, result)]
     if isinstance(result, Mapping):
@@ -268,37 +310,26 @@ def read_result(result: Any, name: str, example: str) -> list[Feedback]:
         score = result.get("score")
         comment = str(result.get("comment") or "")
         if score is None and result.get("value") is None and not comment:
-            raise _nonsense(name, example, "a dict without 'score'")
+            raise _nonsense(name, where, "a dict without 'score'")
         value = result.get("value")
         if score is None and isinstance(value, bool | int | float):
             score = value
         if score is None and value is not None and not comment:
             comment = str(value)
-        return [Feedback(key, None if score is None else _score_of(score, name, example), comment)]
-    raise _nonsense(name, example, "nothing" if result is None else f"a {type(result).__name__}")
+        return [Feedback(key, None if score is None else score_of(score), comment)]
+    raise _nonsense(name, where, "nothing" if result is None else f"a {type(result).__name__}")
 
 
-def _score_of(score: Any, name: str, example: str) -> float:
+def _score_of(score: Any, name: str, where: str, *, bounded: bool) -> float:
     if not isinstance(score, bool | int | float) or math.isnan(score):
-        raise _nonsense(name, example, f"the score {score!r}")
-    if not 0 <= score <= 1:
-        raise _nonsense(name, example, f"the score {score:g}, which is not between 0 and 1")
+        raise _nonsense(name, where, f"the score {score!r}")
+    if bounded and not 0 <= score <= 1:
+        raise _nonsense(name, where, f"the score {score:g}, which is not between 0 and 1")
     return float(score)
 
 
-def _nonsense(name: str, example: str, what: str) -> EvaluatorError:
+def _nonsense(name: str, where: str, what: str) -> EvaluatorError:
     return EvaluatorError(
-        f"The evaluator '{name}' returned {what} for example '{example}'; it must return a number "
+        f"The evaluator '{name}' returned {what} for {where}; it must return a number "
         "between 0 and 1, a boolean, or {'key', 'score', 'comment'}."
     )
-
-
-def _name(evaluator: Evaluator) -> str:
-    return str(getattr(evaluator, "__name__", None) or type(evaluator).__name__)
-
-
-def _source(evaluator: Evaluator) -> str:
-    try:
-        return _name(evaluator) + "\n" + inspect.getsource(evaluator)
-    except (OSError, TypeError):
-        return f"{getattr(evaluator, '__module__', '')}.{_name(evaluator)}"

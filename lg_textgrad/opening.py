@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync
 from lg_textgrad.bindings.discovered import Discovered, Finding
+from lg_textgrad.bindings.tools import DiscoveredTools
 from lg_textgrad.budget import Budget
 from lg_textgrad.discovery import find_in
 from lg_textgrad.errors import (
@@ -25,6 +25,9 @@ from lg_textgrad.store import Store
 ROWS = 3
 """Inputs that discovery runs the graph on, unless the user says otherwise."""
 _KEPT = "discovered"
+_BINDINGS: Mapping[str, type[Discovered | DiscoveredTools]] = {
+    binding.__name__: binding for binding in (Discovered, DiscoveredTools)
+}
 
 
 def wants_discovery(graph: TrainableGraph, asked: bool | None) -> bool:
@@ -37,6 +40,7 @@ async def awith_discovered(
     inputs: Sequence[Example],
     store: Store,
     *,
+    tools: bool = False,
     budget: Budget | None = None,
     max_concurrency: int = 8,
     reuse: Store | None = None,
@@ -44,26 +48,20 @@ async def awith_discovered(
     """Return `graph` with the prompts that its nodes send when it runs on `inputs`.
 
     They are found once for each store, and come from there ever after, so that a run that goes on
-    has the same parameters. Cost: the graph's own model calls on the inputs, paid under the store's
-    budget. Raises `BudgetTooSmallError` when that ends first, `GraphError` when there is nothing
-    to tune, `RunMismatchError` for a run that was begun without discovery.
+    has the same parameters. With `tools` they include the descriptions of tools. Cost: the graph's
+    own model calls on the inputs, paid under the store's budget. Raises `BudgetTooSmallError` when
+    that ends first, `GraphError` when there is nothing to tune, `RunMismatchError` for a run that
+    was begun without discovery.
     """
-    begun = store.get_meta("configuration") is not None
-    asked = digest("discovery", graph.fingerprint, [e.inputs for e in inputs])
-    kept = store.get_meta(_KEPT)
-    # Of a run that has begun, whatever else has changed since is for the trainer to tell.
-    if kept is not None and (begun or kept["asked"] == asked):
-        return graph.holding(Discovered.from_plain(kept["prompts"]))
-    if begun:
-        raise RunMismatchError(
-            f"The run directory '{store.directory}' was begun without discovery, so it has other "
-            "parameters. Set discover = false to go on, or start a new run with another --out."
-        )
+    asked = digest("discovery", graph.fingerprint, [e.inputs for e in inputs], tools)
+    kept = _found_before(graph, store, asked)
+    if kept is not None:
+        return kept
     account = account_of(store, budget or Budget())
     ledger = Ledger(store, account, max_concurrency, reuse)
     try:
         with use_ledger(ledger):
-            binding = (await find_in(graph, inputs)).binding
+            found = (await find_in(graph, inputs, tools=tools)).bindings
     except BudgetExceededError as reached:
         raise BudgetTooSmallError(
             f"The budget does not cover the runs in which the graph's prompts are found: {reached}",
@@ -72,15 +70,35 @@ async def awith_discovered(
     finally:
         await ledger.aclose()
         store.put_meta("elapsed", account.elapsed)
-    opened = graph.holding(binding)
+    opened = graph.holding(*found)
     if not opened.parameters:
         raise GraphError(
             f"The graph sent no prompt that can be tuned in {len(inputs)} runs: "
-            f"{reasons(binding.findings)}. Declare a Parameter, or give inputs that reach its "
+            f"{reasons(opened.found)}. Declare a Parameter, or give inputs that reach its "
             "model-calling nodes."
         )
-    store.put_meta(_KEPT, {"asked": asked, "prompts": binding.to_plain()})
+    plain = {type(binding).__name__: binding.to_plain() for binding in found}
+    store.put_meta(_KEPT, {"asked": asked, "found": plain})
     return opened
+
+
+def _found_before(
+    graph: TrainableGraph, store: Store, asked: str | None = None
+) -> TrainableGraph | None:
+    """Return the graph with what the store has for it; None where discovery has yet to be made.
+
+    Of a run that has begun, whatever else has changed since is for the trainer to tell.
+    """
+    kept = store.get_meta(_KEPT)
+    begun = store.get_meta("configuration") is not None
+    if kept is not None and (begun or kept["asked"] == asked):
+        return graph.holding(*(_BINDINGS[n].from_plain(b) for n, b in kept["found"].items()))
+    if begun:
+        raise RunMismatchError(
+            f"The run in '{store.where}' was begun without discovery, so it has other parameters. "
+            "Set discover = false to go on, or start a new run with another --out."
+        )
+    return None
 
 
 def with_discovered(
@@ -88,6 +106,7 @@ def with_discovered(
     inputs: Sequence[Example],
     store: Store,
     *,
+    tools: bool = False,
     budget: Budget | None = None,
     max_concurrency: int = 8,
     reuse: Store | None = None,
@@ -98,6 +117,7 @@ def with_discovered(
             graph,
             inputs,
             store,
+            tools=tools,
             budget=budget,
             max_concurrency=max_concurrency,
             reuse=reuse,
@@ -108,23 +128,26 @@ def with_discovered(
 def open_graph(
     graph: TrainableGraph,
     config: Config,
-    train: Sequence[Example],
+    rows: Callable[[], Sequence[Example]],
     store: Store,
     reuse: Store | None = None,
 ) -> TrainableGraph:
     """Return `graph`, or it with its prompts found, as the configuration of a run says.
 
-    Call it where the graph can run: its models at hand, the store open. `with_discovered` says what
-    it costs and raises.
+    `rows` gives inputs, where they are needed. Call it where the graph can run: its models at hand,
+    the store open. `with_discovered` says what it costs and raises.
     """
     if not wants_discovery(graph, config.discover):
         return graph
-    if store.get_meta("configuration") is None:  # what this pays for can be gone on with
-        store.put_meta("command", asdict(config))
+    kept = _found_before(graph, store)
+    if kept is not None:
+        return kept
+    store.put_meta("command", config.kept())  # what this pays for can be gone on with
     return with_discovered(
         graph,
-        train[: config.discover_rows],
+        rows()[: config.discover_rows],
         store,
+        tools=config.discover_tools,
         budget=Budget(config.budget_calls, config.budget_tokens, config.budget_seconds),
         max_concurrency=config.max_concurrency,
         reuse=reuse,

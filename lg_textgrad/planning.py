@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lg_textgrad.differences import Details, changes
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.objective import Scored
@@ -32,22 +34,30 @@ class Schedule:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
-def match(store: Store, now: Mapping[str, Any], start: Candidate) -> None:
+def match(
+    store: Store, now: Mapping[str, Any], start: Candidate, details: Details | None = None
+) -> None:
     """Write down what this run is made of, or refuse a store that was made of other things.
 
-    `now` is part of the run -> its fingerprint. Raises `RunMismatchError`.
+    `now` is part of the run -> its fingerprint; `details` name what in a part differs. Raises
+    `RunMismatchError`.
     """
+    details = details or {}
     then = store.get_meta("configuration")
     if then is None:
-        store.put_meta("configuration", now)
+        store.put_meta("details", details)
         store.put_meta("start", start)
+        store.put_meta("configuration", now)  # last: it says that the run has begun
         return
-    changed = [name for name in now if then.get(name) != now[name]]
+    before = {"prompts at the start": store.get_meta("start"), **(store.get_meta("details") or {})}
+    after = {"prompts at the start": start, **details}
+    changed = changes(then, now, before, after)
     if changed:
         raise RunMismatchError(
-            f"The run directory '{store.directory}' was made with another configuration: "
-            f"changed are {', '.join(changed)}. Change it back to go on, or start a new run "
-            "with another --out."
+            f"The run in '{store.where}' was made with another configuration: changed are "
+            f"{', '.join(changed)}. Change it back to go on, start a new run with another --out, "
+            "or fork this one into a new run that takes over what it has paid for: "
+            f"`lg-textgrad optimize CONFIG.toml --fork {shlex.quote(str(store.where))} --out NEW`."
         )
 
 

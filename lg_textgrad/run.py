@@ -116,6 +116,26 @@ class Execution:
     error: str | None = None
     """`Type: message` when the node raised; None otherwise."""
     seconds: float = 0.0
+    started: float = 0.0
+    """Seconds from the start of the run to its own."""
+    attempts: int = 1
+    """How often the node's body began: more than once after a retry or a resumed interrupt."""
+    interrupts: Sequence[Any] = ()
+    """What it asked for by `interrupt(...)`, in order, as plain data."""
+    sources: Mapping[str, Sequence[Sequence[str]]] | None = None
+    """For what a node's code started (a task, the nodes of a graph that it called): input key ->
+    where the value came from, as [place, name]. A place is the id of an execution, and "" the
+    node's own input; a name is a channel, and "*" all. None where channels tell, as in a graph that
+    is a node."""
+    passed: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """Channel -> where a value came from that the node handed on as it was; under "*" what all of
+    its values were made of, where that is known."""
+    erased: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Channel -> executions none of whose messages were left in it after this one's write."""
+    called: bool = False
+    """Whether it is a `@task` that a node's code called: `inputs` are its arguments."""
+    discarded: bool = False
+    """Whether the node that it ran inside of began anew, so that nobody got what it wrote."""
 
 
 @dataclass(frozen=True, slots=True)

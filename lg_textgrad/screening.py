@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lg_textgrad._sync import task_group
 from lg_textgrad.acceptance import Better, Verdict
 from lg_textgrad.bench import Workbench, outcomes_of
 from lg_textgrad.objective import Scored
@@ -49,11 +48,10 @@ class OnBatch:
     ) -> list[Screened]:
         batch = [s.run.example for s in scored]
         before = outcomes_of(scored)
-        async with task_group() as group:
-            tasks = [group.create_task(bench.ascore(batch, p.candidate)) for p in proposals]
+        tried = await bench.ascore_all(batch, [p.candidate for p in proposals])
         found = []
-        for proposal, task in zip(proposals, tasks, strict=True):
-            after = outcomes_of(task.result())
+        for proposal, after_it in zip(proposals, tried, strict=True):
+            after = outcomes_of(after_it)
             scores = {e: o.score for e, o in after.items()}
             found.append(Screened(proposal, Better().decide(before, after), scores))
         return found

@@ -13,10 +13,12 @@ from typing import Any
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.approval import Approver, Review, areviewed
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic
 from lg_textgrad.data import batches, unique
+from lg_textgrad.differences import Details, row_details
 from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,
@@ -69,8 +71,8 @@ class Trainer:
     goes to acceptance the same way. `store` is a run
     directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
     called again with the same configuration, and pays for nothing twice. Model results that another
-    run has in `reuse` are not paid for again. `on_event(kind, data)` is
-    told what happens.
+    run has in `reuse` are not paid for again. `approve` is a person who has to agree before a
+    candidate is accepted. `on_event(kind, data)` is told what happens.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Trainer:
         max_concurrency: int = 8,
         reuse: Store | None = None,
         on_event: OnEvent | None = None,
+        approve: Approver | None = None,
     ) -> None:
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
@@ -108,6 +111,7 @@ class Trainer:
         self.store = store
         self.max_concurrency = max_concurrency
         self.reuse = reuse
+        self.approve = approve
         self._on_event = on_event
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
@@ -162,7 +166,7 @@ class Trainer:
         if reference is not None:  # before anything is paid for, and over untrained prompts
             reference = self.graph.candidate({**start, **reference})
         first = store.get_meta("configuration") is None
-        match(store, self._made_of(splits, start), start)
+        match(store, self._made_of(splits, start), start, self._details(splits))
         store.put_meta("result", None)  # that of an earlier session, when it goes on
         paid = store.paid()
         account = Account(
@@ -228,7 +232,7 @@ class Trainer:
                 store.put_meta("elapsed", account.elapsed)
         baseline, best, compared = finished
         result = Result(
-            run_dir=str(store.directory) if store.directory is not None else None,
+            run_dir=store.where,
             stopped_by=stopped_by,
             baseline=Scores(progress.pool[0].score, baseline.test),
             best=Scores(progress.best.score, best.test),
@@ -280,6 +284,10 @@ class Trainer:
                 for name, examples in splits.items()
             },
         }
+
+    def _details(self, splits: Mapping[str, list[Example]]) -> Details:
+        graph, evaluators = self.graph.parts, self.objective.parts
+        return {"graph": graph, "evaluators": evaluators, **row_details(splits)}
 
     async def _baseline(self, store: Store, bench: Workbench, progress: _Progress) -> None:
         baseline = candidate_hash(progress.baseline)
@@ -416,12 +424,21 @@ class Trainer:
             verdict, outcomes, scored = await bench.acompare(
                 progress.best.outcomes, proposal.candidate, bench.val, self.acceptance
             )
+            stage = "val"
+            if verdict.accepted and self.approve is not None:
+                best = progress.best
+                seen = Review.of(
+                    step, best.candidate, proposal.candidate, verdict, best.outcomes, outcomes
+                )
+                verdict = await areviewed(self.approve, store, seen)
+                stage = "val" if verdict.accepted else "review"
             whole = len(outcomes) == len(bench.val)
             after = Loss(tuple(scored)).score if whole else None
             self._record(store, step, "val", proposal, verdict, progress, after)
             scores = {e: o.score for e, o in outcomes.items()}
-            self._observe(proposal, verdict, "val", scores)
-            entry = Entry(proposal.hash, proposal.candidate, outcomes, (base.hash,))
+            self._observe(proposal, verdict, stage, scores)
+            parents = proposal.parents or (base.hash,)
+            entry = Entry(proposal.hash, proposal.candidate, outcomes, parents)
             if whole:
                 progress.pool.append(entry)
             if not verdict.accepted:
@@ -447,7 +464,8 @@ class Trainer:
     ) -> None:
         if proposal.hash not in progress.lineage:  # a step back is no new candidate
             made = proposal.hash, proposal.candidate
-            store.put_candidate(*made, parent=parent.hash, step=step, edits=proposal.edits)
+            origin = proposal.parents[0] if proposal.parents else parent.hash
+            store.put_candidate(*made, parent=origin, step=step, edits=proposal.edits)
 
     def _keep_time(self, store: Store) -> None:
         """Note the time spent: a killed run has no other record of it."""
@@ -468,6 +486,7 @@ class Trainer:
         payload = {
             "stage": stage,
             "kind": proposal.kind,
+            "parents": list(proposal.parents),
             "accepted": verdict.accepted,
             "reason": verdict.reason,
             "gain": verdict.gain,

@@ -174,7 +174,8 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
     # Meanwhile the directory is that process's alone, for writing.
     second = here.run("resume", "my run")
     assert second.code == 2
-    assert "Another process is working in 'my run'" in one_error(second.err)
+    assert f"Process {process.pid} on " in one_error(second.err)
+    assert "is working in 'my run'. Wait for it" in one_error(second.err)
     shown = here.run("show", "my run", "--json")
     assert shown.code == 0
     assert json.loads(shown.out)["stopped_by"] is None
@@ -330,7 +331,7 @@ def test_folder_without_a_run_is_told(here):
     for command in ("resume", "show"):
         done = here.run(command, "plain")
         assert done.code == 2
-        assert "failed" in one_error(done.err)
+        assert "is damaged: file is not a database" in one_error(done.err)
     assert not (here.folder / "nowhere").exists()
     (here.folder / "file").write_text("")
     done = here.run("optimize", "optimize.toml", "--out", "file")
@@ -346,10 +347,14 @@ def test_run_directory_of_another_configuration_stays_resumable(here):
     asked = len(here.server.chats)
     done = here.run("optimize", "optimize.toml", "--out", "r", "--steps", "1", "--seed", "4")
     assert done.code == 2
-    assert re.search("changed are optimizer, schedule.*another --out", one_error(done.err))
+    assert (
+        "changed are optimizer (seed: 0 -> 4), schedule (steps: 2 -> 1, seed: 0 -> 4). Change it back"
+        in one_error(done.err)
+    )
+    assert re.search("new run with another --out, or fork .* --fork r --out NEW", one_error(done.err))
     desk.write_jsonl(here.folder / "val.jsonl", desk.rows(4, 3))
     done = here.run("resume", "r")
-    assert (done.code, "changed are val data" in one_error(done.err)) == (2, True)
+    assert (done.code, "changed are val data (new: 'e6')" in one_error(done.err)) == (2, True)
     assert len(here.server.chats) == asked
     desk.write_jsonl(here.folder / "val.jsonl", desk.rows(3, 3))
     # What was refused changed nothing: the run goes on with its own configuration.
@@ -578,7 +583,10 @@ def test_inspect_tells_runs_that_failed(here):
 
 # The commands and what is written about them.
 
-COMMANDS = ["init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "export", "local"]
+COMMANDS = [
+    "init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "export", "promote", "rollback",
+    "sync", "local",
+]  # fmt: skip
 
 
 def commands():

@@ -333,6 +333,34 @@ async def test_candidate_that_loses_a_variable_is_refused():
         await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": "You answer."})
 
 
+@pytest.mark.parametrize("lost", ["Reply to {group} now.", "Reply, {tone}.", "Reply."])
+async def test_candidate_that_loses_a_variable_of_a_prompt_template_is_refused(lost):
+    model = Chat(answer=echo)
+    prompt = ChatPromptTemplate.from_messages([("system", "Reply for {group}, {tone}."), ("user", "{q}")])
+
+    async def writer(state):
+        given = {"group": state["team"], "tone": "kindly", "q": state["q"]}
+        return {"a": (await (prompt | model).ainvoke(given)).content}
+
+    graph = await tg.adiscover(one(writer), TWO[:1])
+    with pytest.raises(ParameterError, match=r"loses the placeholder \{(tone|group)\}"):
+        await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": lost})
+    with pytest.raises(ParameterError, match="brings in the placeholder {more}"):
+        await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": "{group} {tone} {more}"})
+    assert len(model.calls) == 1
+
+
+async def test_placeholders_in_worked_examples_are_not_filled():
+    graph = await tg.adiscover(saying(lambda s: SystemMessage(f"You answer for {s['team']}."), user), TWO)
+    parameter = graph.parameters["writer"]
+    text = parameter.at("Answer for {team}.").full
+    parameter.demos = (tg.Demo("who is {team}", "{team} is a team"),)
+    shown = parameter.full.replace(parameter.value, text, 1)
+    [run] = await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": shown})
+    assert sent(run)[0].startswith("Answer for billing.")
+    assert sent(run)[0].endswith("Input: who is {team}\nOutput: {team} is a team")
+
+
 async def test_text_that_does_not_match_is_left_with_a_warning():
     def system(state):
         return SystemMessage("Something else." if state["q"] == "odd" else "You write.")
@@ -457,7 +485,7 @@ async def test_nodes_that_no_run_reached_are_told_a_subgraph_only_once():
 async def test_runs_of_discovery_note_what_a_run_of_its_graph_notes(asked):
     plain = tg.TrainableGraph(saying(*asked))
     found = await find_in(plain, TWO)
-    graph = plain.holding(found.binding)
+    graph = plain.holding(*found.bindings)
     runs = await graph.arecord([{"inputs": row} for row in TWO])
     for seen, run in zip(found.runs, runs, strict=True):
         noted = [e.prompts for e in run.executions]

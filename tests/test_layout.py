@@ -28,22 +28,29 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "planted",
     "data",
     "tracking",
     "bindings",
     "recording",
     "graph",
     "discovery",
+    "watching",
     "trace",
+    "evaluators",
     "objective",
     "critics",
     "backward",
     "optim",
     "significance",
     "acceptance",
+    "approval",
     "selection",
+    "pareto",
+    "provenance",
     "bench",
     "screening",
+    "differences",
     "planning",
     "result",
     "trainer",
@@ -56,7 +63,9 @@ LAYERS = (
     "drawing",
     "inspecting",
     "assembly",
+    "sessions",
     "_render",
+    "cli_langsmith",
     "cli",
     "__main__",
 )
@@ -65,6 +74,7 @@ LAYERS = (
 AGAINST_THE_ORDER = {
     ("objective", "backward", "lazy"): "loss.backward(critic) is PyTorch's spelling",
     ("objective", "critics", "typing"): "the annotation of that critic",
+    ("models", "bindings", "lazy"): "models.wrap_openai() is where people look for it",
     ("parameter", "bindings", "lazy"): "parameter.middleware() is where people look for it",
 }
 
@@ -82,7 +92,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"models/openai": 600, "trainer": 550}
+LONGER = {"cli": 560, "models/openai": 600, "trainer": 550}
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,7 @@ def printing(package: Path) -> list[str]:
     return [
         f"{module.name}.py:{node.lineno} prints"
         for module in read(package)
-        if module.name != "cli"
+        if module.name not in ("cli", "cli_langsmith")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "builtins.print")
     ]
@@ -355,7 +365,7 @@ def test_what_the_rules_allow_is_not_reported(tmp_path: Path) -> None:
             "models/openai.py": "import openai\n" + "\n" * LONGEST,
             "recording/__init__.py": "",
             "recording/isolation.py": "from langsmith.run_helpers import tracing_context\n",
-            "cli.py": "print('hello')\n",
+            "cli.py": "print('hello')\n" + "\n" * LONGEST,
         },
     )
     assert [wrong for rule in RULES for wrong in rule(package)] == []

@@ -201,6 +201,13 @@ def test_merged_proposals_keep_the_lines_that_both_add():
     assert made.kind == "x, y"
 
 
+def test_line_that_two_proposals_add_stands_once_with_the_gradients_of_both():
+    one, other = (tg.Edit("b", "add", 1, "Be kind.", (g,)) for g in ("g1", "g2"))
+    made = merged([edited("x", one), edited("y", other, add("Be quick."))], BEFORE)
+    assert made.candidate["b"] == "Be.\nBe kind.\nBe quick."
+    assert made.edits[0].gradients == ("g1", "g2")
+
+
 def test_merged_proposals_that_rewrite_one_line_are_at_odds():
     made = merged([edited("x", replace("Exist.")), edited("y", replace("Vanish."), add("Z."))], BEFORE)
     assert (made.candidate["b"], made.kind) == ("Exist.", "x")

@@ -104,8 +104,13 @@ def naive_edges(run):
         for channel in e.inputs:
             if e.reads is None or channel in e.reads:
                 found |= {(w, e.id, channel) for w in naive_writers(run, channel, e.superstep)}
+        # A choice stands until the node runs: a deferred one runs later than what chose it.
+        last = max(
+            (o.superstep for o in run.executions if o.path == e.path and o.superstep < e.superstep),
+            default=-1,
+        )
         for other in run.executions:
-            if other.superstep == e.superstep - 1 and e.path in other.goto:
+            if last <= other.superstep < e.superstep and e.path in other.goto:
                 found.add((other.id, e.id, ROUTE))
     return found
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import sqlite3
 import sys
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -411,15 +410,33 @@ def other_score(outputs):
 @pytest.mark.parametrize(
     ("changed", "options", "data"),
     [
-        ("train data", {}, (TRAIN[:2], VAL, TEST)),
-        ("val data", {}, (TRAIN, [{**VAL[0], "outputs": {"team": "x", "rule": ""}}, *VAL[1:]], TEST)),
-        ("test data", {}, (TRAIN, VAL, ())),
-        ("evaluators", {"evaluators": [other_score]}, None),
-        ("schedule", {"schedule": Schedule(steps=2, batch_size=3, seed=7)}, None),
-        ("acceptance", {"acceptance": Better(0.1)}, None),
-        ("optimizer", {"optimizer": {"max_edits": 1}}, None),
-        ("prompts at the start", {"prompts": {"polish": "The desk's polish."}}, None),
-        ("graph, prompts at the start", {"extra": True}, None),
+        ("train data (gone: 'e2')", {}, (TRAIN[:2], VAL, TEST)),
+        ("train data (in another order)", {}, (TRAIN[::-1], VAL, TEST)),
+        (
+            "val data (changed: 'e3')",
+            {},
+            (TRAIN, [{**VAL[0], "outputs": {"team": "x", "rule": ""}}, *VAL[1:]], TEST),
+        ),
+        ("test data (gone: 'e6', 'e7')", {}, (TRAIN, VAL, ())),
+        (
+            "evaluators (new: 'other_score'; gone: 'team', 'greeting', 'ending')",
+            {"evaluators": [other_score]},
+            None,
+        ),
+        ("schedule (seed: 0 -> 7)", {"schedule": Schedule(steps=2, batch_size=3, seed=7)}, None),
+        ("acceptance (min_gain: 0.0 -> 0.1)", {"acceptance": Better(0.1)}, None),
+        ("optimizer (max_edits: 4 -> 1)", {"optimizer": {"max_edits": 1}}, None),
+        (
+            "prompts at the start (changed: 'polish')",
+            {"prompts": {"polish": "The desk's polish."}},
+            None,
+        ),
+        (
+            "graph (changed: 'channels'; new: 'alone'; gone: 'triage', 'writer', "
+            "'polish'), prompts at the start (new: 'alone'; gone: 'triage', 'writer', 'polish')",
+            {"extra": True},
+            None,
+        ),
     ],
 )
 def test_run_directory_of_another_configuration_says_what_changed(
@@ -431,9 +448,20 @@ def test_run_directory_of_another_configuration_says_what_changed(
     if options.pop("extra", False):
         graph = another_graph()
     trainer = make(server, graph, **options, store=begun)
-    with pytest.raises(RunMismatchError, match=f"changed are {changed}\\. .*--out"):
+    with pytest.raises(RunMismatchError) as refused:
         trainer.fit(*(data or (TRAIN, VAL, TEST)))
+    assert f"changed are {changed}. Change it back to go on, " in str(refused.value)
+    assert f"--fork {begun} --out NEW" in str(refused.value)
     assert server.chats == []
+
+
+def test_changed_template_is_named(serve, begun, monkeypatch):
+    read = tg.templates.source
+    monkeypatch.setattr(
+        tg.templates, "source", lambda name: read(name) + "." * (name == "critic_detail")
+    )
+    with pytest.raises(RunMismatchError, match=r"changed are critic \(template 'critic_detail'\)\."):
+        make(serve(), store=begun).fit(TRAIN, VAL, TEST)
 
 
 def another_graph():
@@ -456,7 +484,7 @@ def test_budget_and_concurrency_may_change_between_sessions(serve, begun):
 
 def test_run_directory_in_use_is_refused(serve, tmp_path):
     server = serve()
-    with Store(tmp_path), pytest.raises(StoreError, match="Another process"):
+    with Store(tmp_path), pytest.raises(StoreError, match="is working in"):
         make(server, store=tmp_path).fit(TRAIN, VAL)
     assert server.chats == []
 
@@ -602,19 +630,19 @@ def test_malformed_rewriter_reply_is_retried_once_then_skipped(serve):
 # Kill it.
 
 
-def stored(folder):
-    """Return the messages of every request whose reply is on disk."""
-    with sqlite3.connect(folder / "run.sqlite") as db:
-        found = [json.loads(row[0]) for row in db.execute("select request from results")]
-    db.close()
-    return {tuple(m["content"] for m in request["messages"]) for request in found}
+def stored(where):
+    """Return the messages of every request whose reply is kept."""
+    with Store(where, read_only=True) as store:
+        found = store.results(("rollout", "critic", "rewriter"))
+    return {tuple(m["content"] for m in result["request"]["messages"]) for result in found}
 
 
 def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(
-    tmp_path, monkeypatch, capsys, serve
+    tmp_path, monkeypatch, capsys, serve, where
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "killed_app", raising=False)
     server = serve()
     desk.project(tmp_path, module="killed_app", base_url=None)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -626,9 +654,10 @@ def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(
     server = serve(Script(latency=(0.0, 0.03)))
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL")}
-    dice, folder = random.Random(), tmp_path / "killed"
-    arguments = ["optimize", "optimize.toml", "--out", "killed", "--max-concurrency", "4"]
-    moments = sorted(dice.sample(range(5, total - 8), 3))  # the fifth follows a stored reply
+    out = str(where)
+    arguments = ["optimize", "optimize.toml", "--out", out, "--max-concurrency", "4"]
+    # The fifth request follows a stored reply.
+    moments = sorted(random.Random().sample(range(5, total - 8), 3))
     kept = set()
     for moment in moments:
         process = desk.start(arguments, tmp_path, tmp_path / "log", environment)
@@ -637,12 +666,12 @@ def test_killed_run_resumes_repays_nothing_and_ends_where_it_would_have_ended(
         process.kill()
         process.join()
         sent = [desk.texts_of(b) for b in server.chats]
-        kept |= stored(folder)
+        before, kept = kept, stored(out)
         assert kept
-        assert kept <= set(sent)
-        arguments = ["resume", "killed"]
+        assert before <= kept <= set(sent), moments
+        arguments = ["resume", out]
         monkeypatch.setattr(server, "requests", Watched(server.requests, kept))
-    assert main(["resume", "killed", "--json"]) == 0
+    assert main(["resume", out, "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert server.requests.again == [], moments
     assert without_time(resumed)["parameters"] == whole["parameters"], moments

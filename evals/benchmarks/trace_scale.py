@@ -3,9 +3,9 @@
     python -m evals.benchmarks.trace_scale
 
 Four shapes: a chain over last-value channels, a ReAct loop whose every round reads the whole list
-of messages, map-reduce by `Send`, and a loop around a subgraph. `graph` is the time to work out who
-fed whom, `order` that to put the executions in reverse and to prune them; bytes are the peak that
-both needed, for each execution, the run itself not counted.
+of messages, map-reduce by `Send`, and a loop around a subgraph. `graph` is the processor time to
+work out who fed whom, `order` that to put the executions in reverse and to prune them; bytes are
+the peak that both needed, for each execution, the run itself not counted.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ SHAPES: dict[str, Callable[[int], tg.Run]] = {
 
 
 def measure(made: tg.Run) -> dict[str, float]:
-    started = time.perf_counter()
+    started = time.process_time()
     trace = tg.Trace.of(made)
-    built = time.perf_counter()
+    built = time.process_time()
     trace.reverse_order()
     trace.worth_visiting({"p"})
-    ordered = time.perf_counter()
+    ordered = time.process_time()
     tracemalloc.start()
     trace = tg.Trace.of(made)
     trace.reverse_order()

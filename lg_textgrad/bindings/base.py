@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from lg_textgrad.parameter import Parameter, prompts
+from lg_textgrad.run import Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,34 @@ class Binding(Protocol):
     def invocation(self, candidate: Mapping[str, str]) -> Mapping[str, Any]:
         """Return further keyword arguments for the graph's `ainvoke`, such as `context`."""
         ...
+
+
+@runtime_checkable
+class ReadsLater(Protocol):
+    """A binding whose texts are read unnoticed: only the record of a run shows by whom."""
+
+    def readers(
+        self, candidate: Mapping[str, str], executions: Sequence[Execution]
+    ) -> Iterable[tuple[str, str, str]]:
+        """Yield execution id, parameter and text of each execution that read one of its texts."""
+        ...
+
+
+def with_readers(
+    executions: Sequence[Execution], bindings: Iterable[Binding], candidate: Mapping[str, str]
+) -> Sequence[Execution]:
+    """Return the executions with what was read unnoticed among their `prompts`."""
+    noted: dict[str, dict[str, str]] = {}
+    for binding in bindings:
+        if isinstance(binding, ReadsLater):
+            for execution, name, text in binding.readers(candidate, executions):
+                noted.setdefault(execution, {})[name] = text
+    if not noted:
+        return executions
+    return tuple(
+        replace(e, prompts={**e.prompts, **noted[e.id]}) if e.id in noted else e
+        for e in executions
+    )
 
 
 class Declared:

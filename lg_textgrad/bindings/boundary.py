@@ -7,13 +7,15 @@ puts that in place and takes it away again.
 from __future__ import annotations
 
 import functools
+import heapq
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -27,8 +29,9 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from lg_textgrad._hashing import digest, message_to_plain, to_plain
+from lg_textgrad._hashing import canonical, digest, message_to_plain, to_plain
 from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
@@ -61,7 +64,13 @@ class BoundaryScope:
     """The first error that makes every further call pointless, even if a node swallowed it."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
+    witness: Callable[[UUID | None], None] | None = None
+    """Told of each call, by the id of its run in callbacks."""
+    stranger: Callable[[], None] | None = None
+    """Told of each call in a thread that began during the run and has nothing of its context."""
+    _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
+    _free: dict[str, list[int]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def key(self, asked: Any) -> str:
@@ -72,9 +81,25 @@ class BoundaryScope:
         """
         base = digest("chat", asked)
         with self._guard:
-            count = self._seen.get(base, 0)
-            self._seen[base] = count + 1
+            free = self._free.setdefault(base, [])
+            if not free:
+                self._seen[base] = self._seen.get(base, 0) + 1
+            count = heapq.heappop(free) if free else self._seen[base] - 1
         return f"{base}.{self.sample}.{count}"
+
+    def give_back(self, key: str) -> None:
+        """Let the next call that asks the same have the key of one that failed.
+
+        So a retry is kept where a run that is repeated looks first.
+        """
+        base, _, count = key.split(".")
+        with self._guard:
+            heapq.heappush(self._free[base], int(count))
+
+    def notice(self, run_manager: Any) -> None:
+        """Tell whoever records the run of a call in it."""
+        if self.witness is not None:
+            self.witness(getattr(run_manager, "run_id", None))
 
     def add(self, usage: Usage) -> None:
         with self._guard:
@@ -82,6 +107,79 @@ class BoundaryScope:
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
+_inside_call: ContextVar[bool] = ContextVar("lg_textgrad_inside_call", default=False)
+
+
+def scope_in_place() -> BoundaryScope | None:
+    """Return the scope of the run that the current context belongs to."""
+    return _scope.get()
+
+
+def pay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Paid]) -> Any:
+    """Return what `call` returns, or the store has for the same question; note what it cost.
+
+    `call` is outside of the scope: what a model asks of another one to answer is part of its own
+    call, paid for with it, and takes no second place under the limit.
+    """
+
+    def alone() -> Paid:
+        with _left():
+            return call()
+
+    key = scope.key(asked)
+    try:
+        stored, usage = scope.ledger.pay(key, scope.kind, asked, alone)
+    except Exception as error:
+        scope.give_back(key)
+        scope.failure = scope.failure or _systemic(error)
+        raise
+    scope.add(usage)
+    return stored
+
+
+async def apay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Awaitable[Paid]]) -> Any:
+    """Return what `pay_in` returns, for coroutines."""
+
+    async def alone() -> Paid:
+        with _left():
+            return await call()
+
+    key = scope.key(asked)
+    try:
+        stored, usage = await scope.ledger.apay(key, scope.kind, asked, alone)
+    except Exception as error:
+        scope.give_back(key)
+        scope.failure = scope.failure or _systemic(error)
+        raise
+    scope.add(usage)
+    return stored
+
+
+@contextmanager
+def _left() -> Iterator[None]:
+    tokens = _scope.set(None), _inside_call.set(True)
+    try:
+        yield
+    finally:
+        _scope.reset(tokens[0])
+        _inside_call.reset(tokens[1])
+
+
+_open: dict[int, BoundaryScope] = {}
+
+
+def notice_stranger() -> None:
+    """Tell the runs in scope of a call that has no scope, in a thread that they may have started.
+
+    Contexts don't reach threads by themselves. Other callers in the process are no business of
+    ours: they have threads of their own.
+    """
+    if _inside_call.get():
+        return
+    here = threading.current_thread()
+    for scope in list(_open.values()):
+        if scope.stranger is not None and here not in scope._threads:  # noqa: SLF001 - ours
+            scope.stranger()
 
 
 def warn(text: str) -> None:
@@ -104,7 +202,7 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
         if "client" in name or "api_key" in name or "token_" in name:
             continue
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            value = _address(value)
+            value = address(value)
         plain = to_plain(value)
         if callable(value):
             plain = getattr(value, "__qualname__", type(value).__qualname__)
@@ -112,7 +210,8 @@ def model_identity(model: BaseChatModel) -> dict[str, Any]:
     return identity
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
+    """Return host, port and path; a loopback address without its port."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host in ("127.0.0.1", "localhost", "::1"):
@@ -135,7 +234,23 @@ def _asked(
     options = {
         k: to_plain(_schema_of(v)) for k, v in kwargs.items() if k != "ls_structured_output_format"
     }
-    return {"model": model_identity(model), "messages": plain, "stop": stop, "options": options}
+    return {
+        "model": model_identity(model),
+        "messages": plain,
+        "stop": stop,
+        "options": unordered(options),
+    }
+
+
+def unordered(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the tools in an order of ours.
+
+    Agents that keep their tools in a set offer them in another order in each process.
+    """
+    tools = options.get("tools")
+    if not isinstance(tools, list):
+        return options
+    return {**options, "tools": sorted(tools, key=canonical)}
 
 
 def _schema_of(value: Any) -> Any:
@@ -206,22 +321,23 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
+            notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
-        try:
-            stored, usage = scope.ledger.pay(
-                scope.key(asked),
-                scope.kind,
+        alone = quiet(run_manager)
+        result = _decode(
+            pay_in(
+                scope,
                 asked,
                 lambda: _encode(
-                    original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+                    original(self, messages, stop=stop, run_manager=alone, **kwargs)
                 ),
             )
-        except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        )
+        for tell, said, more in told(self, run_manager, result, is_async=False, **kwargs):
+            tell(*said, **more)
+        return result
 
     return generate
 
@@ -237,24 +353,23 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> ChatResult:
         scope = _scope.get()
         if scope is None:
-            result: ChatResult = await original(
+            notice_stranger()
+            plain: ChatResult = await original(
                 self, messages, stop=stop, run_manager=run_manager, **kwargs
             )
-            return result
+            return plain
+        scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
 
-        async def call() -> Paid:
-            return _encode(
-                await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-            )
+        alone = quiet(run_manager)
 
-        try:
-            stored, usage = await scope.ledger.apay(scope.key(asked), scope.kind, asked, call)
-        except Exception as error:
-            scope.failure = scope.failure or _systemic(error)
-            raise
-        scope.add(usage)
-        return _decode(stored)
+        async def call() -> Paid:
+            return _encode(await original(self, messages, stop=stop, run_manager=alone, **kwargs))
+
+        result = _decode(await apay_in(scope, asked, call))
+        for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):
+            await tell(*said, **more)
+        return result
 
     return agenerate
 
@@ -267,8 +382,11 @@ register("_agenerate_with_cache", _agenerate)
 def pay_through(scope: BoundaryScope) -> Iterator[None]:
     """Send the chat-model calls of the current context through the scope's ledger."""
     with replaced():
+        scope._threads = frozenset(threading.enumerate())  # noqa: SLF001 - ours
+        _open[id(scope)] = scope
         token = _scope.set(scope)
         try:
             yield
         finally:
             _scope.reset(token)
+            _open.pop(id(scope), None)

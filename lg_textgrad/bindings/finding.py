@@ -64,7 +64,7 @@ def find_prompts(
     declared = declared or {}
     templates = sorted(set(templates), key=lambda t: -sum(map(len, t.skeleton.constants)))
     nodes = list(dict.fromkeys(e.path for run in runs for e in run if e.model_calls))
-    names = _names(nodes, top)
+    names = names_of(nodes, top)
     found: list[FoundPrompt] = []
     findings: list[Finding] = []
     taken = set(declared)
@@ -250,7 +250,7 @@ def _merged(groups: Sequence[list[_Sent]]) -> list[list[_Sent]]:
     return joined
 
 
-def _names(nodes: Sequence[str], top: str | None) -> dict[str, str]:
+def names_of(nodes: Sequence[str], top: str | None) -> dict[str, str]:
     """Return a readable name for each node: an agent's own, not that of the node inside it."""
     short = {}
     for node in nodes:

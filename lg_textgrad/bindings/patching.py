@@ -17,6 +17,8 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk
 
+from lg_textgrad.bindings.streaming import as_chunk, async_events, events
+
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _inside: ContextVar[bool] = ContextVar("lg_textgrad_inside_scope", default=False)
@@ -94,7 +96,7 @@ def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
         if not _inside.get():
             yield from original(self, input, config, stop=stop, **kwargs)
         else:
-            yield _as_chunk(self.invoke(input, config, stop=stop, **kwargs))
+            yield as_chunk(self.invoke(input, _untapped(config), stop=stop, **kwargs))
 
     return stream
 
@@ -108,24 +110,48 @@ def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
             async for chunk in original(self, input, config, stop=stop, **kwargs):
                 yield chunk
         else:
-            yield _as_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
+            yield as_chunk(await self.ainvoke(input, _untapped(config), stop=stop, **kwargs))
 
     return astream
 
 
-def _as_chunk(message: Any) -> AIMessageChunk:
-    return AIMessageChunk(
-        content=message.content,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        id=message.id,
-        name=message.name,
-        usage_metadata=message.usage_metadata,
-        tool_calls=message.tool_calls,
-        invalid_tool_calls=message.invalid_tool_calls,
-        chunk_position="last",
-    )
+def _untapped(config: Any) -> Any:
+    """Return the config without the run's id.
+
+    By that `astream_events` tells the run that it taps, whose chunks it drops after its end.
+    """
+    return config and {name: value for name, value in config.items() if name != "run_id"}
+
+
+def _stream_events(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def stream_events(
+        self: BaseChatModel, input: Any, config: Any = None, *, version: Any = "v2", **kwargs: Any  # noqa: A002
+    ) -> Any:
+        if version != "v3" or not _inside.get():
+            return original(self, input, config, version=version, **kwargs)
+        return events(self.invoke(input, config, **kwargs))
+
+    return stream_events
+
+
+def _astream_events(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def astream_events(
+        self: BaseChatModel, input: Any, config: Any = None, *, version: Any = "v2", **kwargs: Any  # noqa: A002
+    ) -> Any:
+        if version != "v3" or not _inside.get():
+            return original(self, input, config, version=version, **kwargs)
+
+        async def whole() -> Any:
+            return async_events(await self.ainvoke(input, config, **kwargs))
+
+        return whole()
+
+    return astream_events
 
 
 register("stream", _stream, subclasses=True)
 register("astream", _astream, subclasses=True)
+register("stream_events", _stream_events, subclasses=True)
+register("astream_events", _astream_events, subclasses=True)

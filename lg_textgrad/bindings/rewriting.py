@@ -59,6 +59,21 @@ def rewriting(rewriter: Rewriter) -> Iterator[None]:
             _rewriters.reset(token)
 
 
+def any_rewriters() -> bool:
+    """Return whether the calls of the current context are rewritten."""
+    return bool(_rewriters.get())
+
+
+def rewritten(
+    messages: list[BaseMessage], options: dict[str, Any]
+) -> tuple[list[BaseMessage], dict[str, Any]]:
+    """Return what the node that runs in the current context sends in place of its own call."""
+    node = node_path(_namespace({}))
+    for rewriter in _rewriters.get():
+        messages, options = rewriter.rewrite(node, messages, options)
+    return messages, options
+
+
 def _rewritten(
     rewriters: tuple[Rewriter, ...],
     batch: list[list[BaseMessage]],

@@ -19,6 +19,7 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_TEXT = re.compile(r"\bBearer\s+\S+|\b(?:sk|pk|lsv2|gsk|xai)[-_][\w*.-]{6,}", re.IGNORECASE)
 _HIDDEN = "[API key]"
+_SHORTEST = 8  # fewer characters are a setting, not a secret
 
 
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
@@ -29,6 +30,15 @@ def scrub(text: str, secrets: Iterable[str] = ()) -> str:
         if len(secret) > 3:
             text = text.replace(secret, _HIDDEN)
     return _SECRET_TEXT.sub(_HIDDEN, text)
+
+
+def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values of the variables that are named like secrets."""
+    return tuple(
+        value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not value.isdigit()
+    )
 
 
 def brief(text: str, limit: int = 500) -> str:

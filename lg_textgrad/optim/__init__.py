@@ -4,6 +4,7 @@ from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search
 from lg_textgrad.optim.fewshot import FewShot
 from lg_textgrad.optim.output_rules import OutputRules
 from lg_textgrad.optim.portfolio import Portfolio
+from lg_textgrad.optim.recorded import FromRuns
 from lg_textgrad.optim.strategies import Strategies
 from lg_textgrad.optim.tgd import TextualGradientDescent
 
@@ -11,6 +12,7 @@ __all__ = [
     "Attempt",
     "Bench",
     "FewShot",
+    "FromRuns",
     "Optimizer",
     "OutputRules",
     "Portfolio",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lg_textgrad._sync import run_sync
@@ -30,6 +30,8 @@ class Proposal:
     edits: Sequence[Edit] = ()
     kind: str = "edits"
     """What made it, for people: `edits`, `gradients as lines`, `demonstrations`, `rewrite`, …"""
+    parents: tuple[str, ...] = ()
+    """Hashes of the candidates that it joins; empty when it comes from the step's own parent."""
 
     @property
     def hash(self) -> str:
@@ -86,7 +88,15 @@ def _joined(
             return None
         if apply_edits(before, second) != other:
             return None
-        both = [*first, *(e for e in second if e not in first)]
+        both = list(first)
+        for edit in second:
+            same = [n for n, e in enumerate(both) if e.text == edit.text]
+            if edit.op == "add" and same:  # the same line, found twice
+                known = both[same[0]]
+                ids = dict.fromkeys((*known.gradients, *edit.gradients))
+                both[same[0]] = replace(known, gradients=tuple(ids))
+            elif edit not in both:
+                both.append(edit)
         return apply_edits(before, both), both
     except ParameterError:
         return None
@@ -225,6 +235,12 @@ class Bench(Protocol):
         self, examples: Sequence[Example], candidate: Candidate, purpose: str = "trial"
     ) -> list[Scored]:
         """Run `candidate` on the examples and score it, all at once."""
+        ...
+
+    async def ascore_all(
+        self, examples: Sequence[Example], candidates: Sequence[Candidate], purpose: str = "trial"
+    ) -> list[list[Scored]]:
+        """Score several candidates on the same examples, and return the scores of each."""
         ...
 
     async def abackward(self, scored: Sequence[Scored]) -> list[Gradient]:

@@ -15,6 +15,7 @@ from lg_textgrad.optim.base import Optimizer, Proposal
 from lg_textgrad.optim.collected import Collected, Turn
 from lg_textgrad.optim.expected import json_in
 from lg_textgrad.parameter import Parameter, candidate_of, count_tokens
+from lg_textgrad.planted import planted
 from lg_textgrad.run import Example
 
 
@@ -107,7 +108,10 @@ class FewShot(Optimizer):
         demos = [
             (t.example.id, demo)
             for t in turns
-            if (demo := Demo(t.asked, t.replied)).readable and demo.output
+            if (demo := Demo(t.asked, t.replied)).readable
+            and demo.output
+            and not planted(demo.inputs)
+            and not planted(demo.output)
         ]
         found: list[list[Demo]] = []
         for number in range(self.sets):

@@ -195,12 +195,11 @@ class Portfolio(Search):
     ) -> list[_Runner]:
         """Return the proposals by their mean gain on the rows; of equals, the first proposed."""
         base = await bench.ascore(rows, bench.incumbent, "race")
-        async with task_group() as group:
-            tasks = [group.create_task(bench.ascore(rows, p.candidate, "race")) for p in running]
+        found = await bench.ascore_all(rows, [p.candidate for p in running], "race")
         before = math.fsum(s.score for s in base)
         runners = [
-            _Runner(p, (math.fsum(s.score for s in task.result()) - before) / len(rows))
-            for p, task in zip(running, tasks, strict=True)
+            _Runner(p, (math.fsum(s.score for s in scored) - before) / len(rows))
+            for p, scored in zip(running, found, strict=True)
         ]
         return sorted(runners, key=lambda r: -r.gain)
 

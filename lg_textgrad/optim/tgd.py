@@ -160,6 +160,12 @@ class TextualGradientDescent(Optimizer):
         if parameter.placeholders:
             more.append("Keep " + ", ".join(f"{{{p}}}" for p in parameter.placeholders) + ".")
         more += [f"Keep these words as they are: {span}" for span in parameter.locked]
+        more += [
+            f"The last proposal was {attempt.reason}"
+            for attempt in self.history[-6:]
+            if attempt.stage == "review"
+            and any(edit.parameter == parameter.name for edit in attempt.proposal.edits)
+        ]
         tried = [
             edit.text
             for attempt in self.history[-6:]

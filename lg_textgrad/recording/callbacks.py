@@ -2,68 +2,40 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables.config import var_child_runnable_config
-from langgraph.errors import GraphBubbleUp, ParentCommand
-from langgraph.types import Command, Overwrite, Send
-from pydantic import BaseModel
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
+from langgraph.types import Send
 
-from lg_textgrad._hashing import digest, message_to_plain, to_plain
-from lg_textgrad.recording.structure import AnyGraph, host_of
-from lg_textgrad.recording.structure import routers as routers_of
-from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage, node_path
-from lg_textgrad.tracking import ReadTrackingDict
+from lg_textgrad.recording.assembly import Assembled, assemble
+from lg_textgrad.recording.caches import cached
+from lg_textgrad.recording.calls import NAMESPACE, CallRecorder, namespace_here
+from lg_textgrad.recording.doubts import changed, changed_further_inside, in_a_thread
+from lg_textgrad.recording.origins import Known, Origins, constants_of, items_of
+from lg_textgrad.recording.structure import UNKNOWN, Structure
+from lg_textgrad.recording.tasks import Frame, Root, Task
+from lg_textgrad.run import Execution, node_path
 
 
-@dataclass
-class _Task:
-    """One execution while it goes on; attempts of one task share a namespace and this record."""
-
-    namespace: str
-    node: str
-    superstep: int
-    order: int
-    inputs: Any
-    plain_inputs: Any
-    triggers: Sequence[str]
-    tracked: ReadTrackingDict | None
-    started: float
-    ended: float = 0.0
-    writes: list[tuple[str, Any]] = field(default_factory=list)
-    overwrites: set[str] = field(default_factory=set)
-    sends: list[Send] = field(default_factory=list)
-    goto: list[str] = field(default_factory=list)
-    error: str | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
-    model_calls: dict[UUID, ModelCall] = field(default_factory=dict)
-    tool_calls: dict[UUID, ToolCall] = field(default_factory=dict)
-
-
-class Recorder(BaseCallbackHandler):
-    """Collects one run's executions. Give it to the run as a callback, then ask `executions()`.
+class Recorder(CallRecorder):
+    """Collects the executions of runs. Give it to a run as a callback, then ask `executions()`.
 
     The rule for "this is a node's execution": the run's `langgraph_checkpoint_ns` differs from its
-    parent run's.
+    parent run's. `structure` is what is known of the graph before; what isn't, is told by the run.
+    `copies` says that each event comes with objects of its own, as from a stream: then a value is
+    known by what it is, and the inputs of graphs that nodes call by the names of their channels.
     """
 
-    run_inline = True  # keeps the order of events, and the context of the node, in async runs
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._namespace_of: dict[UUID, str] = {}
-        self._task_of: dict[UUID, _Task] = {}
-        self._tasks: dict[str, _Task] = {}
-        self._calls: dict[UUID, tuple[_Task, float, ModelCall]] = {}
-        self._tools: dict[UUID, tuple[_Task, ToolCall]] = {}
+    def __init__(self, structure: Structure | None = None, *, copies: bool = False) -> None:
+        super().__init__()
+        self._structure = structure or Structure()
+        self._copies = copies
+        self._count = 0
+        self._asking: dict[str, Task] = {}
 
     # Nodes.
 
@@ -74,279 +46,279 @@ class Recorder(BaseCallbackHandler):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
         found = metadata or {}
-        namespace = found.get("langgraph_checkpoint_ns", "")
+        namespace = found.get(NAMESPACE, "")
         with self._guard:
-            self._namespace_of[run_id] = namespace
-            parent = self._namespace_of.get(parent_run_id, "") if parent_run_id else ""
-            if not namespace or namespace == parent:
-                return
-            task = self._tasks.get(namespace)
-            if task is None:
-                if isinstance(inputs, ReadTrackingDict):
-                    inputs.start()
-                task = self._tasks[namespace] = _Task(
-                    namespace=namespace,
-                    node=namespace.split("|")[-1].split(":")[0],
-                    superstep=int(found.get("langgraph_step", 0)),
-                    order=len(self._tasks),
-                    inputs=inputs,
-                    plain_inputs=to_plain(inputs),
-                    triggers=tuple(found.get("langgraph_triggers") or ()),
-                    tracked=inputs if isinstance(inputs, ReadTrackingDict) else None,
-                    started=time.monotonic(),
-                )
+            self._count += 1
+            parent = self._frames.get(parent_run_id) if parent_run_id else None
+            if parent is None:
+                frame = self._enter(namespace, inputs, found)
+            elif namespace and namespace != parent.namespace:
+                task = self._begin(namespace, inputs, found, parent)
+                frame = Frame(namespace, task, parent.root, inputs, own=True)
             else:
-                # Another attempt after an error or an interrupt: what it does replaces what the
-                # last one wrote, but the model calls of both were paid for and stay.
-                task.writes.clear()
-                task.sends.clear()
-                task.goto.clear()
-                task.overwrites.clear()
-                task.error = None
-            self._task_of[run_id] = task
+                frame = Frame(parent.namespace, parent.task, parent.root, inputs)
+                frame.router = parent.own and _is_router(tags)
+                frame.loose = tags is None
+            frame.began = self._count
+            self._frames[run_id] = frame
+
+    def _enter(self, namespace: str, inputs: Any, found: Mapping[str, Any]) -> Frame:
+        """Return the frame of a run that nobody here started."""
+        thread = found.get("thread_id")
+        root = Root(
+            inputs, None if thread is None else str(thread), time.monotonic(), namespace
+        )
+        self.roots.append(root)
+        return Frame(namespace, None, root, inputs)
+
+    def _begin(
+        self, namespace: str, inputs: Any, found: Mapping[str, Any], parent: Frame
+    ) -> Task:
+        task = self._tasks.get(namespace)
+        if task is not None:
+            task.begin_again(inputs, parent.root)
+            return task
+        above = parent.root.namespace
+        path = node_path(namespace.removeprefix(f"{above}|") if above else namespace)
+        route = tuple(found.get("langgraph_path") or ())
+        kind = self._structure.node(path, handles="node_error_handler" in route)
+        task = self._tasks[namespace] = Task(
+            namespace=namespace,
+            path=path,
+            node=path.rpartition("/")[2],
+            kind=kind,
+            superstep=int(found.get("langgraph_step", 0)),
+            order=len(self._tasks),
+            route=route,
+            triggers=tuple(found.get("langgraph_triggers") or ()),
+            root=parent.root,
+            caller=parent.task,
+            inputs=inputs,
+            plain_inputs=None,
+            started=time.monotonic(),
+        )
+        if task.caller is not None:
+            task.caller.inside.append(task)
+        plain = self._plain(inputs, task)
+        task.plain_inputs = plain if kind.channel is None else {kind.channel: plain}
+        if task.is_call and task.caller is not None:
+            task.sources = self._sources(task.caller, inputs, self._count)
+        else:
+            if parent.tasks is None:
+                parent.tasks = []
+                if task.caller is not None:
+                    self._host(task.caller, parent)
+            parent.tasks.append(task)
+            task.sources = parent.given
+        return task
+
+    def _host(self, caller: Task, frame: Frame) -> None:
+        """Note that a frame is a graph, which runs inside an execution."""
+        known = caller.kind is not UNKNOWN
+        if caller.kind.is_graph if known else frame.inputs is caller.inputs:
+            # It is the node itself, which reads and writes only what is read and written inside.
+            caller.sheets.append(set())
+        elif not self._copies:
+            frame.given = self._sources(caller, frame.inputs, frame.began)
+
+    def _sources(self, caller: Task, inputs: Any, before: int) -> dict[str, Origins]:
+        """Return where each input of what a node's code starts came from."""
+        known = self._at_hand(caller)
+        given = inputs if isinstance(inputs, Mapping) else {"__root__": inputs}
+        found = {}
+        for key, value in items_of(given):
+            origins = known.made_of(value, before)
+            if origins is None:
+                # From anywhere: what the node was given, and all that had come back by then.
+                ended = [t for t in caller.results if 0 < t.finished < before]
+                origins = {("", "*"): None, **{(t, "*"): None for t in ended}}
+            found[str(key)] = origins
+            known.add_new(value, origins or [None], before)
+        return found
+
+    def _at_hand(self, task: Task) -> Known:
+        if task.known is None:
+            task.known = Known(constants_of(task.kind.function))
+            task.known.add_inputs(task.inputs)
+            for inputs in (task.root.inputs, *task.resumed):
+                task.known.add_from_outside(inputs)
+        return task.known
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
         with self._guard:
-            task = self._task_of.get(run_id)
-            if task is not None:
-                _take_output(task, outputs)
-                task.ended = time.monotonic()
+            self._count += 1
+            frame = self._frames.get(run_id)
+            if frame is None:
                 return
-            # A conditional edge is a child run of its node's run and returns the Sends.
-            namespace = self._namespace_of.get(run_id, "")
-            task = self._tasks.get(namespace)
-            if task is not None and isinstance(outputs, Send | list | tuple):
-                found = outputs if isinstance(outputs, list | tuple) else [outputs]
-                task.sends.extend(
-                    s for s in found if isinstance(s, Send) and all(s is not t for t in task.sends)
-                )
+            task = frame.task
+            if task is None:
+                self._leave(frame)
+                frame.root.outputs = outputs
+            elif frame.own:
+                kind = task.kind
+                if task.is_call:
+                    task.values.append(("__return__", outputs))
+                elif kind.writes is not None:
+                    task.take_by_hand(outputs, kind.writes)
+                else:
+                    task.take(outputs, whole=kind.whole)
+                if kind.writable is not None:
+                    task.values = [v for v in task.values if v[0] in kind.writable]
+                self._finish(task)
+            elif frame.router or frame.loose:
+                self._send(task, outputs)
+                if frame.router:
+                    task.routed.append(outputs)
+            elif frame.given is not None:
+                self._came_back(task, frame, outputs)
+
+    def _came_back(self, caller: Task, frame: Frame, outputs: Any) -> None:
+        """Note what a graph that a node's code called returned, as far as no node in it wrote it.
+
+        What a reducer made of many writes comes from all who wrote.
+        """
+        known = self._at_hand(caller)
+        for channel, value in items_of(outputs) if isinstance(outputs, Mapping) else ():
+            writers = [
+                task
+                for task in frame.tasks or ()
+                if any(written == channel for written, _ in task.values)
+            ]
+            known.add_new(value, [(task, channel) for task in writers], self._count)
+
+    def _leave(self, frame: Frame) -> None:
+        root = frame.root
+        root.ended = time.monotonic()
+        tasks = [t for t in self._tasks.values() if t.root is root]
+        root.notes.update(changed_further_inside(root, tasks))
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         with self._guard:
-            task = self._task_of.get(run_id)
-            if task is None:
+            self._count += 1
+            frame = self._frames.get(run_id)
+            if frame is None:
                 return
-            task.ended = time.monotonic()
+            task = frame.task
+            if task is None:
+                self._leave(frame)
+                frame.root.error = error
+            if task is None or not frame.own:
+                return
             if isinstance(error, ParentCommand):
                 # Snapshot at once: the exception's arguments change while it bubbles up.
-                _take_output(task, error.args[0])
+                task.take(error.args[0])
+            elif isinstance(error, GraphInterrupt):
+                for interrupt in error.args[0] if error.args else ():
+                    # A host's run ends with what the node inside of it asked.
+                    if self._asking.setdefault(interrupt.id, task) is task:
+                        task.interrupts[interrupt.id] = self._plain(interrupt.value, task)
+                        task.waits = True
             elif not isinstance(error, GraphBubbleUp):
                 task.error = f"{type(error).__name__}: {error}"
+            self._finish(task)
 
-    # Model calls.
+    def _finish(self, task: Task) -> None:
+        task.ended, task.finished = time.monotonic(), self._count
+        for channel, value in task.values:
+            task.writes.append((channel, self._plain(value, task)))
+        if task.known is not None:
+            self._trace_back(task, task.known)
+        caller = task.caller
+        if caller is not None and task.sources is not None:
+            caller.results.append(task)
+            known = self._at_hand(caller)
+            for channel, value in task.values:
+                known.add(value, (task, channel), self._count)
+        task.root.notes.update(changed(task))
 
-    def on_chat_model_start(
-        self,
-        serialized: dict[str, Any] | None,
-        messages: list[list[BaseMessage]],
-        *,
-        run_id: UUID,
-        metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        found = metadata or {}
-        task = self._tasks.get(found.get("langgraph_checkpoint_ns", ""))
-        if task is None:
-            return
-        asked = kwargs.get("invocation_params") or {}
-        name = asked.get("model") or asked.get("model_name") or found.get("ls_model_name")
-        call = ModelCall(
-            model=str(name or (kwargs.get("name") or "unknown")),
-            messages=tuple(message_to_plain(m) for m in messages[0]),
-            output=None,
-            tools=tuple(to_plain(asked.get("tools") or ())),
-        )
+    def _trace_back(self, task: Task, known: Known) -> None:
+        """Note where what a node wrote came from, when its code called others for it."""
+        used: Origins | None = {}
+        for channel, value in task.values:
+            if whole := known.whole(value, self._count):
+                task.passed[channel] = whole
+            made = known.made_of(value, self._count)
+            used = None if used is None or made is None else {**used, **made}
+        if used is not None:
+            task.passed["*"] = used
+
+    # What callbacks don't tell.
+
+    def reading(self, namespace: str, sheet: set[str]) -> None:
+        """Take the sheet on which the body of a node notes what it reads of its state."""
         with self._guard:
-            self._calls[run_id] = (task, time.monotonic(), call)
-            task.model_calls[run_id] = call
+            task = self._tasks.get(namespace)
+            if task is not None:
+                task.sheets.append(sheet)
 
-    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
+    def routed(self, namespace: str, reads: set[str] | None, result: Any) -> None:
+        """Note what the function of a conditional edge returned, and which keys it read."""
         with self._guard:
-            if run_id not in self._calls:
+            task = self._tasks.get(namespace)
+            if task is None:
                 return
-            task, started, call = self._calls.pop(run_id)
-            generation = response.generations[0][0]
-            output: Mapping[str, Any] = {"role": "ai", "content": generation.text}
-            usage = Usage(calls=1, seconds=time.monotonic() - started)
-            reason = (generation.generation_info or {}).get("finish_reason")
-            if isinstance(generation, ChatGeneration):
-                message = generation.message
-                output = message_to_plain(message)
-                reason = reason or message.response_metadata.get("finish_reason")
-                counted = getattr(message, "usage_metadata", None) or {}
-                usage = replace(
-                    usage,
-                    prompt_tokens=counted.get("input_tokens", 0),
-                    completion_tokens=counted.get("output_tokens", 0),
-                )
-            task.model_calls[run_id] = replace(
-                call, output=output, usage=usage, finish_reason=reason
-            )
+            given = task.plain_inputs if isinstance(task.plain_inputs, Mapping) else ("__root__",)
+            task.routed_by.update(given if reads is None else reads)
+            task.told.append(result)
+            self._send(task, result)
 
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+    def _send(self, task: Task, result: Any) -> None:
+        sends = [s for s in _listed(result) if isinstance(s, Send)]
+        task.sends.extend(s for s in sends if all(s is not t for t in task.sends))
+
+    def stranger(self) -> None:
+        """Note a model call in a thread that has no context, while nodes run here."""
         with self._guard:
-            if run_id in self._calls:
-                task, _started, call = self._calls.pop(run_id)
-                task.model_calls[run_id] = replace(call, error=f"{type(error).__name__}: {error}")
+            inside = [t for t in self._tasks.values() if not t.finished]
+            hosts = {id(t.caller) for t in inside}
+            for root in self._open():
+                running = [t for t in inside if t.root is root and id(t) not in hosts]
+                if paths := dict.fromkeys(t.path for t in running):
+                    root.notes.add(in_a_thread(list(paths)))
 
-    # Tool calls.
-
-    def on_tool_start(
-        self,
-        serialized: dict[str, Any] | None,
-        input_str: str,
-        *,
-        run_id: UUID,
-        metadata: dict[str, Any] | None = None,
-        inputs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        task = self._tasks.get((metadata or {}).get("langgraph_checkpoint_ns", ""))
-        if task is None:
-            return
-        call = ToolCall(
-            (serialized or {}).get("name", "tool"),
-            to_plain(input_str if inputs is None else inputs),
-        )
+    def cached(self, node: str) -> None:
+        """Note that a cache answered in the place of a node, in the runs that are under way."""
         with self._guard:
-            self._tools[run_id] = (task, call)
-            task.tool_calls[run_id] = call
-
-    def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
-        with self._guard:
-            if run_id in self._tools:
-                task, call = self._tools.pop(run_id)
-                task.tool_calls[run_id] = replace(call, output=to_plain(output))
-
-    def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
-        with self._guard:
-            if run_id in self._tools:
-                task, call = self._tools.pop(run_id)
-                task.tool_calls[run_id] = replace(call, error=f"{type(error).__name__}: {error}")
+            for root in self._open():
+                root.notes.add(cached(node.rpartition(".")[2]))
 
     # Parameters.
 
     def note_read(self, name: str, text: str) -> None:
         """Note that the node which runs in the current context read a parameter."""
-        config = var_child_runnable_config.get() or {}
-        namespace = (config.get("metadata") or {}).get("langgraph_checkpoint_ns") or (
-            config.get("configurable") or {}
-        ).get("checkpoint_ns", "")
-        task = self._tasks.get(namespace)
+        task = self._tasks.get(namespace_here())
         if task is not None:
             with self._guard:
                 task.prompts[name] = text
 
     # The result.
 
-    def executions(self, graph: AnyGraph | None = None) -> tuple[Execution, ...]:
-        """Return the executions in an order that doesn't depend on which finished first.
-
-        `graph` tells which nodes have conditional edges, so that their choices become `goto`.
-        """
+    def assembled(self, roots: Sequence[Root] | None = None) -> Assembled:
+        """Return what was recorded, of some invocations only or of all, as one run."""
         with self._guard:
-            tasks = sorted(self._tasks.values(), key=lambda t: len(t.namespace.split("|")))
-            keys: dict[str, tuple[Any, ...]] = {}
-            for t in tasks:
-                host = host_of(t.namespace)
-                own = (t.superstep, t.node, digest(t.plain_inputs), t.order)
-                keys[t.namespace] = (*keys.get(host or "", ()), own)
-            tasks.sort(key=lambda t: keys[t.namespace])
-            ids: dict[str, str] = {}
-            counts: dict[str, int] = {}
-            for t in tasks:
-                path = node_path(t.namespace)
-                ids[t.namespace] = f"{path}#{counts.get(path, 0)}"
-                counts[path] = counts.get(path, 0) + 1
-            senders = [(send.arg, ids[t.namespace]) for t in tasks for send in t.sends]
-            leads = routers_of(graph) if graph is not None else {}
-            return tuple(
-                Execution(
-                    id=ids[t.namespace],
-                    namespace=t.namespace,
-                    path=node_path(t.namespace),
-                    superstep=t.superstep,
-                    order=order,
-                    inputs=t.plain_inputs,
-                    writes=tuple((channel, to_plain(value)) for channel, value in t.writes),
-                    overwrites=frozenset(t.overwrites),
-                    sends=tuple(send.node for send in t.sends),
-                    goto=tuple(dict.fromkeys([*t.goto, *_chosen(t, tasks, leads)])),
-                    sent_by=next((by for arg, by in senders if arg is t.inputs), None),
-                    reads=None if t.tracked is None else frozenset(t.tracked.keys_read),
-                    parent=ids.get(host_of(t.namespace) or ""),
-                    prompts=dict(t.prompts),
-                    model_calls=tuple(t.model_calls.values()),
-                    tool_calls=tuple(t.tool_calls.values()),
-                    error=t.error,
-                    seconds=max(0.0, t.ended - t.started),
-                )
-                for order, t in enumerate(tasks)
-            )
+            wanted = self.roots if roots is None else roots
+            chosen = {id(root) for root in wanted}
+            tasks = [t for t in self._tasks.values() if id(t.root) in chosen]
+            started = min((root.started for root in wanted), default=0.0)
+            found = assemble(tasks, self._structure, started)
+            notes = {note for root in wanted for note in root.notes}
+            # In alphabetical order, so that they don't hang on who was faster.
+            return replace(found, warnings=tuple(sorted({*found.warnings, *notes})))
+
+    def executions(self) -> tuple[Execution, ...]:
+        """Return the executions in an order that doesn't depend on which finished first."""
+        return self.assembled().executions
 
 
-def _take_output(task: _Task, output: Any) -> None:
-    """Read a node's return value as LangGraph does: updates, Commands, Sends, or lists of them."""
-    if output is None:
-        return
-    if isinstance(output, Send):
-        task.sends.append(output)
-    elif isinstance(output, Command):
-        targets = output.goto if isinstance(output.goto, list | tuple) else (output.goto,)
-        for target in targets:
-            if isinstance(target, Send):
-                task.sends.append(target)
-            elif target:
-                task.goto.append(str(target))
-        _take_update(task, output.update)
-    elif isinstance(output, list | tuple) and any(isinstance(o, Command | Send) for o in output):
-        for part in output:
-            _take_output(task, part)
-    else:
-        _take_update(task, output)
+def _is_router(tags: Sequence[str] | None) -> bool:
+    """A node's body is the first step of its run; the functions of conditional edges come later."""
+    return any(t.startswith("seq:step:") and t != "seq:step:1" for t in tags or ())
 
 
-def _take_update(task: _Task, update: Any) -> None:
-    if update is None:
-        return
-    pairs: list[tuple[str, Any]]
-    if isinstance(update, Mapping):
-        pairs = list(dict.items(update)) if isinstance(update, dict) else list(update.items())
-    elif isinstance(update, BaseModel):
-        pairs = [(name, getattr(update, name)) for name in update.model_fields_set]
-    elif hasattr(update, "__dataclass_fields__"):
-        pairs = [(name, getattr(update, name)) for name in update.__dataclass_fields__]
-    elif isinstance(update, list | tuple) and all(
-        isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in update
-    ):
-        pairs = list(update)
-    else:
-        pairs = [("__root__", update)]
-    for channel, value in pairs:
-        if isinstance(value, Overwrite):
-            task.overwrites.add(channel)
-            task.writes.append((channel, value.value))
-        else:
-            task.writes.append((channel, value))
-
-
-def _chosen(
-    task: _Task, tasks: Sequence[_Task], routers: Mapping[str, set[str] | None]
-) -> list[str]:
-    """Return the nodes of the next superstep that this task's conditional edges led to."""
-    path = node_path(task.namespace)
-    if path not in routers:
-        return []
-    ends, host = routers[path], host_of(task.namespace)
-    return [
-        t.node
-        for t in tasks
-        if t.superstep == task.superstep + 1
-        and host_of(t.namespace) == host
-        and (ends is None or t.node in ends)
-        and any(trigger.startswith("branch:") for trigger in t.triggers)
-    ]
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 
 from lg_textgrad._hashing import to_plain
@@ -18,30 +20,45 @@ from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
-from lg_textgrad.recording.structure import AnyGraph, accumulating_channels, fingerprint
+from lg_textgrad.recording.observing import observing
+from lg_textgrad.recording.resuming import arun_resumed, at_breakpoint, resume_values
+from lg_textgrad.recording.structure import (
+    AnyGraph,
+    Structure,
+    fingerprint,
+    graphs_by_path,
+    parts,
+)
 from lg_textgrad.run import Candidate, Example
-from lg_textgrad.tracking import ReadTrackingDict
-
-_START = "__start__"
 
 
 class LiveSource:
     """Runs a compiled graph in this process, under a callback recorder.
 
     The graph itself is never changed: runs use a copy without node caches, and with a checkpointer
-    of its own in memory when the graph has one.
+    of its own in memory when the graph has one, or needs one to go on after an interrupt. Inputs
+    that are `{"__root__": value}` hand the graph the value itself.
     """
 
     def __init__(self, graph: AnyGraph, *, callbacks: Sequence[BaseCallbackHandler] = ()) -> None:
         self.graph = graph
         self._callbacks = tuple(callbacks)
         self._observing = observing(graph)
-        self._accumulating = accumulating_channels(graph)
+        self._structure = Structure.of(graph)
+        self._saves = any(
+            isinstance(g.checkpointer, BaseCheckpointSaver) for g in graphs_by_path(graph).values()
+        )
+        self._breaks = bool(graph.interrupt_before_nodes or graph.interrupt_after_nodes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
         return fingerprint(self.graph)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by node."""
+        return parts(self.graph)
 
     async def arun(
         self,
@@ -50,27 +67,41 @@ class LiveSource:
         bindings: Sequence[Binding],
         scope: BoundaryScope,
     ) -> Recorded:
-        """Run the graph once. Cost: the graph's own model calls, those in the store for nothing."""
-        recorder = Recorder()
-        graph = self._observing
-        if graph.checkpointer:
+        """Run the graph once, past the interrupts that the example has values for.
+
+        Cost: the graph's own model calls, those in the store for nothing.
+        """
+        recorder = Recorder(self._structure)
+        scope.witness, scope.stranger = recorder.witness, recorder.stranger
+        resume = resume_values(example)
+        # What runs have in a checkpointer is theirs alone.
+        graph = observing(self.graph) if self._saves else self._observing
+        if graph.checkpointer or self._breaks or resume:
             graph = graph.copy({"checkpointer": InMemorySaver()})
         config: Any = {
             "callbacks": [recorder, *self._callbacks],
             "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
         }
-        inputs = dict(example.inputs)
+        given = dict(example.inputs)
         more: dict[str, Any] = {}
         for binding in bindings:
-            inputs = dict(binding.inputs(candidate, inputs))
+            given = dict(binding.inputs(candidate, given))
             more.update(binding.invocation(candidate))
+        inputs = given["__root__"] if given.keys() == {"__root__"} else given
+        notes: list[str] = []
+
+        async def run() -> Any:
+            outputs, warnings = await arun_resumed(
+                graph, config, resume or (), inputs, lambda i: graph.ainvoke(i, config, **more)
+            )
+            notes.extend(warnings)
+            if self._breaks and (stopped := (await graph.aget_state(config)).next):
+                notes.append(at_breakpoint(stopped))
+            return outputs
 
         async def invoke() -> Any:
             with isolated(), observe_reads(recorder.note_read), pay_through(scope):
-                return await _entered(
-                    [binding.scope(candidate) for binding in bindings],
-                    lambda: graph.ainvoke(inputs, config, **more),
-                )
+                return await _entered([binding.scope(candidate) for binding in bindings], run)
 
         outputs: Any = None
         error: str | None = None
@@ -83,16 +114,22 @@ class LiveSource:
             raise
         except Exception as raised:  # one failed example is data, evidence for the critic
             error = f"{type(raised).__name__}: {raised}"
-        if outputs is not None and not isinstance(outputs, Mapping):
-            outputs = to_plain(outputs) if not isinstance(outputs, str | list) else outputs
-            outputs = outputs if isinstance(outputs, Mapping) else {"output": outputs}
+        found = recorder.assembled()
         return Recorded(
-            outputs=outputs,
-            executions=recorder.executions(self.graph),
+            outputs=as_outputs(outputs),
+            executions=found.executions,
             error=error,
-            warnings=tuple(sorted(scope.warnings)),
-            accumulating=self._accumulating,
+            warnings=tuple(sorted({*scope.warnings, *found.warnings, *notes})),
+            accumulating=found.accumulating,
         )
+
+
+def as_outputs(outputs: Any) -> Mapping[str, Any] | None:
+    """Return a graph's output by key: what has none stands under `output`."""
+    if outputs is None or isinstance(outputs, Mapping):
+        return outputs
+    plain = outputs if isinstance(outputs, str | list) else to_plain(outputs)
+    return plain if isinstance(plain, Mapping) else {"output": plain}
 
 
 async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
@@ -100,23 +137,3 @@ async def _entered(scopes: Sequence[Any], run: Callable[[], Any]) -> Any:
         return await run()
     with scopes[0]:
         return await _entered(scopes[1:], run)
-
-
-def observing(graph: AnyGraph) -> AnyGraph:
-    """Return a copy of `graph` that notes which state keys a node reads, and caches no node.
-
-    A node cache is keyed by the node's input alone, so it would answer one candidate with the
-    result of another. Nothing is recompiled and `graph` itself stays as it is.
-    """
-    nodes = {}
-    for name, node in graph.nodes.items():
-        plain_state = node.mapper is None and isinstance(node.channels, list)
-        if name == _START or not plain_state or node.subgraphs:
-            nodes[name] = node
-        else:
-            nodes[name] = node.copy({"mapper": _track})
-    return graph.copy({"nodes": nodes, "cache": None})
-
-
-def _track(value: Any) -> Any:
-    return ReadTrackingDict(value) if type(value) is dict else value

@@ -40,6 +40,11 @@ _MESSAGES: Mapping[str, type[BaseMessage]] = {
 _MESSAGE_KEYS = {"type", "content", "additional_kwargs", "response_metadata"}
 _COMMAND_KEYS = {"graph", "update", "resume", "goto"}
 _SEND_KEYS = {"node", "args"}
+_KEPT_METADATA = (
+    "langgraph_checkpoint_ns", "langgraph_path", "langgraph_step", "langgraph_triggers",
+)  # fmt: skip
+_ROOT = UUID(int=0)
+"""The run that a stream's first events are in, which it may not tell."""
 _KEPT_EVENTS = frozenset(
     f"on_{kind}_{when}"
     for kind in ("chain", "chat_model", "tool")
@@ -58,8 +63,7 @@ def slim(event: str, data: Any, seconds: float) -> dict[str, Any] | None:
         metadata = {
             n: v
             for n, v in (data.get("metadata") or {}).items()
-            if n in ("langgraph_checkpoint_ns", "langgraph_step", "langgraph_triggers")
-            or n.startswith("ls_model")
+            if n in _KEPT_METADATA or n.startswith("ls_model")
         }
         return {
             "event": event,
@@ -69,6 +73,7 @@ def slim(event: str, data: Any, seconds: float) -> dict[str, Any] | None:
                 "name": data["name"],
                 "run_id": data["run_id"],
                 "parent": (data.get("parent_ids") or [None])[-1],
+                "tags": [t for t in data.get("tags") or () if t.startswith("seq:step:")],
                 "metadata": metadata,
                 "data": said,
             },
@@ -107,7 +112,7 @@ def outputs_of(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 def executions_of(
     parts: Sequence[Mapping[str, Any]],
-    routers: Mapping[str, set[str]],
+    routers: Mapping[str, set[str] | None],
     texts: Mapping[str, str],
     readers: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[Execution, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
@@ -168,7 +173,8 @@ class _Replay:
     """Tells a recorder what the stream told, in its order."""
 
     def __init__(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        self._recorder = Recorder()
+        self._recorder = Recorder(copies=True)
+        self._recorder.on_chain_start(None, None, run_id=_ROOT)
         self._namespaces: dict[str, str] = {}
         self._node_runs: dict[str, UUID] = {}
         self._spans: dict[str, list[float]] = {}
@@ -194,9 +200,11 @@ class _Replay:
         recorder, event = self._recorder, data["event"]
         run_id, said, metadata = UUID(data["run_id"]), data["data"], dict(data["metadata"])
         namespace = metadata.get("langgraph_checkpoint_ns", "")
-        if event == "on_chain_start":
-            parent = data["parent"]
+        parent = data["parent"]
+        host = UUID(parent) if parent else _ROOT
+        if event.endswith("start"):
             self._namespaces[data["run_id"]] = namespace
+        if event == "on_chain_start":
             triggers = metadata.get("langgraph_triggers") or ()
             inputs = revived(said.get("input"))
             if namespace and namespace != self._namespaces.get(parent, ""):
@@ -209,7 +217,8 @@ class _Replay:
                 None,
                 inputs,
                 run_id=run_id,
-                parent_run_id=UUID(parent) if parent else None,
+                parent_run_id=host,
+                tags=data.get("tags"),
                 metadata=metadata,
             )
         elif event == "on_chain_end":
@@ -219,12 +228,26 @@ class _Replay:
             if self._node_runs.get(namespace) == run_id:
                 self._spans[namespace][1] = at
                 self._ended.add(namespace)
+        elif event == "on_chain_error":
+            recorder.on_chain_error(_exception(said.get("error")), run_id=run_id)
+            if self._node_runs.get(namespace) == run_id:
+                self._spans[namespace][1] = at
+                self._ended.add(namespace)
         elif event == "on_chat_model_start":
             messages = revived((said.get("input") or {}).get("messages") or [[]])
             self._open[run_id] = (namespace, at)
             recorder.on_chat_model_start(
-                None, messages, run_id=run_id, metadata=metadata, name=data["name"]
+                None,
+                messages,
+                run_id=run_id,
+                parent_run_id=host,
+                metadata=metadata,
+                name=data["name"],
+                invocation_params=said.get("invocation_params"),
             )
+        elif event == "on_chat_model_error":
+            self._open.pop(run_id, None)
+            recorder.on_llm_error(_exception(said.get("error")), run_id=run_id)
         elif event == "on_chat_model_end":
             namespace, started = self._open.pop(run_id, (namespace, at))
             self._call_seconds.setdefault(namespace, {})[run_id] = at - started
@@ -239,6 +262,7 @@ class _Replay:
                 {"name": data["name"]},
                 "",
                 run_id=run_id,
+                parent_run_id=host,
                 metadata=metadata,
                 inputs=revived(said.get("input")),
             )
@@ -311,9 +335,13 @@ class _Replay:
                 else c
                 for c in execution.model_calls
             ]
-            yield replace(execution, seconds=ended - started, model_calls=tuple(calls))
+            yield replace(
+                execution, started=started, seconds=ended - started, model_calls=tuple(calls)
+            )
 
-    def chosen(self, execution: Execution, routers: Mapping[str, set[str]]) -> list[str]:
+    def chosen(
+        self, execution: Execution, routers: Mapping[str, set[str] | None]
+    ) -> list[str]:
         """Return the nodes of the next superstep that the execution led to.
 
         Through its conditional edges, or through a Command for the parent.
@@ -394,6 +422,8 @@ def _sends_in(output: Any) -> Iterator[Send]:
 
 def _exception(error: Any) -> Exception:
     """Return an exception of the type's name and message that the server told."""
+    if isinstance(error, Exception):
+        return error
     if not isinstance(error, Mapping):
         return Exception(str(error))
     made: Exception = type(str(error.get("error", "Error")), (Exception,), {})(

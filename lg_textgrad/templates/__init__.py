@@ -38,9 +38,9 @@ def fill(name: str, **slots: str) -> str:
     return _SLOT.sub(lambda match: slots[match[1]], text)
 
 
-def fingerprint(*names: str) -> str:
-    """Return a hash of the templates' texts; a changed template makes another run."""
-    return digest("templates", [source(name) for name in names])[:16]
+def fingerprint(*names: str) -> dict[str, str]:
+    """Return name -> hash of the template's text; a changed template makes another run."""
+    return {name: digest("template", source(name))[:16] for name in names}
 
 
 def fence(*values: str) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from typing import Annotated, TypedDict
 
 import openai
 import pytest
+from langchain.chat_models import init_chat_model
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.boundary import BoundaryScope, _asked, model_identity, pay_through
+from lg_textgrad.bindings.rewriting import rewriting
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
     BudgetExceededError,
@@ -284,6 +288,9 @@ async def test_key(make):
     assert len({key(m) for m in [base, *other]}) == 1 + len(other)
     assert key(base, tools=[{"name": "t"}]) != key(base)
     assert key(base, "hi") != key(base, "ho")
+    # What keeps its tools in a set offers them in another order in each process.
+    tools = [{"name": "t"}, {"name": "u"}]
+    assert key(base, tools=tools) == key(base, tools=tools[::-1]) != key(base, tools=tools[:1])
 
 
 def test_tool_call_ids_do_not_change_the_key():
@@ -443,3 +450,184 @@ async def test_sync_call_in_an_async_node_does_not_block_the_loop_for_ever():
         task = one_node(node).arecord([{"inputs": {"q": "await"}}, {"inputs": {"q": "block"}}])
         runs = await asyncio.wait_for(task, 10)
     assert [r.outputs["a"] for r in runs] == ["x", "y"]
+
+
+class HandsOn(Chat):
+    """A chat model that asks another one in its own call."""
+
+    inner: BaseChatModel
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=self.inner.invoke(messages))])
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        message = await self.inner.ainvoke(messages)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_call_that_a_model_hands_on_is_one_call_and_takes_one_place_under_the_limit(sync):
+    model = HandsOn(answer=echo, inner=Chat(answer=echo))
+
+    async def awaited(s):
+        return {"a": (await model.ainvoke(s["q"])).content}
+
+    graph = one_node(awaited if not sync else lambda s: {"a": model.invoke(s["q"]).content})
+    ledger = tg.Ledger(max_concurrency=1)
+    with tg.use_ledger(ledger):
+        [run] = await asyncio.wait_for(graph.arecord(BATCH), 10)
+    assert (run.outputs["a"], run.warnings) == ("hi", ())
+    assert (run.usage.calls, ledger.account.spent.calls, len(model.inner.calls)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_attempt_that_failed_leaves_its_place_to_the_next_one(sync):
+    """Else a run that is repeated would ask for the first attempt anew."""
+    said = [ValueError("down"), "first", ValueError("down"), "second"]
+    model = Chat(answer=lambda m: said.pop(0))
+    retried = model.with_retry(wait_exponential_jitter=False, stop_after_attempt=2)
+
+    def plain(s):
+        return {"a": "".join(retried.invoke("vote").content for _ in range(2))}
+
+    async def awaited(s):
+        return {"a": "".join([(await retried.ainvoke("vote")).content for _ in range(2)])}
+
+    graph = one_node(plain if sync else awaited)
+    with tg.use_ledger(tg.Ledger()):
+        runs = [
+            run
+            for n in range(2)
+            for run in await graph.arecord([{"id": str(n), "inputs": {"q": "hi"}}])
+        ]
+    assert [r.outputs["a"] for r in runs] == ["firstsecond"] * 2
+    assert [(r.usage.calls, r.usage.cached_calls) for r in runs] == [(2, 0), (0, 2)]
+    assert len(model.calls) == 4
+
+
+async def test_fallback_is_rewritten_recorded_and_answered_from_the_store():
+    broken, model = Chat(answer=lambda m: ValueError("down")), Chat(answer=echo, temperature=1)
+    either = broken.with_fallbacks([model])
+
+    async def node(s):
+        return {"a": (await either.ainvoke([("system", "You write."), ("user", s["q"])])).content}
+
+    with tg.use_ledger(tg.Ledger()):
+        graph = await tg.adiscover(
+            StateGraph(S).add_node("n", node).add_edge(START, "n").compile(), [{"q": "first"}]
+        )
+        runs = [
+            run
+            for n in range(2)
+            for run in await graph.arecord(
+                [{"id": str(n), "inputs": {"q": "hi"}}], prompts={"n": "You sing."}
+            )
+        ]
+    assert [r.outputs["a"] for r in runs] == ["You sing. / hi"] * 2
+    calls = runs[0].executions[0].model_calls
+    assert [(c.messages[0]["content"], c.error is None) for c in calls] == [
+        ("You sing.", False), ("You sing.", True),
+    ]  # fmt: skip
+    assert [r.usage.calls for r in runs] == [1, 0]
+    assert len(model.calls) == 2
+
+
+async def test_configurable_model_is_known_by_what_it_was_configured_to(make):
+    with OpenAIServer(lambda body: f"{body['model']}: {body['messages'][0]['content']}", models=None) as server:
+        clients = make(server)
+        model = init_chat_model(
+            model="openai:small", configurable_fields=("model",), api_key="k", base_url=server.base_url,
+            http_client=clients.http_client, http_async_client=clients.http_async_client,
+        )  # fmt: skip
+
+        async def node(s):
+            config = {"configurable": {"model": "openai:" + s["q"]}}
+            asked = [("system", "You write."), ("user", "x")]
+            found = [await model.ainvoke(asked), await model.ainvoke(asked, config)]
+            return {"a": "|".join(m.content for m in found)}
+
+        graph = await tg.adiscover(
+            StateGraph(S).add_node("n", node).add_edge(START, "n").compile(), [{"q": "big"}]
+        )
+        with tg.use_ledger(tg.Ledger()):
+            runs = [
+                run
+                for n in range(2)
+                for run in await graph.arecord(
+                    [{"id": str(n), "inputs": {"q": "big"}}], prompts={"n": "You sing."}
+                )
+            ]
+    assert [r.outputs["a"] for r in runs] == ["small: You sing.|big: You sing."] * 2
+    assert [r.usage.calls for r in runs] == [2, 0]
+    assert [c.model for c in runs[0].executions[0].model_calls] == ["small", "big"]
+
+
+def everything(cls=BaseChatModel):
+    """What the class and all its subclasses have in their own dicts."""
+    found = {cls: dict(vars(cls))}
+    for sub in type.__subclasses__(cls):
+        found |= everything(sub)
+    return found
+
+
+def same(before, after):
+    """Whether each class that was there has the identical objects, and no others."""
+    return all(
+        vars(cls).keys() == had.keys() and all(vars(cls)[n] is had[n] for n in had)
+        for cls, had in before.items()
+    ) and before.keys() <= after.keys()
+
+
+@pytest.mark.parametrize("ending", ["return", "raise", "cancel", "thread"])
+async def test_nothing_in_langchain_is_changed_outside_of_scopes_that_overlap(ending):
+    class Own(Chat):
+        """Defines everything that is replaced itself."""
+
+        stream, astream = BaseChatModel.stream, BaseChatModel.astream
+        generate, agenerate = BaseChatModel.generate, BaseChatModel.agenerate
+
+    before = everything()
+    entered, leave = threading.Event(), threading.Event()
+
+    def elsewhere():
+        with paying():
+            entered.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=elsewhere)
+    other.start()
+    await asyncio.to_thread(entered.wait)
+    assert not same(before, everything())
+
+    class Late(Chat):
+        """Is made while a scope is open."""
+
+        def stream(self, *args, **kwargs):
+            return super().stream(*args, **kwargs)
+
+    made = vars(Late)["stream"]
+
+    async def run():
+        with paying(), rewriting(Nothing()):
+            await Late(answer=echo).ainvoke("x")
+            "".join(c.content for c in Late(answer=echo).stream("x"))
+            if ending == "raise":
+                raise RuntimeError
+            if ending == "cancel":
+                asyncio.current_task().cancel()
+                await asyncio.sleep(0)
+
+    if ending == "thread":
+        await asyncio.to_thread(lambda: asyncio.run(run()))
+    else:
+        with suppress(RuntimeError, asyncio.CancelledError):
+            await asyncio.create_task(run())
+    leave.set()
+    await asyncio.to_thread(other.join)
+    assert same(before, everything())
+    assert vars(Late)["stream"] is made
+
+
+class Nothing:
+    def rewrite(self, node, messages, options):
+        return messages, options

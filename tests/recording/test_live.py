@@ -18,11 +18,12 @@ from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, Overwrite, RetryPolicy, Send
+from langgraph.types import Command, Overwrite, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 
 import lg_textgrad as tg
 from lg_textgrad._hashing import canonical, to_plain
+from lg_textgrad.errors import DataError
 from lg_textgrad.store import decode_run, encode_run
 from lg_textgrad.trace import RETURN, ROUTE, SEND, Trace
 from tests.parts import Chat, echo
@@ -229,15 +230,12 @@ async def test_subgraph_as_a_node():
     assert sorted(ids(run)) == ["first#0", "last#0", "sub#0", "sub/v#0", "sub/w#0"]
     inside = {e.id: e.parent for e in run.executions}
     assert inside["sub/v#0"] == inside["sub/w#0"] == "sub#0"
-    found = {e for e in edges(run) if e[1] != "sub#0"}
-    # What nodes of a subgraph read is not observed, so `w` counts as a reader of all it got.
-    assert found == {
+    assert edges(run) == {
         ("first#0", "sub/v#0", "q"),
-        ("first#0", "sub/w#0", "q"),
         ("sub/v#0", "sub/w#0", "b"),
         ("sub/w#0", "last#0", "b"),
+        ("sub/w#0", "sub#0", RETURN),
     }
-    assert ("sub/w#0", "sub#0", RETURN) in edges(run)
     assert Trace.of(run).sinks["b"] == ("sub/w#0",)
 
 
@@ -348,7 +346,7 @@ class Model(BaseModel):
 
 
 @pytest.mark.parametrize("schema", [Data, Model])
-async def test_state_as_an_object_is_recorded_and_reads_are_unknown(schema):
+async def test_state_as_an_object_is_recorded_with_the_fields_that_were_read(schema):
     graph = build(
         schema,
         nodes={"n": lambda s: {"a": s.q}, "m": lambda s: {"a": s.a + "m"}},
@@ -356,8 +354,8 @@ async def test_state_as_an_object_is_recorded_and_reads_are_unknown(schema):
     )
     run = await recorded(graph)
     assert run.executions[0].inputs == {"q": "hi", "a": ""}
-    assert run.executions[0].reads is None
-    assert ("n#0", "m#0", "a") in edges(run)
+    assert [e.reads for e in run.executions] == [{"q"}, {"a"}]
+    assert edges(run) == {("n#0", "m#0", "a")}
 
 
 async def test_node_that_validates_its_state_with_pydantic_still_depends_on_it():
@@ -545,3 +543,175 @@ async def test_graph_recorded_inside_another_graphs_node_inherits_nothing(sync):
     assert watch.inner == 0
     assert {c.config["configurable"]["checkpoint_ns"] for c in saver.list(None)} == {""}
     assert "marker" not in str(list(saver.list(None)))
+
+
+# What runs inside of a node's execution is not another attempt of it.
+
+
+async def test_chain_inside_a_tool_leaves_the_nodes_own_writes_alone():
+    from langchain_core.runnables import RunnableLambda
+
+    shout = RunnableLambda(lambda text: {"q": text.upper()})
+
+    @tool
+    def loud(word: str) -> str:
+        """Say it loudly."""
+        return shout.invoke(word)["q"]
+
+    class M(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+
+    asks = AIMessage("", tool_calls=[{"name": "loud", "args": {"word": "cat"}, "id": "1"}])
+    graph = build(M, nodes={"tools": ToolNode([loud])}, edges=[(START, "tools")])
+    [e] = (await recorded(graph, messages=[asks])).executions
+    assert [channel for channel, _ in e.writes] == ["messages"]
+    assert (e.attempts, e.tool_calls[0].output["content"]) == (1, "CAT")
+
+
+async def test_router_is_the_one_that_chose_when_others_could_have():
+    graph = build(
+        nodes={
+            "l": lambda s: {"a": "1"}, "r": lambda s: {"b": "1"},
+            "x": lambda s: {"c": "x"}, "y": lambda s: {"q": "y"},
+        },
+        edges=[(START, "l"), (START, "r")],
+        conditional=[
+            ("l", lambda s: "go", {"go": "x", "stay": "y"}),
+            ("r", lambda s: "stay", {"go": "x", "stay": "y"}),
+        ],
+    )  # fmt: skip
+    run = await recorded(graph)
+    assert {e for e in edges(run) if e[2] == ROUTE} == {("l#0", "x#0", ROUTE), ("r#0", "y#0", ROUTE)}
+
+
+async def test_reads_of_a_failed_attempt_and_of_an_error_handler_are_kept_apart():
+    tries = []
+
+    def flaky(s):
+        tries.append(s["a" if not tries else "b"])
+        if len(tries) < 2:
+            raise ValueError("not yet")
+        return {"c": "done"}
+
+    retry = RetryPolicy(max_attempts=2, initial_interval=0.001, jitter=False, retry_on=ValueError)
+    builder = StateGraph(S).add_node("first", lambda s: {"a": "x", "b": "y"})
+    builder.add_node("flaky", flaky, retry_policy=retry)
+    builder.add_edge(START, "first").add_edge("first", "flaky")
+    run = await recorded(builder.compile())
+    assert (run.executions[1].reads, run.executions[1].attempts) == ({"a", "b"}, 2)
+
+
+# Interrupts.
+
+
+def asking(**compiled):
+    model = Chat(answer=echo)
+
+    async def ask(s):
+        draft = (await model.ainvoke(s["q"])).content
+        return {"a": f"{draft}, {interrupt('fine?')}, {interrupt('sure?')}"}
+
+    return build(
+        nodes={"ask": ask, "end": lambda s: {"b": s["a"] + "!"}},
+        edges=[(START, "ask"), ("ask", "end")],
+        **compiled,
+    )
+
+
+async def run_of(graph, **row):
+    [run] = await tg.TrainableGraph(graph).arecord([{"inputs": {"q": "hi"}, **row}])
+    return run
+
+
+async def test_run_that_interrupts_ends_as_it_stands_with_a_note():
+    run = await run_of(asking())
+    [e] = run.executions
+    assert (e.interrupts, e.writes, e.error, run.error) == (["fine?"], (), None, None)
+    assert [i.value for i in run.outputs["__interrupt__"]] == ["fine?"]
+    assert run.warnings == (
+        "The run waits at an interrupt in the node 'ask'; give a value for it in the example's "
+        "metadata['resume'] to have it go on.",
+    )
+
+
+@pytest.mark.parametrize("saved", [True, False])
+async def test_resumed_run_is_one_run_with_all_model_calls(saved):
+    graph = asking(checkpointer=InMemorySaver()) if saved else asking()
+    run = await run_of(graph, metadata={"resume": ["yes", "really"]})
+    assert (run.outputs["b"], run.warnings) == ("hi, yes, really!", ())
+    ask, end = run.executions
+    assert (ask.interrupts, ask.attempts, len(ask.model_calls)) == (["fine?", "sure?"], 3, 3)
+    assert (ask.writes, end.superstep) == ((("a", "hi, yes, really"),), 2)
+    assert edges(run) == {("ask#0", "end#0", "a")}
+
+
+async def test_values_that_no_interrupt_asked_for_are_told():
+    run = await run_of(asking(), metadata={"resume": ["yes", "really", "no"]})
+    assert run.warnings == (
+        "The run came to its end after 2 of the 3 values in metadata['resume'].",
+    )
+
+
+async def test_resume_that_is_no_list_is_refused():
+    with pytest.raises(DataError, match="'resume'\\] must be a list with a value for each interrupt"):
+        await run_of(asking(), metadata={"resume": "yes"})
+
+
+async def test_other_values_to_resume_with_make_another_run():
+    graph = tg.TrainableGraph(asking())
+    rows = [{"id": "x", "inputs": {"q": "hi"}, "metadata": {"resume": [a, "b"]}} for a in "12"]
+    with tg.use_ledger(tg.Ledger(tg.Store())) as _:
+        first, second = await graph.arecord(rows)
+    assert (first.outputs["b"], second.outputs["b"]) == ("hi, 1, b!", "hi, 2, b!")
+    assert first.id != second.id
+
+
+async def test_interrupts_at_once_take_their_values_in_order():
+    graph = build(
+        nodes={"l": lambda s: {"a": interrupt("l")}, "r": lambda s: {"b": interrupt("r")},
+               "end": lambda s: {"c": s["a"] + s["b"]}},
+        edges=[(START, "l"), (START, "r"), (["l", "r"], "end")],
+    )  # fmt: skip
+    run = await run_of(graph, metadata={"resume": ["1", "2"]})
+    assert run.outputs["c"] == "12"
+    assert edges(run) == {("l#0", "end#0", "a"), ("r#0", "end#0", "b")}
+    half = await run_of(graph, metadata={"resume": ["1"]})
+    assert [(e.id, e.writes) for e in half.executions] == [("l#0", (("a", "1"),)), ("r#0", ())]
+    assert half.warnings[0].startswith("The run waits at an interrupt in the node 'r'")
+
+
+async def test_interrupt_inside_a_subgraph_is_the_inner_nodes():
+    inner = build(Inner, nodes={"w": lambda s: {"b": interrupt("b?")}}, edges=[(START, "w")])
+    graph = build(nodes={"sub": inner, "end": lambda s: {"c": s["b"]}}, edges=[(START, "sub"), ("sub", "end")])
+    run = await run_of(graph, metadata={"resume": ["x"]})
+    assert {e.id: e.interrupts for e in run.executions} == {"sub#0": [], "sub/w#0": ["b?"], "end#0": []}
+    assert (run.outputs["c"], Trace.of(run).producers("end#0")) == ("x", {"sub/w#0": ["b"]})
+
+
+async def test_breakpoint_ends_the_run_or_takes_a_value():
+    graph = build(
+        nodes={"x": lambda s: {"a": "1"}, "y": lambda s: {"b": s["a"]}},
+        edges=[(START, "x"), ("x", "y")], interrupt_before=["y"],
+    )  # fmt: skip
+    run = await run_of(graph)
+    assert ids(run) == ["x#0"]
+    assert run.warnings[0].startswith("The run stopped at a breakpoint, with 'y' to go on with")
+    run = await run_of(graph, metadata={"resume": [None]})
+    assert (ids(run), run.outputs["b"], run.warnings) == (["x#0", "y#0"], "1", ())
+
+
+async def test_inputs_that_are_no_state_are_handed_over_as_they_are():
+    builder = StateGraph(Annotated[list, operator.add])
+    builder.add_node("n", lambda s: [s[-1] + "!"]).add_edge(START, "n")
+    run = await run_of(builder.compile(), inputs={"__root__": ["hi"]})
+    assert run.outputs == {"output": ["hi", "hi!"]}
+    assert run.executions[0].writes == (("__root__", ["hi!"]),)
+    assert Trace.of(run).sinks == {"output": ("n#0",)}
+
+
+async def test_users_checkpointer_of_a_subgraph_stays_empty():
+    saver = InMemorySaver()
+    inner = build(Inner, nodes={"w": lambda s: {"b": s["q"]}}, edges=[(START, "w")], checkpointer=saver)
+    run = await run_of(build(nodes={"sub": inner}, edges=[(START, "sub")]))
+    assert run.outputs["b"] == "hi"
+    assert list(saver.list(None)) == []

@@ -125,6 +125,11 @@ class OpenAIServer:
         """The bodies of the chat requests, in the order of arrival."""
         return [r["body"] for r in self.requests if r["path"] == "/v1/chat/completions"]
 
+    @property
+    def responses(self) -> list[dict[str, Any]]:
+        """The bodies of the requests to the Responses API, in the order of arrival."""
+        return [r["body"] for r in self.requests if r["path"] == "/v1/responses"]
+
     def __enter__(self) -> OpenAIServer:
         self._thread = threading.Thread(target=self._run, name="openai-server", daemon=True)
         self._thread.start()
@@ -204,16 +209,22 @@ class OpenAIServer:
                 for m in self.models
             ]
             return await self._send(writer, 200, {"object": "list", "data": listed})
-        if (method, path) != ("POST", "/v1/chat/completions"):
+        # Azure puts the deployment before what it is asked for.
+        if method != "POST" or not path.endswith(("/chat/completions", "/v1/responses")):
             return await self._send(writer, 404, error_body(f"Unknown URL ({method} {path})."))
         self._under_way += 1
         self.peak = max(self.peak, self._under_way)
         try:
-            return await self._chat(writer, body)
+            return await self._chat(writer, body, _response if path.endswith("responses") else _completion)
         finally:
             self._under_way -= 1
 
-    async def _chat(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    async def _chat(
+        self,
+        writer: asyncio.StreamWriter,
+        body: dict[str, Any],
+        shape: Callable[[dict[str, Any], Reply], dict[str, Any]],
+    ) -> bool:
         model = body.get("model")
         if self.models is not None and model not in self.models:
             wrong = f"The model `{model}` does not exist or you do not have access to it."
@@ -238,7 +249,7 @@ class OpenAIServer:
             return await self._fail(writer, answer)
         if body.get("stream"):
             return await self._stream(writer, body, answer)
-        return await self._send(writer, 200, _completion(body, answer))
+        return await self._send(writer, 200, shape(body, answer))
 
     async def _fail(self, writer: asyncio.StreamWriter, fault: Fault) -> bool:
         if fault.kind == "hang":
@@ -354,6 +365,53 @@ def _completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
             }
         ],
         "usage": _usage(body, reply),
+    }
+
+
+def _response(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    """Return the reply as the Responses API gives it. It is streamed by no test."""
+    asked = body.get("input")
+    asked = [{"content": asked}] if isinstance(asked, str) else asked
+    counted = _usage({"messages": [*asked, {"content": body.get("instructions")}]}, reply)
+    output: list[dict[str, Any]] = []
+    if reply.text is not None:
+        part = {"type": "output_text", "text": reply.text, "annotations": []}
+        output.append(
+            {
+                "id": _id("msg_", body),
+                "type": "message",
+                "role": "assistant",
+                "status": "completed",
+                "content": [part],
+            }
+        )
+    for call in _tool_calls(body, reply):
+        output.append(
+            {
+                "id": _id("fc_", call),
+                "type": "function_call",
+                "status": "completed",
+                "call_id": call["id"],
+                **call["function"],
+            }
+        )
+    return {
+        "id": _id("resp_", body),
+        "object": "response",
+        "created_at": _CREATED,
+        "status": "completed",
+        "model": body.get("model"),
+        "output": output,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": body.get("tools") or [],
+        "usage": {
+            "input_tokens": counted["prompt_tokens"],
+            "output_tokens": counted["completion_tokens"],
+            "total_tokens": counted["total_tokens"],
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 0},
+        },
     }
 
 

@@ -1,0 +1,269 @@
+"""What the command line has to do with LangSmith: options, commands, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from lg_textgrad._render import Watch
+from lg_textgrad.approval import Review, Terminal
+from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.loading import Config
+from lg_textgrad.objective import Objective
+from lg_textgrad.run import Example
+from lg_textgrad.store import Store
+
+if TYPE_CHECKING:
+    from lg_textgrad.langsmith.promotion import Change
+    from lg_textgrad.langsmith.session import Session
+
+DONE, FAILED = 0, 1
+
+
+def add_dataset(command: argparse.ArgumentParser) -> None:
+    """Add the options for what examples and evaluators LangSmith has."""
+    command.add_argument(
+        "--summary-evaluator", metavar="MODULE:FN", action="append",
+        help="looks at all runs at once; reported, without a say",
+    )  # fmt: skip
+    group = command.add_argument_group("examples from LangSmith")
+    group.add_argument("--dataset", metavar="NAME", help="dataset, by name or id")
+    group.add_argument(
+        "--dataset-splits", metavar="SPEC", help="train=a+b,val=c or shares like 60/20/20"
+    )
+    group.add_argument("--dataset-version", metavar="TAG", help="a tag, or a time")
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what `optimize` can do with LangSmith."""
+    add_dataset(command)
+    group = command.add_argument_group("reporting to LangSmith")
+    group.add_argument(
+        "--langsmith", action="store_true", default=None, help="experiments, feedback, own calls"
+    )
+    group.add_argument("--langsmith-project", metavar="NAME", help="what their names begin with")
+    group.add_argument(
+        "--hub", action="append", metavar="PREFIX", help="or PARAMETER=PROMPT, repeatedly"
+    )
+    group.add_argument("--hub-version", metavar="TAG", help="begin from this tag")
+    group = command.add_argument_group("learning from production traces")
+    group.add_argument("--traces", metavar="PROJECT")
+    for name, meaning in (("since", "24h, 7d, or a time"), ("until", "likewise")):
+        group.add_argument(f"--{name}", metavar="TIME", help=meaning)
+    group.add_argument("--trace-filter", metavar="EXPR", help="in LangSmith's filter language")
+    group.add_argument("--feedback", action="append", metavar="KEY<X", help="repeatable")
+    group.add_argument("--feedback-range", action="append", metavar="KEY=WORST..BEST")
+    group.add_argument("--queue", metavar="NAME", help="only traces in this annotation queue")
+    group.add_argument("--trace-limit", type=int, metavar="N")
+    group = command.add_argument_group("people")
+    group.add_argument(
+        "--approve", nargs="?", const="terminal", metavar="QUEUE",
+        help="ask before each acceptance: here, or in an annotation queue of LangSmith",
+    )  # fmt: skip
+    group.add_argument("--approve-wait", type=float, metavar="S", help="stop when nobody decides")
+
+
+def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+    """Add the commands that a run's directory and LangSmith are enough for."""
+    for name, run, text in (
+        ("promote", _promote, "move a tag on LangSmith's hub to the accepted prompts"),
+        ("rollback", _rollback, "take a promotion back"),
+    ):
+        command = add(name, run, text)
+        command.add_argument("run_dir", metavar="RUN_DIR")
+        command.add_argument("--tag", default="production", help="(%(default)s)")
+        command.add_argument("--yes", action="store_true", help="don't ask after showing the diff")
+    sync = add("sync", _sync, "send to LangSmith what an outage has held back")
+    sync.add_argument("run_dir", metavar="RUN_DIR")
+
+
+def session_for(
+    config: Config,
+    store: Store,
+    graph: TrainableGraph,
+    objective: Objective,
+    people: Console,
+    watch: Watch,
+) -> Session:
+    """Return what LangSmith has to do with a training; without its options that is nothing."""
+    from lg_textgrad.langsmith.session import Session, with_settings
+
+    def say(line: str) -> None:
+        people.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def show(review: Review) -> None:
+        with watch.paused():
+            _show_review(people, review)
+
+    def ask(question: str) -> str:
+        with watch.paused():
+            people.print(question, end="", markup=False, highlight=False)
+            return input()
+
+    settings = asdict(config)
+    settings["langsmith_project"] = config.langsmith_project or _project(config)
+    return Session(
+        with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask)
+    )
+
+
+def _project(config: Config) -> str:
+    return config.out.replace("\\", "/").rstrip("/").rpartition("/")[2] or "lg_textgrad"
+
+
+def rows_of(config: Config, split: str) -> list[Example]:
+    """Return the examples of one part of the dataset that the configuration names."""
+    from lg_textgrad.langsmith.connection import LangSmith
+    from lg_textgrad.langsmith.datasets import divide, read_dataset
+
+    assert config.dataset is not None, "asked only where there is a dataset"
+    with LangSmith() as langsmith:
+        dataset = read_dataset(langsmith, config.dataset, config.dataset_version)
+    found = divide(dataset, config.dataset_splits)[split]
+    if not found:
+        raise ConfigurationError(f"The dataset '{dataset.name}' has no examples for {split}.")
+    return found
+
+
+def show_told(people: Console, session: Session, told: Mapping[str, Any]) -> None:
+    """Print what became of the report to LangSmith."""
+    found = told.get("langsmith")
+    if not found:
+        return
+    if "left" in found:
+        people.print(
+            f"LangSmith: {len(found['experiments'])} experiments, {found['left']} things not sent",
+            highlight=False,
+        )
+    for line in session.delivery.refused:
+        people.print(f"LangSmith refused {line}", markup=False, highlight=False, soft_wrap=True)
+    if found.get("pushed"):
+        people.print(
+            f"On the hub, tagged 'candidate': {', '.join(found['pushed'])}", highlight=False
+        )
+    if found.get("left") or ("pushed" in found and found["pushed"] is None):
+        why = f" ({session.delivery.error})" if session.delivery.error else ""
+        people.print(
+            f"Some of it has to wait{why}. Make up for it with: lg-textgrad sync "
+            f"{session.store.directory}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _sync(options: argparse.Namespace, people: Console) -> int:
+    from lg_textgrad.langsmith.connection import LangSmith
+    from lg_textgrad.langsmith.session import make_up
+
+    _there(options.run_dir)
+    with Store(options.run_dir) as store, LangSmith() as langsmith:
+        told = make_up(store, langsmith)
+    people.print(f"{told['sent']} sent, {told['left']} left", highlight=False)
+    if told["pushed"]:
+        people.print(f"On the hub: {', '.join(told['pushed'])}", highlight=False)
+    for line in (*told["refused"], *([told["error"]] if told["error"] else ())):
+        people.print(line, markup=False, highlight=False, soft_wrap=True)
+    if options.json:
+        print(json.dumps(told, ensure_ascii=False, indent=2))
+    return FAILED if told["left"] or told["error"] else DONE
+
+
+def _promote(options: argparse.Namespace, people: Console) -> int:
+    from lg_textgrad.langsmith import promotion
+    from lg_textgrad.langsmith.connection import LangSmith
+    from lg_textgrad.langsmith.hub import Hub
+
+    _there(options.run_dir)
+    with Store(options.run_dir) as store, LangSmith() as langsmith:
+        hub = Hub(langsmith)
+        if promotion.to_push(store):
+            promotion.push_accepted(store, hub, {})
+        changes = promotion.plan_promotion(store, hub, options.tag)
+        done = _agreed(options, people, changes, f"Move '{options.tag}' to these?")
+        if done:
+            promotion.promote(store, hub, options.tag, changes)
+    return _told(options, people, changes, done, "promoted")
+
+
+def _rollback(options: argparse.Namespace, people: Console) -> int:
+    from lg_textgrad.langsmith import promotion
+    from lg_textgrad.langsmith.connection import LangSmith
+    from lg_textgrad.langsmith.hub import Hub
+
+    _there(options.run_dir)
+    with Store(options.run_dir) as store, LangSmith() as langsmith:
+        hub = Hub(langsmith)
+        changes = promotion.plan_rollback(store, hub, options.tag)
+        done = _agreed(options, people, changes, f"Put '{options.tag}' back?")
+        if done:
+            promotion.rollback(store, hub, options.tag, changes)
+    return _told(options, people, changes, done, "rolled back")
+
+
+def _there(run_dir: str) -> None:
+    """Raise `StoreError` for a directory without a run, rather than make one there."""
+    Store(run_dir, read_only=True).close()
+
+
+def _agreed(
+    options: argparse.Namespace, people: Console, changes: Sequence[Change], question: str
+) -> bool:
+    """Show what would change, and return whether it may."""
+    for change in changes:
+        people.print(f"\n[bold]{escape(change.prompt)}[/bold]", highlight=False)
+        _show_diff(people, change.before or "", change.after or "")
+    if not changes or options.yes:
+        return bool(changes)
+    if not sys.stdin.isatty():
+        raise ConfigurationError("Nobody can be asked here; give --yes to do it without a word.")
+    people.print(f"\n{question} [y/n] ", end="", markup=False, highlight=False)
+    return input().strip().lower() in ("y", "yes")
+
+
+def _told(
+    options: argparse.Namespace,
+    people: Console,
+    changes: Sequence[Change],
+    done: bool,
+    word: str,
+) -> int:
+    if not changes:
+        people.print(f"'{options.tag}' is there already; nothing to do.", markup=False)
+    elif done:
+        names = ", ".join(change.prompt for change in changes)
+        people.print(f"\nTag '{options.tag}' {word}: {names}", markup=False, highlight=False)
+    else:
+        people.print("Nothing was changed.")
+    if options.json:
+        document = {"tag": options.tag, "done": done, "changes": [asdict(c) for c in changes]}
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+    return DONE
+
+
+def _show_review(people: Console, review: Review) -> None:
+    people.print(f"\n[bold]A candidate waits for your word[/bold] (step {review.step})")
+    for name in review.changed:
+        people.print(f"\n[bold]{escape(name)}[/bold]", highlight=False)
+        _show_diff(people, review.before.get(name, ""), review.after[name])
+    people.print(
+        f"\nval {review.score_before:.3f} → {review.score_after:.3f}; {review.verdict.reason}",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    for word, ids in (("won", review.won), ("lost", review.lost)):
+        if ids:
+            people.print(f"{word}: {', '.join(ids)}", markup=False, highlight=False)
+
+
+def _show_diff(people: Console, before: str, after: str) -> None:
+    for line in difflib.ndiff(before.split("\n"), after.split("\n")):
+        colour = {"+ ": "green", "- ": "red", "  ": "dim"}.get(line[:2])
+        if colour is not None:
+            people.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)

@@ -1,0 +1,1 @@
+"""Constructs of LangGraph, each with the trace that it must give, written by hand."""

@@ -1,0 +1,121 @@
+"""Run directories of 0.1.0, whose layout had no checks, are brought up to date."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import zlib
+from contextlib import closing
+
+import pytest
+
+import lg_textgrad as tg
+from lg_textgrad.errors import StoreError
+from lg_textgrad.run import Feedback, Run, Usage
+from lg_textgrad.store import tables, upgrading
+from lg_textgrad.store.records import encode_run
+from tests.store.parts import sql
+
+EXAMPLE = tg.Example("e", {})
+RUN = Run("r", EXAMPLE, "c0", {"a": "ü"})
+LAYOUT_1 = """
+CREATE TABLE meta ("key" VARCHAR(64) NOT NULL, value TEXT NOT NULL, PRIMARY KEY ("key"));
+CREATE TABLE results ("key" VARCHAR(80) NOT NULL, kind VARCHAR(16) NOT NULL, request TEXT NOT NULL,
+    reply TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    seconds FLOAT NOT NULL, created FLOAT NOT NULL, PRIMARY KEY ("key"));
+CREATE TABLE runs (id VARCHAR(64) NOT NULL, candidate VARCHAR(16) NOT NULL, example VARCHAR(200) NOT NULL,
+    error TEXT, payload BLOB NOT NULL, PRIMARY KEY (id));
+CREATE INDEX ix_runs_candidate ON runs (candidate);
+CREATE TABLE feedback (run VARCHAR(64) NOT NULL, objective VARCHAR(64) NOT NULL, score FLOAT NOT NULL,
+    payload TEXT NOT NULL, PRIMARY KEY (run, objective));
+CREATE TABLE gradients (id VARCHAR(16) NOT NULL, step INTEGER NOT NULL, parameter VARCHAR(200) NOT NULL,
+    payload TEXT NOT NULL, PRIMARY KEY (id, step));
+CREATE TABLE candidates (hash VARCHAR(16) NOT NULL, parent VARCHAR(16), step INTEGER NOT NULL,
+    texts TEXT NOT NULL, edits TEXT NOT NULL, PRIMARY KEY (hash));
+CREATE TABLE decisions (step INTEGER NOT NULL, candidate VARCHAR(16) NOT NULL, stage VARCHAR(16) NOT NULL,
+    number INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (step, candidate, stage));
+CREATE TABLE events (number INTEGER NOT NULL, at FLOAT NOT NULL, kind VARCHAR(32) NOT NULL,
+    payload TEXT NOT NULL, PRIMARY KEY (number));
+"""
+
+
+@pytest.fixture
+def old(tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "run.sqlite")) as db, db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.executescript(LAYOUT_1)
+        db.execute("INSERT INTO meta VALUES ('configuration', '{}')")
+        for n in range(1200):
+            reply = json.dumps({"text": f"ü{n}" * (n % 200)}, ensure_ascii=False)
+            db.execute("INSERT INTO results VALUES (?, 'critic', '{\"q\": 1}', ?, 2, 3, 0.5, 1.0)", (f"k{n}", reply))
+        payload = zlib.compress(json.dumps(encode_run(RUN)).encode(), 1)
+        db.execute("INSERT INTO runs VALUES ('r', 'c0', 'e', NULL, ?)", (payload,))
+        db.execute("""INSERT INTO feedback VALUES ('r', 'o', 1,
+            '[{"key": "k", "score": 1.0, "comment": "", "reads": null}]')""")
+        db.execute("INSERT INTO candidates VALUES ('c0', NULL, 0, '{\"p\": \"x\"}', '[]')")
+        db.execute("INSERT INTO decisions VALUES (1, 'c0', 'val', 1, '{\"accepted\": true}')")
+        db.execute("INSERT INTO events VALUES (7, 1.0, 'began', '{}')")
+    return folder
+
+
+def check(store):
+    assert store.paid() == {"critic": Usage(1200, 0, 2400, 3600, 600.0)}
+    assert all(store.get_result(f"k{n}")[0] == {"text": f"ü{n}" * (n % 200)} for n in range(1200))
+    assert store.get_run("r", EXAMPLE) == RUN
+    assert store.get_feedback("r", "o") == [Feedback("k", 1.0)]
+    assert store.get_meta("configuration") == {}
+    assert list(store.candidates()) == ["c0"]
+    assert [d["accepted"] for d in store.decisions()] == [True]
+    assert [e["kind"] for e in store.events()] == ["began"]
+
+
+def test_older_store_is_brought_up_to_date_when_it_is_opened(old):
+    for _ in range(2):
+        with tg.Store(old) as store:
+            check(store)
+            assert store.get_meta("schema") == tables.SCHEMA
+    with tg.Store(old) as store:
+        store.add_event("went on", {})
+        assert [e["kind"] for e in store.events()] == ["began", "went on"]
+    names = {row[0] for row in sql(old, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert names == set(tables.tables.tables)
+    tg.Store.salvage(old)
+    with tg.Store(old) as store:
+        assert store.paid()["critic"].calls == 1200
+
+
+def test_older_store_is_read_without_changing_it(old):
+    before = (old / "run.sqlite").read_bytes()
+    with tg.Store(old, read_only=True) as store:
+        check(store)
+        with pytest.raises(StoreError, match="reading only"):
+            store.put_meta("k", 1)
+    assert (old / "run.sqlite").read_bytes() == before
+
+
+def test_older_store_that_is_damaged_is_salvaged_as_far_as_it_can_be_read(old):
+    sql(old, "UPDATE results SET reply = '{\"broken' WHERE key IN ('k1', 'k2')")
+    sql(old, "UPDATE runs SET payload = 'x'")
+    with open(old / "run.sqlite", "r+b") as file:
+        file.seek(4096 * 30)
+        file.write(bytes(4096))
+    done = tg.Store.salvage(old)
+    assert 1100 < done.rows["results"] < 1198
+    assert (done.rows["runs"], done.rows["feedback"], done.rows["meta"]) == (0, 1, 1)
+    with tg.Store(old) as store:
+        found = {n: store.get_result(f"k{n}") for n in range(1200)}
+    assert all(r[0] == {"text": f"ü{n}" * (n % 200)} for n, r in found.items() if r is not None)
+    assert sum(r is not None for r in found.values()) == done.rows["results"]
+
+
+def test_interrupted_upgrade_changes_nothing(old, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrading, "put", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tg.Store(old)
+    shutil.copytree(old, tmp_path / "copy")
+    with tg.Store(tmp_path / "copy") as store:
+        check(store)
