@@ -66,8 +66,8 @@ wheel: $(READY) ## build the wheel and try it without the source
 
 lock: ## work out requirements.lock anew; pins stay unless LOCK=--upgrade
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --annotation-style line $(LOCK) \
-		--extra local --extra langchain --extra postgres --group dev pyproject.toml --output-file requirements.lock
+		--generate-hashes --no-emit-index-url --no-strip-extras --annotation-style line $(LOCK) \
+		--all-extras --group dev pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached; .venv and runs stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,7 +20,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
 from lg_textgrad.objective import Objective
 from lg_textgrad.run import Example
-from lg_textgrad.store import Store
+from lg_textgrad.store import Store, run_name
 
 if TYPE_CHECKING:
     from lg_textgrad.langsmith.promotion import Change
@@ -110,14 +110,10 @@ def session_for(
             return input()
 
     settings = asdict(config)
-    settings["langsmith_project"] = config.langsmith_project or _project(config)
+    settings["langsmith_project"] = config.langsmith_project or run_name(config.out)
     return Session(
         with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask)
     )
-
-
-def _project(config: Config) -> str:
-    return config.out.replace("\\", "/").rstrip("/").rpartition("/")[2] or "lg_textgrad"
 
 
 def rows_of(config: Config, split: str) -> list[Example]:
@@ -154,7 +150,7 @@ def show_told(people: Console, session: Session, told: Mapping[str, Any]) -> Non
         why = f" ({session.delivery.error})" if session.delivery.error else ""
         people.print(
             f"Some of it has to wait{why}. Make up for it with: lg-textgrad sync "
-            f"{session.store.directory}",
+            f"{session.store.where}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 

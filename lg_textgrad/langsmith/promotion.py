@@ -48,7 +48,7 @@ def begin(
     """
     if store.get_meta("configuration") is not None:
         raise RunMismatchError(
-            f"The run in '{store.directory}' was started without --hub; leave it out to go on, or "
+            f"The run in '{store.where}' was started without --hub; leave it out to go on, or "
             "start a new run with another --out."
         )
     rows: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def push_accepted(store: Store, hub: Hub, links: Mapping[str, str]) -> list[str]
     """
     kept = _kept(store)
     result = _result(store)
-    about = describe(result, str(store.directory or "in memory"), links)
+    about = describe(result, str(store.where or "in memory"), links)
     pushed = []
     for parameter, row in kept["prompts"].items():
         text = result["parameters"][parameter]["after"]
@@ -260,7 +260,7 @@ def _kept(store: Store) -> dict[str, Any]:
     kept: dict[str, Any] | None = store.get_meta(_META)
     if kept is None:
         raise ConfigurationError(
-            f"The run in '{store.directory}' has no prompts on the hub; start it with --hub."
+            f"The run in '{store.where}' has no prompts on the hub; start it with --hub."
         )
     return kept
 
@@ -269,7 +269,7 @@ def _result(store: Store) -> dict[str, Any]:
     result: dict[str, Any] | None = store.get_meta("result")
     if result is None:
         raise ConfigurationError(
-            f"The run in '{store.directory}' has not ended; go on with `lg-textgrad resume` first."
+            f"The run in '{store.where}' has not ended; go on with `lg-textgrad resume` first."
         )
     return result
 

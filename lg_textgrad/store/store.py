@@ -175,12 +175,13 @@ class Store:
         )
 
     def results(self, kinds: Collection[str], after: float = 0.0) -> list[dict[str, Any]]:
-        """Return the results of some kinds that are younger than `after`, the oldest first.
+        """Return the results of some kinds that this run paid for after a time, the oldest first.
 
         Each has `key`, `kind`, `request`, `reply`, `usage` and `created`, in seconds since 1970.
         """
         t = tables.results
-        query = sa.select(t).where(t.c.kind.in_(kinds), t.c.created > after).order_by(t.c.created)
+        own = (t.c.kind.in_(kinds), t.c.created > after, t.c.origin.is_(None))
+        query = sa.select(t).where(*own).order_by(t.c.created)
         return [
             {
                 "key": row.key,

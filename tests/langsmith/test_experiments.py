@@ -193,6 +193,17 @@ def test_optimizers_own_calls_are_in_a_project_of_their_own(reported):
     assert server.project(project)["reference_dataset_id"] is None
 
 
+def test_calls_that_another_run_paid_for_are_not_told_again(server, langsmith):
+    with Store() as store:
+        asked = {"model": {"model": "m"}, "messages": [{"role": "user", "content": "?"}]}
+        for key, origin in (("own", None), ("taken", "runs/other")):
+            store.put_result(key, "critic", asked, {"text": key, "data": None}, tg.Usage(1), origin=origin)
+        reporter = Reporter(store, Reporting("nightly", "o"), langsmith)
+        reporter("start", {})
+        assert reporter.close().left == 0
+    assert [r["outputs"]["content"] for r in server.runs.values()] == ["own"]
+
+
 def test_judges_model_calls_are_traced_too(client, server, langsmith, models):
     desk_dataset(client)
 

@@ -81,3 +81,28 @@ def test_process_is_untraced_and_then_as_before(tracing, monkeypatch):
     import os
 
     assert "LANGCHAIN_TRACING_V2" not in os.environ
+
+
+def test_session_in_python_as_it_is_documented(server, client, monkeypatch, tmp_path):
+    import re
+    from pathlib import Path
+
+    from tests.langsmith.parts import desk_dataset
+
+    desk_dataset(client, "support")
+    text = (Path(__file__).parent.parent.parent / "docs" / "langsmith.md").read_text(encoding="utf-8")
+    code = re.search(r"## In Python\n```python\n(.*?)```", text, re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", server.url)
+    monkeypatch.setenv("LANGSMITH_API_KEY", server.api_key)
+    with OpenAIServer(Script()) as models:
+        monkeypatch.setenv("DESK_BASE_URL", models.base_url)
+        model = tg.models.OpenAI("test-model", base_url=models.base_url, api_key="k")
+        names = {
+            "tg": tg, "graph": desk.build(), "objective": tg.Objective(desk.EVALUATORS),
+            "critic": tg.LLMCritic(model), "optimizer": tg.optim.TextualGradientDescent(model),
+        }  # fmt: skip
+        exec(code, names)
+    assert names["session"].delivery.left == 0
+    assert {s["name"].split("-")[2] for s in server.sessions.values()} == {"train", "val", "test", "optimizer"}
+    assert server.repos
