@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from lg_textgrad import cli, models
+from lg_textgrad.cli import training
 from lg_textgrad.loading import Config, read_config, read_prompts
 from lg_textgrad.store import Store
 from tests import desk
@@ -198,7 +199,7 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_graph", stopped)
+    monkeypatch.setattr(training, "load_graph", stopped)
     done = here.run("optimize", "optimize.toml", "--out", "never")
     assert done.code == 4
     assert "resume" not in done.err
@@ -590,7 +591,7 @@ COMMANDS = [
 
 
 def commands():
-    [sub] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    [sub] = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return sub.choices
 
 
@@ -638,6 +639,6 @@ def test_documented_settings_and_commands_exist():
     assert listed == {f.name for f in fields(Config)}
     written = set(re.findall(r"^\| `(\w+)[^|]*\|", text.split("## Settings")[0], re.M))
     assert written == set(COMMANDS)
-    parsers = [cli._parser(), *commands().values()]
+    parsers = [cli.parser(), *commands().values()]
     options = {o for p in parsers for a in p._actions for o in a.option_strings}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - options == set()

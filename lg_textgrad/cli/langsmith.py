@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from lg_textgrad._render import Watch
 from lg_textgrad.approval import Review, Terminal
+from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
@@ -25,8 +26,6 @@ from lg_textgrad.store import Store, run_name
 if TYPE_CHECKING:
     from lg_textgrad.langsmith.promotion import Change
     from lg_textgrad.langsmith.session import Session
-
-DONE, FAILED = 0, 1
 
 
 def add_dataset(command: argparse.ArgumentParser) -> None:
