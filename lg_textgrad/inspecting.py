@@ -295,11 +295,11 @@ def _hint(said: Mapping[str, Any]) -> str:
             "The graph declares no prompts. With --inputs FILE they are found by running it on the "
             "first rows."
         )
-    if not said["parameters"]:
-        return "No prompt was found that can be tuned; declare one with Parameter('name', 'text')."
     if said["without_prompt"] and not said["found"]:
         nodes = ", ".join(said["without_prompt"])
         return f"No parameter is read by {nodes}, though a model is asked there; try --discover."
+    if not said["parameters"]:
+        return "No prompt was found that can be tuned; declare one with Parameter('name', 'text')."
     return ""
 
 

@@ -582,6 +582,44 @@ def test_inspect_tells_runs_that_failed(here):
     assert "The run of example 'e6' failed: ParameterError" in done.err
 
 
+LOUD = """
+import lg_textgrad as tg
+from tests.desk import EVALUATORS, build_plain
+print("loud when imported")
+class Loud(tg.TrainableGraph):
+    async def arecord(self, *args, **options):
+        print("loud when run")
+        return await super().arecord(*args, **options)
+graph = Loud(build_plain(), [])
+"""
+
+
+def test_what_a_graph_prints_is_kept_out_of_what_machines_read(here):
+    (here.folder / "loud.py").write_text(LOUD)
+    command = ["inspect", "loud:graph", "--inputs", "test.jsonl", "--no-discover"]
+    done = here.run(*command, "--json")
+    assert json.loads(done.out)["graph"] == "loud:graph"
+    assert "loud when imported" in done.err
+    assert "loud when run" in done.err
+    assert here.run(*command, "--mermaid").out.startswith("graph TD\n")
+    assert here.run(*command).out.startswith("loud:graph")
+
+
+def test_a_reader_that_goes_away_is_no_failure(here):
+    started = [sys.executable, "-m", "lg_textgrad", "inspect", "desk_app:graph", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            started, cwd=here.folder, env=environment, stdout=writing, stderr=subprocess.PIPE,
+            text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # The commands and what is written about them.
 
 COMMANDS = [

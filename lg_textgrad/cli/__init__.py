@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lg_textgrad._version import __version__
 from lg_textgrad.cli import langsmith, looking, results, scoring, serving, training
+from lg_textgrad.cli.output import own_output
 from lg_textgrad.cli.status import BAD_INPUT, DONE, FAILED, RESUMABLE, SMALL_BUDGET, status_of
 from lg_textgrad.errors import LGTextGradError
 from lg_textgrad.recording.isolation import untraced_process
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     people = Console(stderr=True)
     try:
-        with untraced_process():
+        with untraced_process(), own_output() as options.output:
             return int(options.command(options, people))
     except KeyboardInterrupt:
         people.print("\n[yellow]Stopped.[/yellow]", highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from lg_textgrad import inspecting
 from lg_textgrad.cli.options import add_inputs
+from lg_textgrad.cli.output import console, write, write_json
 from lg_textgrad.cli.settings import first_rows, made_model
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.errors import ConfigurationError
@@ -46,7 +46,7 @@ def _init(options: argparse.Namespace, people: Console) -> int:
     people.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.json:
         document = {"parameters": list(graph.parameters), "discover": discover}
-        print(json.dumps({"out": str(target), **document}, ensure_ascii=False))
+        write_json(options, {"out": str(target), **document}, indent=None)
     return DONE
 
 
@@ -55,11 +55,11 @@ def _inspect(options: argparse.Namespace, people: Console) -> int:
         looked = _inspected(options, people, held)
     document = inspecting.document(options.graph, looked)
     if options.json:
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+        write_json(options, document)
     elif options.mermaid:
-        print(document["mermaid"] or "", end="")
+        write(options, document["mermaid"] or "")
     else:
-        inspecting.show(Console(), looked, document)
+        inspecting.show(console(options), looked, document)
     return DONE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad import _render
+from lg_textgrad.cli.output import console, write_json
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.loading import write_prompts
 from lg_textgrad.store import Store, run_name
@@ -50,7 +50,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     if options.json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
+        write_json(options, result)
     return DONE
 
 
@@ -58,9 +58,9 @@ def _diff(options: argparse.Namespace, _people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         changes = _render.explain(store)
     if options.json:
-        print(json.dumps(changes, ensure_ascii=False, indent=2))
+        write_json(options, changes)
     else:
-        _render.show_explained(Console(), changes)
+        _render.show_explained(console(options), changes)
     return DONE
 
 
@@ -79,5 +79,5 @@ def _export(options: argparse.Namespace, people: Console) -> int:
     write_prompts(options.out, prompts, comment)
     people.print(f"Wrote {options.out}.", markup=False)
     if options.json:
-        print(json.dumps({"out": options.out, "prompts": prompts}, ensure_ascii=False, indent=2))
+        write_json(options, {"out": options.out, "prompts": prompts})
     return DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +13,7 @@ from lg_textgrad import _render, inspecting
 from lg_textgrad.budget import Budget
 from lg_textgrad.cli import langsmith
 from lg_textgrad.cli.options import add_settings
+from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.settings import (
     configured,
     first_rows,
@@ -66,5 +66,5 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
             "split": options.split, "score": loss.score, "feedback": loss.by_key,
             "rows": len(rows), **({"summary": summary} if summary else {}),
         }  # fmt: skip
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+        write_json(options, document)
     return DONE

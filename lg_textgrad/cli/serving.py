@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.status import DONE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _local(options: argparse.Namespace, people: Console) -> int:
     def ready(local: Local) -> None:
         people.print(f"Serving {local.model} at {local.base_url} until Ctrl-C.", markup=False)
         if options.json:
-            print(json.dumps({"base_url": local.base_url, "model": local.model}), flush=True)
+            write_json(options, {"base_url": local.base_url, "model": local.model}, indent=None)
 
     with rich_progress(people) as progress:
         serve(port=options.port, on_ready=ready, progress=progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +14,7 @@ from lg_textgrad.assembly import make_acceptance, make_optimizer
 from lg_textgrad.budget import Budget
 from lg_textgrad.cli import langsmith
 from lg_textgrad.cli.options import add_limits, add_settings
+from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.settings import (
     configured,
     first_rows,
@@ -59,7 +59,7 @@ def _optimize(options: argparse.Namespace, people: Console) -> int:
         config.check()
         taken = fork(options.fork, config.out)
         people.print(f"Took over {taken} replies that were paid for.", highlight=False)
-    return _train(config, options.json, people)
+    return _train(config, options, people)
 
 
 def _resume(options: argparse.Namespace, people: Console) -> int:
@@ -67,10 +67,10 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
         _render.show_salvaged(people, salvage(options.run_dir))
     config = given(settings_of(options.run_dir), options)
     config.out = options.run_dir
-    return _train(config, options.json, people)
+    return _train(config, options, people)
 
 
-def _train(config: Config, as_json: bool, people: Console) -> int:
+def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
     graph = load_graph(config.graph)
     objective = made_objective(config)
@@ -127,6 +127,6 @@ def _train(config: Config, as_json: bool, people: Console) -> int:
         _render.show_result(people, result)
         told = session.finish()
         langsmith.show_told(people, session, told)
-        if as_json:
-            print(json.dumps({**result.to_json(), **told}, ensure_ascii=False, indent=2))
+        if options.json:
+            write_json(options, {**result.to_json(), **told})
     return DONE

@@ -18,7 +18,7 @@ ROWS = rows("research")
 ALL_ROWS = [row for split in ROWS.values() for row in split]
 QUESTION = {"question": "Who rang the church bell, and what did the new one cost?"}
 REFERENCE = {
-    "boxes": {"attic": "people", "harbour": "money and cargo"},
+    "boxes": ["attic", "harbour"],
     "facts": [["Pia"], ["640 crowns"]],
     "form": {"begins": "Holm archive:", "most_words": 35},
 }
@@ -62,7 +62,7 @@ def test_the_splits_share_no_question_and_each_needs_all_boxes():
 @pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: row.id)
 def test_a_search_of_the_right_boxes_finds_every_expected_fact(row):
     asked = row.inputs["question"]
-    boxes = list(row.outputs["boxes"])
+    boxes = row.outputs["boxes"]
     found = [module.search.invoke({"box": box, "question": asked}) for box in boxes]
     outputs = {"boxes": boxes, "answer": "\n".join(found)}
     said = scores(evaluators.ALL, outputs, row.outputs)
