@@ -196,7 +196,7 @@ def test_inspect_runs_a_plain_graph_once_on_each_input(plain, monkeypatch):
 def test_inspect_points_at_nodes_that_ask_a_model_without_a_parameter(plain):
     done = plain.run("inspect", "desk_app:graph", "--inputs", "test.jsonl", "--no-discover")
     assert done.code == 0
-    assert "No prompt was found" in done.out
+    assert "No parameter is read by polish, triage, writer" in done.out
     with (plain.folder / "desk_app.py").open("a") as file:
         file.write("import lg_textgrad as tg\nspare = tg.Parameter('spare', 'x')\n")
     done = plain.run("inspect", "desk_app:graph", "--inputs", "test.jsonl")
