@@ -228,6 +228,30 @@ def test_inspect_says_what_was_not_found_and_why(plain):
             "text": ""} in document["found"]  # fmt: skip
 
 
+def test_inspect_says_where_runs_wait_and_takes_tools_that_are_only_names(plain):
+    (plain.folder / "waits.py").write_text(
+        "from langgraph.checkpoint.memory import InMemorySaver\n"
+        "from langgraph.graph import START, StateGraph\n"
+        "from langgraph.types import interrupt\n"
+        "from langchain_core.messages import HumanMessage, SystemMessage\n"
+        "from tests.desk import Desk\n"
+        "from tests.parts import Chat, echo\n"
+        "model = Chat(answer=echo).bind(tools=['web_search'])\n"
+        "async def writer(state):\n"
+        "    said = [SystemMessage('You write.'), HumanMessage(state['message'])]\n"
+        "    return {'draft': (await model.ainvoke(said)).content}\n"
+        "def ask(state): return {'answer': interrupt('May it go?')}\n"
+        "builder = StateGraph(Desk).add_sequence([writer, ask]).add_edge(START, 'writer')\n"
+        "graph = builder.compile(checkpointer=InMemorySaver())\n"
+    )
+    command = ["inspect", "waits:graph", "--inputs", "test.jsonl", "--discover-tools"]
+    done = plain.run(*command)
+    assert done.code == 0, done.err
+    assert "✎ writer  found in the system message\n" in done.out
+    assert done.err.count("waits at an interrupt in the node 'ask'") == 1  # for all runs
+    assert "Traceback" not in done.err
+
+
 # Beginning.
 
 

@@ -151,7 +151,9 @@ class DiscoveredTools:
     def sent_by(self, execution: Execution) -> Iterator[tuple[str, str]]:
         """Yield name and text of the descriptions that a recorded execution offered as they are."""
         for tool in (tool for call in execution.model_calls for tool in call.tools):
-            known = self._at.get((execution.path, tool_name(tool) or ""), {})
+            known = self._at.get((execution.path, tool_name(tool) or ""))
+            if known is None:  # it may be no mapping at all then
+                continue
             for argument, _, text in descriptions(tool):
                 one = known.get(argument)
                 if one is not None and one.text == text:

@@ -81,5 +81,5 @@ def _inspected(
         looked = inspecting.inspected(
             graph, rows, discover=options.discover, tools=bool(options.discover_tools)
         )
-    inspecting.tell_failures(people, looked)
+    inspecting.tell_troubles(people, looked)
     return looked
