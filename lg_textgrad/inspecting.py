@@ -305,7 +305,9 @@ def _hint(said: Mapping[str, Any]) -> str:
 
 def tell_troubles(console: Console, looked: Inspected) -> None:
     """Print a sentence for each run that failed, and for each thing that runs warned of."""
-    failures = [f"The run of example '{r.example}' failed: {r.error}" for r in looked.runs if r.error]
+    failures = [
+        f"The run of example '{r.example}' failed: {r.error}" for r in looked.runs if r.error
+    ]
     warnings = dict.fromkeys(warning for run in looked.runs for warning in run.warnings)
     for said in (*failures, *warnings):
         console.print(said, markup=False, highlight=False, soft_wrap=True)
