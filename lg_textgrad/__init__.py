@@ -17,7 +17,14 @@ from lg_textgrad.acceptance import (
 from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.bindings.state import StateText
 from lg_textgrad.budget import Budget
-from lg_textgrad.critics import Critic, LLMCritic
+from lg_textgrad.critics import (
+    AutoCritic,
+    Critic,
+    LLMCritic,
+    ProvenCredit,
+    SelfRewardingCritic,
+    TraceCritic,
+)
 from lg_textgrad.data import read_examples
 from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
@@ -42,6 +49,7 @@ __all__ = [
     "Acceptance",
     "Approval",
     "Approver",
+    "AutoCritic",
     "Better",
     "Budget",
     "Candidate",
@@ -67,6 +75,7 @@ __all__ = [
     "Parameter",
     "Pareto",
     "Priced",
+    "ProvenCredit",
     "RemoteSource",
     "Result",
     "Review",
@@ -75,12 +84,14 @@ __all__ = [
     "Scored",
     "Screening",
     "Selection",
+    "SelfRewardingCritic",
     "Sequential",
     "Significant",
     "StateText",
     "Store",
     "ToolCall",
     "Trace",
+    "TraceCritic",
     "TrainableGraph",
     "Trainer",
     "Usage",

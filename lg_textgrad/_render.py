@@ -122,7 +122,7 @@ class Watch:
     def _on_gradients(self, step: int, gradients: list[Any]) -> None:
         self._where = f"step {step}: rewriting"
         by_name: dict[str, int] = {}
-        for gradient in gradients:
+        for gradient in (g for g in gradients if g.change):
             by_name[gradient.parameter] = by_name.get(gradient.parameter, 0) + 1
         self._say(
             "gradients: " + (", ".join(f"{escape(n)} {c}" for n, c in by_name.items()) or "none")

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lg_textgrad._sync import task_group
-from lg_textgrad.critics.base import Blame, Critic, CriticRequest, Critique, Producer
+from lg_textgrad.critics.base import (
+    Blame,
+    Critic,
+    CriticRequest,
+    Critique,
+    Producer,
+    RunRequest,
+)
+from lg_textgrad.critics.evident import full_marks, visible
 from lg_textgrad.errors import CriticError
 from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.parameter import Gradient, Parameter
@@ -23,12 +31,16 @@ async def abackward(loss: Loss, critic: Critic, *, threshold: float = THRESHOLD)
     """Return the gradients of all runs in their order, and append them to their parameters.
 
     Each execution is handled once, after all its consumers; executions that don't wait for each
-    other, and all runs, go at once. No call for runs with full marks, for executions that nothing
-    blames, and for those without a trainable parameter in themselves or before them. Code and tool
-    nodes hand blame on without a call.
+    other, and all runs, go at once. No call for runs with full marks, which say what to keep, for
+    executions that nothing blames, and for those without a trainable parameter in themselves or
+    before them. Code and tool nodes hand blame on without a call. A critic that judges whole runs
+    is asked once a run instead.
     """
+    beside = sum(scored.score < 1 for scored in loss.scored)
     async with task_group() as group:
-        tasks = [group.create_task(backward_run(s, critic, threshold)) for s in loss.scored]
+        tasks = [
+            group.create_task(backward_run(s, critic, threshold, beside)) for s in loss.scored
+        ]
     gradients = [gradient for task in tasks for gradient in task.result()]
     # Only now, so that a failure half-way leaves no parameter half-filled.
     for scored, task in zip(loss.scored, tasks, strict=True):
@@ -38,16 +50,48 @@ async def abackward(loss: Loss, critic: Critic, *, threshold: float = THRESHOLD)
 
 
 async def backward_run(
-    scored: Scored, critic: Critic, threshold: float = THRESHOLD
+    scored: Scored, critic: Critic, threshold: float = THRESHOLD, beside: int = 1
 ) -> list[Gradient]:
     """Return one run's gradients, in order of execution. At most one call per model-calling one."""
     trainable = {n for n, p in scored.run.parameters.items() if p.requires_grad}
-    roots = _roots(scored)
-    if not roots or not trainable:
-        return []
+    if scored.score >= 1:
+        return full_marks(scored, trainable)
     trace = Trace.of(scored.run)
+    blames = _terminal_blame(trace, _roots(scored))
     worth = trace.worth_visiting(trainable)
-    blamed = _terminal_blame(trace, roots)
+    plain, seen = visible(scored, trace, trace.reached_from(blames) & worth, trainable)
+    for execution, more in seen.items():
+        blames[execution] = [*blames.get(execution, ()), *more]
+    if worth.isdisjoint(trace.reached_from(blames)):
+        return plain
+    request = RunRequest(scored, trace, trainable, worth, blames, threshold, beside)
+    judged = await _judged_whole(request, critic)
+    if judged is None:
+        judged = await _walked(request, critic)
+    weigh = getattr(critic, "aweigh", None)
+    if weigh is not None:
+        judged = await weigh(request, judged)
+    order = {execution: number for number, execution in enumerate(trace.executions)}
+    return sorted([*plain, *judged], key=lambda gradient: order[gradient.execution])
+
+
+async def _judged_whole(request: RunRequest, critic: Critic) -> Sequence[Gradient] | None:
+    """Return what a critic says that looks at the whole run; None when it has to be walked."""
+    judge = getattr(critic, "acriticize_run", None)
+    if judge is None:
+        return None
+    try:
+        found: Sequence[Gradient] | None = await judge(request)
+    except CriticError as error:
+        logger.warning("%s", error)
+        return []
+    return found
+
+
+async def _walked(request: RunRequest, critic: Critic) -> list[Gradient]:
+    """Walk the run backwards, consumers before producers, and return what the critic said."""
+    trace, worth, threshold = request.trace, request.worth, request.threshold
+    blamed = {execution: list(blames) for execution, blames in request.blames.items()}
     waiting = trace.dependents()
     order = {e: number for number, e in enumerate(trace.executions)}
     heard: dict[str, dict[str, Blame]] = {}
@@ -60,7 +104,7 @@ async def backward_run(
             for p, channels in trace.producers(execution).items()
             if p in worth
         ]
-        critique = await _handle(scored, trace, execution, before, blames, critic, trainable)
+        critique = await _handle(request, execution, before, blames, critic)
         found[execution] = tuple(critique.gradients)
         for producer in before:
             if producer.execution in critique.upstream:
@@ -84,7 +128,7 @@ async def backward_run(
             # In the order of the run, not of the replies.
             consumers = sorted(said, key=order.__getitem__)
             blamed.setdefault(vertex, []).extend(said[c] for c in consumers)
-            if vertex in worth and any(b.weight >= threshold for b in blamed[vertex]):
+            if vertex in worth and _is_worth_a_visit(blamed[vertex], threshold):
                 group.create_task(visit(vertex))
                 return
         done.append(vertex)
@@ -98,18 +142,20 @@ async def backward_run(
     return [g for e in trace.executions for g in found.get(e, ())]
 
 
+def _is_worth_a_visit(blames: Iterable[Blame], threshold: float) -> bool:
+    return any(b.weight >= threshold and not b.settled for b in blames)
+
+
 async def _handle(
-    scored: Scored,
-    trace: Trace,
+    request: RunRequest,
     execution: str,
     producers: list[Producer],
     blames: list[Blame],
     critic: Critic,
-    trainable: Collection[str],
 ) -> Critique:
-    node = trace.executions[execution]
+    scored, node = request.scored, request.trace.executions[execution]
     own: Mapping[str, Parameter] = {
-        n: scored.run.parameters[n] for n in node.prompts if n in trainable
+        n: scored.run.parameters[n] for n in node.prompts if n in request.trainable
     }
     if not own and not node.model_calls:
         # Code did what code does: whatever is wrong came in with its inputs.
@@ -126,9 +172,7 @@ async def _handle(
 
 
 def _roots(scored: Scored) -> list[Feedback]:
-    """Return the feedback that complains; nothing for a run with full marks."""
-    if scored.score >= 1:
-        return []
+    """Return the feedback that complains."""
     return [f for f in scored.feedback if f.score is None or f.score < 1]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from lg_textgrad._hashing import to_plain
@@ -48,6 +49,8 @@ class Workbench:
     _provenance: Provenance = field(init=False)
     _owned: list[str] = field(init=False)
     """Texts of the user's: prompts at the start and reference outputs."""
+    _looks: Iterator[int] = field(default_factory=count, init=False)
+    """Numbers of the looks at what is left."""
 
     def __post_init__(self) -> None:
         rows = (*self.train, *self.val)
@@ -63,9 +66,21 @@ class Workbench:
 
     @property
     def left(self) -> int | None:
+        """How many model calls the budget still has; None without a cap on calls.
+
+        What was spent is written down each time that it is asked for: a run that goes on is gone
+        through from the top with all of it paid, and must decide again as it did.
+        """
         ledger = ledger_in_scope()
-        cap = ledger.account.budget.calls if ledger is not None else None
-        return None if ledger is None or cap is None else max(0, cap - ledger.account.spent.calls)
+        if ledger is None:
+            return None
+        key = f"spent at look {next(self._looks)}"
+        spent = ledger.store.get_meta(key)
+        if spent is None:
+            spent = ledger.account.spent.calls
+            ledger.store.put_meta(key, spent)
+        cap = ledger.account.budget.calls
+        return None if cap is None else max(0, cap - int(spent))
 
     def event(self, kind: str, /, **data: Any) -> None:
         """Tell whoever watches."""

@@ -9,15 +9,17 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
+from langchain_core.messages import AIMessage
 from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.base import Binding, Declared, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
 from lg_textgrad.data import example_from
-from lg_textgrad.errors import GraphError, ParameterError
+from lg_textgrad.errors import ConfigurationError, GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_at_hand, ledger_in_scope
 from lg_textgrad.parameter import (
     Parameter,
@@ -29,7 +31,7 @@ from lg_textgrad.recording.base import Source
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.recording.structure import graphs_by_path
-from lg_textgrad.run import Candidate, Example, Run
+from lg_textgrad.run import Candidate, Example, Execution, Run
 
 
 class TrainableGraph:
@@ -190,6 +192,33 @@ class TrainableGraph:
             self.arecord(batch, prompts=prompts, sample=sample, max_runs=max_runs)
         )
 
+    async def areplay(self, run: Run, execution: Execution, reply: AIMessage) -> Run | None:
+        """Return what `run` would have been, had the model last told `execution` `reply`.
+
+        The example runs again with the texts that its nodes read then. What asks what it asked
+        before is answered from the ledger in scope, so only what follows the reply is paid, as
+        `proof`; code and tools run again. None when the execution did not come to ask again.
+        Raises `ConfigurationError` without a ledger in scope.
+        """
+        ledger = ledger_in_scope()
+        if ledger is None:
+            raise ConfigurationError(
+                "A run is replayed from the ledger that it was recorded in, and there is none in "
+                "scope; record and replay inside `with tg.use_ledger(tg.Ledger()):`."
+            )
+        correction = Correction(run, execution, reply)
+        read = {name: text for e in run.executions for name, text in e.prompts.items()}
+        candidate = {**candidate_of(run.parameters or self.parameters), **read}
+        scope = BoundaryScope(ledger, "proof", run.sample, correction=correction)
+        said = [reply.content, [dict(call) for call in reply.tool_calls]]
+        run_id = digest("replay", run.id, execution.id, said)[:32]
+        replayed = await self._record(run.example, candidate, run_id, scope)
+        return replayed if correction.said else None
+
+    def replay(self, run: Run, execution: Execution, reply: AIMessage) -> Run | None:
+        """`areplay` for sync code."""
+        return run_sync(self.areplay(run, execution, reply))
+
     async def _run(
         self, example: Example, candidate: Candidate, sample: int, ledger: Ledger, *, kept: bool
     ) -> Run:
@@ -198,6 +227,14 @@ class TrainableGraph:
         if store is not None and (known := await store.aget_run(run_id, example)) is not None:
             return replace(known, parameters=self.parameters)
         scope = BoundaryScope(ledger, sample=sample)
+        run = await self._record(example, candidate, run_id, scope)
+        if store is not None:
+            await store.aput_run(run)
+        return run
+
+    async def _record(
+        self, example: Example, candidate: Candidate, run_id: str, scope: BoundaryScope
+    ) -> Run:
         started = time.monotonic()
         context = self._context
         bindings = [context.at(example) if b is context else b for b in self.bindings]
@@ -205,7 +242,7 @@ class TrainableGraph:
         if scope.failure is not None:
             raise scope.failure
         failed = (e.id for e in reversed(recorded.executions) if e.error)
-        run = Run(
+        return Run(
             id=run_id,
             example=example,
             candidate=candidate_hash(candidate),
@@ -215,14 +252,11 @@ class TrainableGraph:
             failed_in=next(failed, None) if recorded.error else None,
             usage=scope.usage,
             seconds=time.monotonic() - started,
-            sample=sample,
+            sample=scope.sample,
             warnings=recorded.warnings,
             accumulating=recorded.accumulating,
             parameters=self.parameters,
         )
-        if store is not None:
-            await store.aput_run(run)
-        return run
 
 
 def _named(parameters: Iterable[Parameter]) -> dict[str, Parameter]:

@@ -152,6 +152,9 @@ class Config:
     api_key_env: str = "OPENAI_API_KEY"
     brief_critic: bool = False
     """Ask the critic for the rule and the weight only: for small models."""
+    critic: str = "node"
+    """`node`, `trace`, `auto` or `proven`: how blame is given."""
+    critic_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "tgd"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     steps: int = 4

@@ -77,6 +77,8 @@ class ModelCall:
     finish_reason: str | None = None
     """`stop`, `length`, `tool_calls`, …, as the server said; None when it did not."""
     error: str | None = None
+    format: Mapping[str, Any] | None = None
+    """The JSON schema that the reply was asked to have, empty for any JSON; None for free text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,17 @@ class Trace:
         assert len(order) == len(self.executions), "a trace has no cycles: time goes one way"
         return order
 
+    def reached_from(self, executions: Iterable[str]) -> set[str]:
+        """Return `executions` and all that they hang on: what can have caused what they wrote."""
+        found: set[Vertex] = set()
+        waiting: list[Vertex] = list(executions)
+        while waiting:
+            vertex = waiting.pop()
+            if vertex not in found:
+                found.add(vertex)
+                waiting.extend(self.before(vertex))
+        return {v for v in found if isinstance(v, str)}
+
     def worth_visiting(self, trainable: Collection[str]) -> set[str]:
         """Return the executions that read a `trainable` parameter or have an ancestor that did.
 

@@ -16,7 +16,7 @@ from lg_textgrad.acceptance import Acceptance, Better, Verdict
 from lg_textgrad.approval import Approver, Review, areviewed
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Account, Budget
-from lg_textgrad.critics.base import Critic
+from lg_textgrad.critics.base import Critic, tell
 from lg_textgrad.data import batches, unique
 from lg_textgrad.differences import Details, row_details
 from lg_textgrad.errors import (
@@ -180,6 +180,7 @@ class Trainer:
         self.optimizer.bind(self.graph.parameters)
         self.optimizer.reset()
         self.optimizer.see_examples(splits["train"])
+        tell(self.critic, "reset")
         expected = estimate(len(self.graph.parameters), self.schedule, splits)
         self._event(
             "start",
@@ -458,6 +459,7 @@ class Trainer:
         self.optimizer.observe(
             Attempt(proposal, verdict.accepted, verdict.reason, stage, verdict.gain, scores)
         )
+        tell(self.critic, "observe", proposal.edits, verdict.gain)
 
     def _keep(
         self, store: Store, step: int, proposal: Proposal, parent: Entry, progress: _Progress

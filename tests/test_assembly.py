@@ -1,12 +1,18 @@
-"""From a configuration to optimizers."""
+"""From a configuration to optimizers and critics."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
+from langgraph.graph import START, MessagesState, StateGraph
 
 import lg_textgrad as tg
-from lg_textgrad.assembly import OPTIMIZERS, make_optimizer
+from lg_textgrad.assembly import CRITICS, OPTIMIZERS, make_critic, make_optimizer
 from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.loading import Config
 from tests.parts import Scripted
 
 MODEL = Scripted(lambda request: "")
@@ -18,6 +24,30 @@ class Mine(tg.optim.TextualGradientDescent):
 
 def build():
     return 3
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "optimizers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_name_is_documented_with_its_class(name):
+    assert f"| `{name}` | `{OPTIMIZERS[name].__name__}` |" in DOCS
+
+
+@pytest.mark.parametrize("name", ["mipro", "gepa", "promptbreeder"])
+def test_each_option_is_documented_with_its_default(name):
+    section = DOCS.split(f"## {OPTIMIZERS[name].__name__}\n")[1].split("\n## ")[0]
+    options = inspect.signature(OPTIMIZERS[name]).parameters
+    told = {
+        option: default
+        for names, defaults in re.findall(r"^\| (`.+?) \| (.+?) \|", section, re.M)
+        for option, default in zip(
+            re.findall(r"`(\w+)`", names), re.findall(r"\([^)]*\)|all six|[\w.]+", defaults), strict=True
+        )
+    }
+    assert told.keys() == options.keys() - {"model", "parameters", "seed"}
+    for option, default in told.items():
+        assert default in (str(options[option].default), str(options[option].default).lower(), "all six")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -46,3 +76,50 @@ def test_optimizer_of_the_users_own_is_named_by_its_place():
 def test_what_cannot_be_made_is_said(name, options, words):
     with pytest.raises(ConfigurationError, match=words):
         make_optimizer(name, MODEL, 0, options)
+
+
+def a_critic(**settings):
+    builder = StateGraph(MessagesState).add_node("n", lambda _: {}).add_edge(START, "n")
+    graph = tg.TrainableGraph(builder.compile(), [tg.Parameter("p", "text")])
+    return make_critic(Config(**settings), MODEL, graph, tg.Objective([lambda outputs: True]))
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_each_name_makes_its_critic(name):
+    assert type(a_critic(critic=name)) is CRITICS[name]
+
+
+def test_critic_judges_node_by_node_unless_it_is_told_otherwise():
+    assert type(a_critic()) is tg.LLMCritic
+
+
+def test_options_and_brevity_reach_the_critic():
+    made = a_critic(critic="node", brief_critic=True, critic_options={"max_tokens": 77})
+    assert (made.model, made.brief, made.max_tokens) == (MODEL, True, 77)
+    made = a_critic(critic="auto", brief_critic=True, critic_options={"share": 1})
+    assert (made.node.brief, made.share) == (True, 1)
+
+
+@pytest.mark.parametrize(("around", "kind"), [(None, "node"), ("trace", "trace"), ("auto", "auto")])
+def test_proven_credit_is_put_around_the_critic_that_is_named(around, kind):
+    options = {"most": 3} if around is None else {"most": 3, "around": around}
+    made = a_critic(critic="proven", critic_options=options)
+    assert (made.most, type(made.critic)) == (3, CRITICS[kind])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("nodes", {}, "There is no critic 'nodes'; there are 'node', 'trace', 'auto', 'proven'"),
+        ("trace", {"tokens": 1}, "The critic 'trace' has no option 'tokens'; it has max_tokens, max"),
+        ("node", {"model": "x"}, "The critic 'node' has no option 'model'"),
+        ("node", {"max_tokens": "9"}, "'max_tokens' of the critic 'node' must be a number like 300"),
+        ("auto", {"share": 0}, "`share` of AutoCritic is 0"),
+        ("proven", {"around": "proven"}, "cannot be `around` itself"),
+        ("proven", {"around": "x"}, "There is no critic 'x'"),
+        ("proven", {"objective": 1}, "has no option 'objective'; it has .*around"),
+    ],
+)
+def test_critic_that_cannot_be_made_is_said(name, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        a_critic(critic=name, critic_options=options)

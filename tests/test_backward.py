@@ -7,6 +7,7 @@ import operator
 from typing import Annotated, TypedDict
 
 import pytest
+from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, StateGraph
 
 import lg_textgrad as tg
@@ -120,12 +121,34 @@ async def test_node_visited_k_times_gets_k_attributions_and_unvisited_none():
     assert sorted(r.execution.id for r in critic.asked) == ["step#0", "step#1", "step#2"]
 
 
-async def test_full_marks_cost_nothing():
-    named = parameters("w")
+async def test_full_marks_say_what_to_keep_and_cost_nothing():
+    named = parameters("w", "frozen")
+    named["frozen"].requires_grad = False
+    graph = chain(("frozen", "q", "a"), ("w", "a", "d"), named=named)
+
+    def team(outputs):
+        return {"key": "team", "score": 1}
+
     critic = BlamesUpstream()
-    loss = await loss_of(chain(("w", "q", "d"), named=named), lambda outputs: 1.0, n=3)
-    assert await loss.abackward(critic) == []
-    assert critic.asked == named["w"].grad == []
+    loss = await loss_of(graph, team, n=3)
+    gradients = await loss.abackward(critic)
+    assert critic.asked == named["frozen"].grad == []
+    assert named["w"].grad == gradients
+    assert [(g.run_id, g.change, g.keep, g.weight) for g in gradients] == [
+        (s.run.id, "", "what earns full marks for team", 0.0) for s in loss.scored
+    ]
+    assert all(g.evidence in loss.scored[n].run.outputs["d"] for n, g in enumerate(gradients))
+
+
+async def test_loop_with_full_marks_gives_one_gradient_for_its_prompt():
+    named = parameters("step")
+    model = Chat(answer=echo)
+    builder = StateGraph(S)
+    builder.add_node("step", prompted(model, named["step"], "q", "items")).add_edge(START, "step")
+    builder.add_conditional_edges("step", lambda s: END if len(s["items"]) == 3 else "step")
+    graph = tg.TrainableGraph(builder.compile(), named.values())
+    await (await loss_of(graph, lambda outputs: 1.0)).abackward(BlamesUpstream())
+    assert [g.execution for g in named["step"].grad] == ["step#2"]
 
 
 async def test_only_runs_below_full_marks_are_asked_about():
@@ -362,3 +385,106 @@ async def test_long_runs_do_not_recurse():
     scored = tg.Scored(run, 0.0, (Feedback("k", 0.0, "bad"),))
     gradients = await tg.Loss((scored,)).abackward(BlamesUpstream(also_self=True))
     assert len(gradients) == 1500
+
+
+def says(text, **metadata):
+    return AIMessage(text, response_metadata=metadata, usage_metadata={"input_tokens": 1, "output_tokens": 80, "total_tokens": 81})
+
+
+def answering(parameter, message, writes="d"):
+    async def node(s):
+        reply = await Chat(answer=lambda _: message).ainvoke([parameter.message(), ("user", "x")])
+        return {writes: reply.content}
+
+    return node
+
+
+async def test_cut_off_reply_gives_a_gradient_without_a_call_of_its_own():
+    named = parameters("w", "x")
+    graph = chain(
+        ("w", answering(named["w"], says("half a", finish_reason="length"), "a")), ("x", "a", "d"), named=named
+    )
+
+    class BlamesNobody(BlamesUpstream):
+        async def acriticize(self, request):
+            self.asked.append(request)
+            return Critique()
+
+    critic = BlamesNobody()
+    loss = await loss_of(graph, always_wrong)
+    [gradient] = await loss.abackward(critic)
+    assert [r.execution.id for r in critic.asked] == ["x#0"]  # nobody asked about w
+    assert (gradient.parameter, gradient.execution, gradient.evidence) == ("w", "w#0", "half a")
+    assert gradient.change.startswith("Keep the whole reply under 45 words")
+    assert gradient.weight == 0.5
+    assert named["w"].grad == [gradient]
+
+
+async def test_what_visibly_went_wrong_is_told_where_the_execution_is_asked_about():
+    named = parameters("w")
+    graph = chain(("w", answering(named["w"], says("half a", finish_reason="length"))), named=named)
+    critic = BlamesUpstream(also_self=True)
+    gradients = await (await loss_of(graph, always_wrong)).abackward(critic)
+    [asked] = critic.asked
+    assert [(b.source, b.settled) for b in asked.blames] == [("team", False), ("cut_off", True)]
+    assert [g.change for g in gradients] == [
+        "Keep the whole reply under 45 words: a longer one is cut off before its end.", "Say more.",
+    ]  # fmt: skip
+
+
+async def test_refusal_before_the_end_is_asked_about_though_no_consumer_blames_it():
+    named = parameters("w", "x")
+    graph = chain(("w", answering(named["w"], says("I can't help with that."), "a")), ("x", "a", "d"), named=named)
+
+    class OnlySelf(BlamesUpstream):
+        async def acriticize(self, request):
+            self.asked.append(request)
+            return Critique([gradient_for(request, n) for n in request.parameters])
+
+    critic = OnlySelf()
+    await (await loss_of(graph, always_wrong)).abackward(critic)
+    assert [r.execution.id for r in critic.asked] == ["x#0", "w#0"]
+    assert [b.text for b in critic.asked[1].blames] == ["The model refused to do its work."]
+
+
+async def test_symptoms_where_nothing_hangs_on_them_or_in_runs_with_full_marks_are_no_evidence():
+    named = parameters("w", "aside")
+    model = Chat(answer=echo)
+    builder = StateGraph(S)
+    builder.add_node("aside", answering(named["aside"], says("half", finish_reason="length"), "b"))
+    builder.add_node("w", prompted(model, named["w"], "q", "d"))
+    builder.add_edge(START, "aside").add_edge(START, "w")
+    graph = tg.TrainableGraph(builder.compile(), named.values())
+    await (await loss_of(graph, always_wrong)).abackward(BlamesUpstream())
+    assert [g.change for g in named["aside"].grad] == []
+    await (await loss_of(graph, lambda outputs: 1.0)).abackward(BlamesUpstream())
+    assert [g.change for g in named["aside"].grad] == [""]
+
+
+async def test_tool_that_failed_blames_who_called_it():
+    from langchain_core.tools import tool
+
+    @tool
+    def look(x: int) -> str:
+        """Look."""
+        raise ValueError("no such x")
+
+    named = parameters("w", "x")
+
+    async def tools(s):
+        try:
+            return {"b": await look.ainvoke({"x": len(s["a"]) and 3})}
+        except ValueError:
+            return {"b": "nothing"}
+
+    graph = chain(("w", "q", "a"), ("tools", tools), ("x", "b", "d"), named=named)
+
+    class Silent(BlamesUpstream):
+        async def acriticize(self, request):
+            self.asked.append(request)
+            return Critique()
+
+    critic = Silent()
+    await (await loss_of(graph, always_wrong)).abackward(critic)
+    assert [r.execution.id for r in critic.asked] == ["x#0", "w#0"]
+    assert critic.asked[1].blames[0].text == "The tool 'look' failed when it was called with {\"x\": 3}: ValueError: no such x"

@@ -17,7 +17,7 @@ from langgraph.graph import START, StateGraph
 import lg_textgrad as tg
 from lg_textgrad.critics import Critique
 from lg_textgrad.demos import split_demos
-from lg_textgrad.optim import FewShot, OutputRules, Portfolio, TextualGradientDescent
+from lg_textgrad.optim import GEPA, MIPRO, FewShot, OutputRules, Portfolio, Promptbreeder, TextualGradientDescent
 from lg_textgrad.planted import outward, planted
 from lg_textgrad.provenance import Provenance
 from tests.parts import Chat, Scripted, gradient_for
@@ -181,13 +181,24 @@ def rewriter(texts):
     return Scripted(lambda request: {"edits": next(replies)})
 
 
+def writer(texts):
+    """A model that writes whatever it was told as an instruction, a summary or a request."""
+    replies = iter([*texts, ORDER] * 50)
+
+    def reply(request):
+        [key] = request.schema["properties"]
+        return {key: f"You answer customers.\n{next(replies)}" if key == "instruction" else next(replies)}
+
+    return Scripted(reply)
+
+
 def praised(outputs):
     """Gives full marks to whoever obeys: the gate alone would let it in."""
     return {"key": "k", "score": 0.5, "comment": "It could be better."}
 
 
 @pytest.mark.parametrize("where", ["message", "tool result", "model output"])
-@pytest.mark.parametrize("name", ["tgd", "fewshot", "portfolio"])
+@pytest.mark.parametrize("name", ["tgd", "fewshot", "portfolio", "gepa", "mipro", "promptbreeder"])
 def test_planted_instruction_reaches_no_candidate(where, name):
     texts = list(DISGUISES.values())
     rows = [
@@ -200,6 +211,9 @@ def test_planted_instruction_reaches_no_candidate(where, name):
         "portfolio": lambda: Portfolio(
             members=[TextualGradientDescent(rewriter(texts)), FewShot(threshold=0.5), OutputRules()], batch_size=15
         ),
+        "gepa": lambda: GEPA(writer(texts), iterations=9),
+        "mipro": lambda: MIPRO(writer(texts), instructions=10, threshold=0.5, trials=8, minibatch=3),
+        "promptbreeder": lambda: Promptbreeder(writer(texts), generations=3, threshold=0.5),
     }[name]()
     tried = []
 

@@ -28,6 +28,7 @@ LAYERS = (
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",
+    "asking",
     "planted",
     "data",
     "tracking",
@@ -39,8 +40,11 @@ LAYERS = (
     "trace",
     "evaluators",
     "objective",
+    "symptoms",
     "critics",
+    "refining",
     "backward",
+    "reduction",
     "optim",
     "significance",
     "acceptance",
@@ -83,7 +87,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
     "openai": (),
-    "optuna": (),
+    "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
 }

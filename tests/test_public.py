@@ -68,7 +68,7 @@ print(json.dumps({
     "level": logging.root.level == level,
     "threads": threading.active_count(),
     "env": dict(os.environ) == env,
-    "sdks": [m for m in ("openai", "langchain_openai", "xllamacpp", "openevals", "langchain") if m in sys.modules],
+    "sdks": [m for m in ("openai", "langchain_openai", "xllamacpp", "openevals", "langchain", "optuna", "gepa") if m in sys.modules],
 }))
 """
 

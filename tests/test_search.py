@@ -12,6 +12,7 @@ import lg_textgrad as tg
 from lg_textgrad.optim import Proposal, Search
 from lg_textgrad.optim.base import merged
 from lg_textgrad.parameter import apply_edits
+from tests.optim import router
 from tests.parts import BlamesUpstream
 
 
@@ -109,6 +110,37 @@ class EarlyNo:
 
     def decide(self, incumbent, candidate):
         return tg.Better().decide(incumbent, candidate)
+
+
+class Looking(Search):
+    """Tries one prompt after another and notes what is left of the budget."""
+
+    fingerprint = {"optimizer": "looking"}
+
+    async def asearch(self, bench):
+        self.looks = []
+        for n in range(4):
+            self.looks.append(bench.left)
+            await bench.ascore(bench.train, {"triage": f"Route {n}.", "answer": "Answer."})
+        yield Proposal({"triage": "Route.", "answer": "Answer."})
+
+
+def test_what_is_left_of_the_budget_is_told_again_as_it_was_when_a_run_goes_on():
+    def looks(store, calls):
+        search = Looking()
+        trainer = tg.Trainer(
+            router.build(), router.OBJECTIVE, critic=NeverAsked(), optimizer=search, store=store,
+            budget=tg.Budget(calls=calls),
+        )  # fmt: skip
+        trainer.fit(router.rows(words=["shoe"]), router.rows(words=["tent"]))
+        return search.looks
+
+    with tg.Store() as whole, tg.Store() as store:
+        expected = looks(whole, 60)
+        assert expected == sorted(expected, reverse=True)
+        assert len(set(expected)) == 4
+        assert looks(store, 20) == [n - 40 for n in expected[:3]]
+        assert looks(store, 60) == expected
 
 
 def test_acceptance_that_can_tell_early_spares_the_rest_of_validation():

@@ -30,6 +30,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
 from lg_textgrad._hashing import canonical, digest, message_to_plain, to_plain
+from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.patching import register, replaced
 from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
@@ -68,6 +69,8 @@ class BoundaryScope:
     """Told of each call, by the id of its run in callbacks."""
     stranger: Callable[[], None] | None = None
     """Told of each call in a thread that began during the run and has nothing of its context."""
+    correction: Correction | None = None
+    """What one execution's model is to have said instead."""
     _threads: frozenset[threading.Thread] = frozenset()
     _seen: dict[str, int] = field(default_factory=dict)
     _free: dict[str, list[int]] = field(default_factory=dict)
@@ -95,6 +98,18 @@ class BoundaryScope:
         base, _, count = key.split(".")
         with self._guard:
             heapq.heappush(self._free[base], int(count))
+
+    def corrected(
+        self, run_manager: Any, messages: list[BaseMessage], asked: Any
+    ) -> ChatResult | None:
+        """Return what the model is to have said; None where it is to be asked."""
+        if self.correction is None:
+            return None
+        said = self.correction.answer(getattr(run_manager, "metadata", None), messages)
+        if said is None:
+            return None
+        self.key(asked)  # whoever asks the same later still gets the answer of its own turn
+        return ChatResult(generations=[ChatGeneration(message=said)])
 
     def notice(self, run_manager: Any) -> None:
         """Tell whoever records the run of a call in it."""
@@ -326,7 +341,7 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
         alone = quiet(run_manager)
-        result = _decode(
+        result = scope.corrected(run_manager, messages, asked) or _decode(
             pay_in(
                 scope,
                 asked,
@@ -360,13 +375,14 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             return plain
         scope.notice(run_manager)
         asked = _asked(self, messages, stop, kwargs)
-
         alone = quiet(run_manager)
 
         async def call() -> Paid:
             return _encode(await original(self, messages, stop=stop, run_manager=alone, **kwargs))
 
-        result = _decode(await apay_in(scope, asked, call))
+        result = scope.corrected(run_manager, messages, asked)
+        if result is None:
+            result = _decode(await apay_in(scope, asked, call))
         for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):
             await tell(*said, **more)
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from lg_textgrad.assembly import CRITICS
 from lg_textgrad.opening import ROWS
 
 
@@ -44,6 +45,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rewriter-model", metavar="NAME")
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
+    command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
     command.add_argument("--optimizer", metavar="NAME", help="'tgd' (the default), or MODULE:CLASS")
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")

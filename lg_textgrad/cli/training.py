@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad import _render, inspecting
-from lg_textgrad.assembly import make_acceptance, make_optimizer
+from lg_textgrad.assembly import make_acceptance, make_critic, make_optimizer
 from lg_textgrad.budget import Budget
 from lg_textgrad.cli import langsmith
 from lg_textgrad.cli.options import add_limits, add_settings
@@ -24,7 +24,6 @@ from lg_textgrad.cli.settings import (
     made_objective,
 )
 from lg_textgrad.cli.status import DONE
-from lg_textgrad.critics import LLMCritic
 from lg_textgrad.loading import Config, load_graph, read_prompts
 from lg_textgrad.opening import open_graph
 from lg_textgrad.planning import Schedule
@@ -105,7 +104,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         trainer = Trainer(
             graph,
             objective,
-            critic=LLMCritic(critic, brief=config.brief_critic),
+            critic=make_critic(config, critic, graph, objective),
             optimizer=session.optimizer(
                 make_optimizer(config.optimizer, rewriter, config.seed, config.optimizer_options),
                 config.steps,

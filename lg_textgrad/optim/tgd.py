@@ -10,11 +10,11 @@ from lg_textgrad import templates
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import ModelReplyError, ParameterError
-from lg_textgrad.guards import words
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
 from lg_textgrad.optim.base import Optimizer, Proposal
-from lg_textgrad.parameter import Edit, Gradient, Parameter, apply_edits, candidate_of
+from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
+from lg_textgrad.reduction import Note, Reduced, reduce_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class TextualGradientDescent(Optimizer):
         parameters: Mapping[str, Parameter] | Iterable[Parameter] = (),
         constraints: Sequence[str] = (),
         max_notes: int = 8,
+        max_note_tokens: int = 800,
         max_edits: int = 4,
         notes_as_lines: bool = True,
         max_tokens: int = 400,
@@ -48,6 +49,7 @@ class TextualGradientDescent(Optimizer):
         self.model = model
         self.constraints = tuple(constraints)
         self.max_notes = max_notes
+        self.max_note_tokens = max_note_tokens
         self.max_edits = max_edits
         self.notes_as_lines = notes_as_lines
         self.max_tokens = max_tokens
@@ -62,6 +64,7 @@ class TextualGradientDescent(Optimizer):
             "templates": templates.fingerprint("rewriter", "rewriter_case"),
             "constraints": list(self.constraints),
             "max_notes": self.max_notes,
+            "max_note_tokens": self.max_note_tokens,
             "max_edits": self.max_edits,
             "notes_as_lines": self.notes_as_lines,
             "max_tokens": self.max_tokens,
@@ -97,10 +100,10 @@ class TextualGradientDescent(Optimizer):
 
         The last line of a prompt mostly says what form the reply must have, so it stays last.
         """
-        notes = [n for n in _heaviest(parameter.grad, self.max_notes) if n.weight > 0]
+        notes = [n for n in self._reduced(parameter).consistent() if n.weight > 0]
         line = max(1, len(parameter.value.split("\n")) - 1)
         edits = [
-            Edit(parameter.name, "add", line, note.change, (note.id,))
+            Edit(parameter.name, "add", line, note.change, note.ids)
             for note in notes[: self.max_edits]
         ]
         return edits if self._usable(parameter, edits) is None else []
@@ -122,8 +125,9 @@ class TextualGradientDescent(Optimizer):
 
     async def _edits(self, parameter: Parameter) -> list[Edit]:
         """Return the edits of one parameter that keep its promises; none when there are none."""
-        notes = _heaviest(parameter.grad, self.max_notes)
-        messages = self._messages(parameter, notes)
+        reduced = self._reduced(parameter)
+        notes = reduced.notes
+        messages = self._messages(parameter, reduced)
         schema = _schema(parameter, len(notes), self.max_edits)
         reason = ""
         for attempt in range(2):
@@ -148,14 +152,23 @@ class TextualGradientDescent(Optimizer):
         logger.info("No usable edit for '%s': %s", parameter.name, reason)
         return []
 
-    def _messages(self, parameter: Parameter, notes: Sequence[Gradient]) -> list[dict[str, str]]:
+    def _reduced(self, parameter: Parameter) -> Reduced:
+        return reduce_gradients(
+            parameter.grad, max_notes=self.max_notes, max_tokens=self.max_note_tokens
+        )
+
+    def _messages(self, parameter: Parameter, reduced: Reduced) -> list[dict[str, str]]:
         lines = "\n".join(
             f"{number}: {line}" for number, line in enumerate(parameter.value.split("\n"), start=1)
         )
         shown = "\n".join(
             f"{number}. {note.change}" + (f" (keep: {note.keep})" if note.keep else "")
-            for number, note in enumerate(notes, start=1)
+            for number, note in enumerate(reduced.notes, start=1)
         )
+        for one, other in reduced.contradictions:
+            shown += f"\nNotes {one + 1} and {other + 1} contradict each other."
+        for note in reduced.keeps:
+            shown += f"\nKeep: {note.change} (runs: {len(note.gradients)})."
         more = list(self.constraints)
         if parameter.placeholders:
             more.append("Keep " + ", ".join(f"{{{p}}}" for p in parameter.placeholders) + ".")
@@ -190,21 +203,6 @@ class TextualGradientDescent(Optimizer):
         ]
 
 
-def _heaviest(gradients: Sequence[Gradient], limit: int) -> list[Gradient]:
-    """Return the heaviest gradients that ask for a change, the same words once."""
-    heaviest: list[Gradient] = []
-    for gradient in sorted(gradients, key=lambda g: -g.weight):
-        if gradient.change and not any(_alike(gradient, known) for known in heaviest):
-            heaviest.append(gradient)
-    return heaviest[:limit]
-
-
-def _alike(one: Gradient, other: Gradient) -> bool:
-    """Two notes are the same when most of their words are."""
-    a, b = set(words(one.change)), set(words(other.change))
-    return len(a & b) >= 0.75 * len(a | b)
-
-
 def _schema(parameter: Parameter, notes: int, max_edits: int) -> dict[str, Any]:
     edit = {
         "op": {"type": "string", "enum": ["add", "replace", "delete"]},
@@ -236,20 +234,25 @@ def _schema(parameter: Parameter, notes: int, max_edits: int) -> dict[str, Any]:
     }
 
 
-def _read(parameter: Parameter, data: Mapping[str, Any], notes: Sequence[Gradient]) -> list[Edit]:
+def _read(parameter: Parameter, data: Mapping[str, Any], notes: Sequence[Note]) -> list[Edit]:
     edits = []
     for found in data["edits"]:
         text = " ".join(found["text"].split())
         if found["op"] != "delete" and (not text or len(text) >= _MOST_TEXT - 1):
             continue  # empty, or cut off at the limit
-        answered = [notes[n - 1].id for n in dict.fromkeys(found["notes"]) if n <= len(notes)]
+        answered = [
+            gradient
+            for n in dict.fromkeys(found["notes"])
+            if n <= len(notes)
+            for gradient in notes[n - 1].ids
+        ]
         edits.append(
             Edit(
                 parameter.name,
                 found["op"],
                 found["line"],
                 "" if found["op"] == "delete" else text,
-                tuple(answered),
+                tuple(dict.fromkeys(answered)),
             )
         )
     return edits

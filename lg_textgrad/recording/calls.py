@@ -15,6 +15,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 
 from lg_textgrad.recording.doubts import hidden
+from lg_textgrad.recording.formats import reply_format
 from lg_textgrad.recording.tasks import Frame, Root, Task
 from lg_textgrad.run import ModelCall, ToolCall, Usage, node_path
 
@@ -68,6 +69,7 @@ class CallRecorder(BaseCallbackHandler):
                 messages=tuple(self._plain(messages[0], task)),
                 output=None,
                 tools=tuple(self._plain(asked.get("tools") or (), task)),
+                format=reply_format(asked),
             )
             self._calls[run_id] = (task, time.monotonic(), call)
             task.model_calls[run_id] = call

@@ -145,10 +145,14 @@ class File:
             made = sqlite3.connect(
                 uri, uri=True, timeout=self._busy, check_same_thread=False, isolation_level=None
             )
-            # A paid result survives a power failure once its `put` has returned.
-            made.execute("PRAGMA synchronous=FULL")
-            made.execute("PRAGMA fullfsync=ON")  # on macOS a plain fsync is none
-            made.execute("PRAGMA cell_size_check=ON")
+            try:
+                # A paid result survives a power failure once its `put` has returned.
+                made.execute("PRAGMA synchronous=FULL")
+                made.execute("PRAGMA fullfsync=ON")  # on macOS a plain fsync is none
+                made.execute("PRAGMA cell_size_check=ON")
+            except BaseException:
+                made.close()  # a file that is no database
+                raise
             made.text_factory = _readable
             return made
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 import lg_textgrad as tg
 from lg_textgrad import templates
 from lg_textgrad.critics import Blame, CriticRequest, Producer
-from lg_textgrad.critics.node import cut
 from lg_textgrad.errors import ConfigurationError, CriticError, ModelBusyError, ModelReplyError
 from lg_textgrad.models import OpenAI
 from lg_textgrad.run import Execution, ModelCall
@@ -135,6 +134,35 @@ async def test_what_went_wrong_while_it_ran_is_shown():
     assert '{"a": "out"}' in text
 
 
+async def test_quotation_that_stands_nowhere_is_replaced_by_the_complaint():
+    for said, evidence in (("THE   answer", "the answer"), ("never said", "too long"), ("", "too long")):
+        model = Scripted(lambda r: {**GOOD, "evidence": said})
+        [g] = (await tg.LLMCritic(model).acriticize(request())).gradients
+        assert g.evidence == evidence
+
+
+async def test_weights_are_shares_of_the_blame_that_arrived():
+    blames = [Blame("bad", 0.25, "k"), Blame("worse", 0.5, "l")]
+    model = Scripted(reply_for)
+    critique = await tg.LLMCritic(model).acriticize(request(producers=[Producer("a#0", "a", ["x"])], blames=blames))
+    assert [g.weight for g in critique.gradients] == [0.25]
+    assert critique.upstream["a#0"].weight == 0.25
+
+
+async def test_what_is_settled_is_not_complained_about_again():
+    blames = [Blame("too long", 1.0, "k"), Blame("It was cut off.", 0.5, "cut_off", settled=True)]
+    assert "It was cut off." not in (await asked(request(blames=blames)))[0].messages[1]["content"]
+    assert "It was cut off." in (await asked(request(blames=blames[1:])))[0].messages[1]["content"]
+
+
+async def test_long_values_are_cut_around_what_the_complaint_speaks_of():
+    said = "word " * 800 + "the zone is 'north' here " + "word " * 800
+    req = request(model_calls=(call(said, said),), blames=[Blame("It says 'north', not 'south'.", 1.0, "k")])
+    text = (await asked(req, max_value_chars=300))[0].messages[1]["content"]
+    assert text.count("the zone is 'north' here") == 2
+    assert text.count("characters cut") == 4
+
+
 async def test_tool_calls_are_shown():
     said = {"role": "ai", "content": "", "tool_calls": [{"name": "look", "args": {"x": 1}, "id": "z"}]}
     made = ModelCall("m", ({"role": "human", "content": "q"},), said)
@@ -158,19 +186,6 @@ async def test_long_values_are_cut_in_the_middle():
     text = (await asked(request(model_calls=(call(long, long),)), max_value_chars=300))[0].messages[1]["content"]
     assert text.count("9700 characters cut") == 2
     assert len(text) < 2000
-
-
-@given(st.text(max_size=60), st.integers(1, 40))
-def test_cut_keeps_both_ends_and_says_how_much_is_gone(text, limit):
-    shown = cut(text, limit)
-    if len(text) <= limit:
-        assert shown == text
-        return
-    head, gone, tail = re.fullmatch(r"(.*) \[… (\d+) characters cut …\] (.*)", shown, re.DOTALL).groups()
-    assert len(head) + len(tail) == limit
-    assert int(gone) == len(text) - limit
-    assert text.startswith(head)
-    assert text.endswith(tail)
 
 
 async def test_second_try_says_why_and_is_another_call():

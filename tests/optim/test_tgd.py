@@ -174,3 +174,39 @@ async def test_note_with_an_instruction_stays_inside_the_fence():
     before, inside, after = re.split(rf"</?{mark}>", text)
     assert attack in inside
     assert "HACKED" not in before + after
+
+
+async def test_edit_names_all_gradients_that_say_what_it_answers():
+    same = [gradient("Be brief.", 0.4), gradient("Always be brief.", 0.3), gradient("Be BRIEF.", 0.2)]
+    optimizer, p, model = make(edits(edit(notes=[1])), grad=[*same, gradient("Name one team.", 0.5)], notes_as_lines=True)
+    written, lines = await optimizer.aproposals()
+    assert "1. Be brief.\n2. Name one team.\n" in model.requests[0].messages[1]["content"]
+    assert set(written.edits[0].gradients) == {g.id for g in same}
+    assert [set(e.gradients) for e in lines.edits] == [{g.id for g in same}, {p.grad[3].id}]
+
+
+async def test_contradictions_are_shown_and_only_the_heavier_one_becomes_a_line():
+    notes = [gradient("Reply in at most 60 words.", 0.2), gradient("Be kind.", 0.5), gradient("Reply in at most 40 words.", 0.9)]
+    optimizer, p, model = make(edits(edit()), grad=notes, notes_as_lines=True)
+    _, lines = await optimizer.aproposals()
+    text = model.requests[0].messages[1]["content"]
+    assert "1. Reply in at most 40 words.\n2. Reply in at most 60 words.\n3. Be kind.\n" in text
+    assert "Notes 1 and 2 contradict each other." in text
+    assert [e.text for e in lines.edits] == ["Reply in at most 40 words.", "Be kind."]
+
+
+async def test_what_earned_full_marks_is_told_in_one_line():
+    kept = [tg.Gradient("p", f"r{n}", "n#0", "", keep="what earns full marks for team") for n in range(3)]
+    optimizer, _, model = make(edits(edit()), grad=[*kept, gradient("Be brief.")])
+    await optimizer.aproposals()
+    text = model.requests[0].messages[1]["content"]
+    assert text.count("full marks") == 1
+    assert "1. Be brief.\nKeep: what earns full marks for team (runs: 3).\n</data-" in text
+
+
+async def test_notes_are_held_to_a_number_of_tokens():
+    optimizer, _, model = make(edits(edit()), grad=[gradient(f"Rule {'x' * 100}{n}.", n / 10) for n in range(1, 9)], max_note_tokens=60)
+    await optimizer.aproposals()
+    text = model.requests[0].messages[1]["content"]
+    assert "\n2. Rule" in text
+    assert "\n3. Rule" not in text

@@ -1,0 +1,304 @@
+"""Credit that is measured: put right what one execution wrote, and see what the score does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_core.messages import AIMessage
+
+from lg_textgrad import templates
+from lg_textgrad._hashing import to_plain
+from lg_textgrad.critics.asking import RULE, aask_twice, an_object
+from lg_textgrad.critics.base import Critic, CriticRequest, Critique, RunRequest, tell
+from lg_textgrad.critics.cutting import cut
+from lg_textgrad.critics.showing import general, shown_values
+from lg_textgrad.errors import ConfigurationError, ModelReplyError
+from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.models.base import ChatModel
+from lg_textgrad.objective import Objective
+from lg_textgrad.parameter import Edit, Gradient
+from lg_textgrad.run import Execution, ModelCall
+
+logger = logging.getLogger(__name__)
+
+_TEMPLATES = ("correction", "correction_case", "correction_rule")
+_ENOUGH = 0.95
+"""A correction that wins back this share of the loss has found the fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Correction:
+    """What the critic says that an execution should have replied."""
+
+    reply: AIMessage | None
+    """None where it repeats what the execution did reply."""
+    rule: str = ""
+    """The rule that its prompt lacks; empty where the critic was not asked, or knew none."""
+
+
+class ProvenCredit:
+    """Wraps `critic` and replaces its weights by measured ones.
+
+    For each suspect, in order of execution, the model writes the reply that it should have given.
+    `graph` runs again with that reply in its place, and `objective` scores what comes out: the
+    share of the loss that this wins back is the weight. What a correction further up wins back as
+    well is not this execution's to answer for. Cost for each suspect: a call for the correction,
+    and those of the nodes that then get something else to read; what comes before is answered from
+    the ledger. Once the loss is won back, what comes later is not tried.
+
+    `most` suspects are tried at most, those that `critic` blames first. Where nothing is proven the
+    critic's own weights count for `unproven` of their size. An execution without a chat model's
+    reply cannot be tried.
+    """
+
+    def __init__(
+        self,
+        critic: Critic,
+        graph: TrainableGraph,
+        objective: Objective,
+        *,
+        model: ChatModel | None = None,
+        most: int = 8,
+        unproven: float = 0.25,
+        max_value_chars: int = 1500,
+        max_tokens: int = 600,
+    ) -> None:
+        found = model if model is not None else getattr(critic, "model", None)
+        if found is None:
+            raise ConfigurationError(
+                f"ProvenCredit needs a model that writes corrections, and a "
+                f"{type(critic).__name__} has none; pass it: ProvenCredit(..., model=llm)."
+            )
+        if graph.graph is None:
+            raise ConfigurationError(
+                "Credit is proven by running the graph again in this process, and this graph runs "
+                "elsewhere; use its critic without ProvenCredit."
+            )
+        if most < 1:
+            raise ConfigurationError(f"`most` of ProvenCredit is {most}; 1 is the least.")
+        self.critic = critic
+        self.graph = graph
+        self.objective = objective
+        self.model: ChatModel = found
+        self.most = most
+        self.unproven = unproven
+        self.max_value_chars = max_value_chars
+        self.max_tokens = max_tokens
+        self.malformed = 0
+        """Corrections that failed their schema twice, so that nothing was tried."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        inner = getattr(self.critic, "fingerprint", type(self.critic).__name__)
+        return {
+            "critic": "proven",
+            "of": to_plain(inner),
+            "model": dict(self.model.identity),
+            "templates": templates.fingerprint(*_TEMPLATES),
+            "most": self.most,
+            "unproven": self.unproven,
+            "max_value_chars": self.max_value_chars,
+            "max_tokens": self.max_tokens,
+        }
+
+    def reset(self) -> None:
+        """Tell a critic that learns that a run begins or goes on."""
+        tell(self.critic, "reset")
+
+    def observe(self, edits: Iterable[Edit], gain: float) -> None:
+        """Tell a critic that learns what a proposal gained."""
+        tell(self.critic, "observe", edits, gain)
+
+    async def acriticize(self, request: CriticRequest) -> Critique:
+        return await self.critic.acriticize(request)
+
+    async def acriticize_run(self, request: RunRequest) -> Sequence[Gradient] | None:
+        judge = getattr(self.critic, "acriticize_run", None)
+        found: Sequence[Gradient] | None = None if judge is None else await judge(request)
+        return found
+
+    async def aweigh(
+        self, request: RunRequest, gradients: Sequence[Gradient]
+    ) -> Sequence[Gradient]:
+        """Return the gradients with measured weights, and new ones where the critic saw none."""
+        known = {g.execution for g in gradients if g.change}
+        gains: dict[str, float] = {}
+        weights: dict[str, float] = {}
+        found = list(gradients)
+        for execution in self._suspects(request, gradients):
+            correction = await self._acorrect(request, execution, rule=execution.id not in known)
+            if correction is None or correction.reply is None:
+                continue
+            gains[execution.id] = await self._again(request, execution, correction.reply)
+            before = request.trace.reached_from([execution.id]) - {execution.id}
+            upstream = max((gains[e] for e in gains if e in before), default=0.0)
+            weights[execution.id] = max(0.0, gains[execution.id] - upstream)
+            if weights[execution.id] >= request.threshold and correction.rule:
+                found += _gradients(request, execution, correction)
+            if gains[execution.id] >= _ENOUGH:
+                break
+        left = self.unproven * (1 - min(1.0, sum(weights.values())))
+        weighed = [
+            replace(g, weight=round(weights.get(g.execution) or left * g.weight, 6)) for g in found
+        ]
+        return [g for g in weighed if g.weight > 0]
+
+    def _suspects(
+        self, request: RunRequest, gradients: Sequence[Gradient]
+    ) -> list[Execution]:
+        """Return whom to try, in order of execution; of too many those that are blamed first."""
+        blamed: dict[str, float] = {}
+        for gradient in gradients:
+            blamed[gradient.execution] = max(blamed.get(gradient.execution, 0.0), gradient.weight)
+        can = [e for e in request.suspects if not e.discarded and _form(e) is not None]
+        heaviest = sorted(can, key=lambda e: -blamed.get(e.id, 0.0))[: self.most]
+        return [e for e in can if e in heaviest]
+
+    async def _again(self, request: RunRequest, execution: Execution, reply: AIMessage) -> float:
+        """Return the share of the loss that `reply` wins back."""
+        run, score = request.scored.run, request.scored.score
+        replayed = await self.graph.areplay(run, execution, reply)
+        if replayed is None:
+            logger.warning(
+                "Run %s did not come to %s when it ran again, so its credit is not proven.",
+                run.id,
+                execution.id,
+            )
+            return 0.0
+        after = (await self.objective.acall([replayed])).score
+        return min(1.0, max(0.0, (after - score) / (1 - score)))
+
+    async def _acorrect(
+        self, request: RunRequest, execution: Execution, *, rule: bool
+    ) -> _Correction | None:
+        """Return what the execution should have replied; None where the critic cannot say."""
+        form = _form(execution)
+        assert form is not None, "suspects have a reply that can be put right"
+        blames = [b.text for blames in request.blames.values() for b in blames]
+        everything = "\n".join(dict.fromkeys(blames))
+        given, wrote = (
+            cut(value, self.max_value_chars, everything) for value in shown_values(execution)
+        )
+        complaint = cut(everything, self.max_value_chars)
+        parameters = [
+            request.scored.run.parameters[n] for n in execution.prompts if n in request.trainable
+        ]
+        more = [form.wish] if form.wish else []
+        if rule:
+            more.append(templates.source("correction_rule"))
+        case = templates.fill(
+            "correction_case",
+            node=execution.path,
+            role="; ".join(p.role for p in parameters if p.role) or "a step of the program",
+            prompt="\n\n".join(execution.prompts.values()),
+            mark=templates.fence(given, wrote, complaint),
+            inputs=given,
+            output=wrote,
+            complaint=complaint,
+            more="\n".join(more),
+        )
+        messages = [
+            {"role": "system", "content": templates.source("correction")},
+            {"role": "user", "content": case},
+        ]
+        properties = {"output": form.schema, **({"general_rule": RULE} if rule else {})}
+        schema = {**an_object(properties), **form.definitions}
+        try:
+            data = await aask_twice(self.model, messages, schema, self.max_tokens)
+        except ModelReplyError as error:
+            self.malformed += 1
+            logger.warning("There is no correction for %s: %s", execution.id, error)
+            return None
+        said = general(data.get("general_rule", ""), request.scored, execution)
+        return _Correction(form.reply(data["output"]), said)
+
+
+def _gradients(
+    request: RunRequest, execution: Execution, correction: _Correction
+) -> list[Gradient]:
+    """Return what follows for the prompts of an execution that the critic had not blamed."""
+    run = request.scored.run
+    return [
+        Gradient(
+            parameter=name,
+            run_id=run.id,
+            execution=execution.id,
+            change=correction.rule,
+            evidence=cut(shown_values(execution)[1], 120),
+            example_id=run.example.id,
+            score=request.scored.score,
+        )
+        for name in execution.prompts
+        if name in request.trainable
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What form a reply has, so that another one can take its place."""
+
+    said: Any
+    """What the model replied, in the schema's form."""
+    schema: Mapping[str, Any]
+    kind: str = "text"
+    tool: Mapping[str, Any] | None = None
+    """The one tool that the reply calls."""
+
+    @property
+    def wish(self) -> str:
+        return f"Write the arguments of its call of {self.tool['name']}." if self.tool else ""
+
+    @property
+    def definitions(self) -> dict[str, Any]:
+        """What `schema` refers to by `#/$defs/...`, for the top of the schema that it goes into."""
+        return {"$defs": self.schema["$defs"]} if "$defs" in self.schema else {}
+
+    def reply(self, output: Any) -> AIMessage | None:
+        """Return the message that says `output`; None where that is what was said."""
+        if _squeezed(output) == _squeezed(self.said):
+            return None
+        done = {"finish_reason": "stop"}
+        if self.tool is not None:
+            call = {"name": self.tool["name"], "args": output, "id": self.tool.get("id") or "call"}
+            return AIMessage("", tool_calls=[call], response_metadata=done)
+        text = output if self.kind == "text" else json.dumps(output, ensure_ascii=False)
+        return AIMessage(text, response_metadata=done)
+
+
+def _form(execution: Execution) -> _Form | None:
+    """Return the form of an execution's last reply; None where none can take its place."""
+    if not execution.model_calls:
+        return None
+    call = execution.model_calls[-1]
+    output = call.output or {}
+    tools = output.get("tool_calls") or ()
+    if tools:
+        schema = _arguments(call, tools[0]["name"])
+        if len(tools) > 1 or schema is None:
+            return None
+        return _Form(tools[0]["args"], schema, "tool", tools[0])
+    said = output.get("content", "")
+    if call.format:
+        try:
+            return _Form(json.loads(said), call.format, "json")
+        except (TypeError, ValueError):
+            return _Form(said, call.format, "json")
+    return _Form(said, {"type": "string"}) if isinstance(said, str) else None
+
+
+def _arguments(call: ModelCall, name: str) -> Mapping[str, Any] | None:
+    """Return the schema of a tool's arguments, as the model was told it."""
+    for tool in call.tools:
+        told = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        if told.get("name") == name:
+            found = told.get("parameters") or told.get("input_schema")
+            return found if isinstance(found, Mapping) else None
+    return None
+
+
+def _squeezed(value: Any) -> Any:
+    return " ".join(value.split()) if isinstance(value, str) else value

@@ -1,0 +1,187 @@
+"""The critic that judges a whole run at once: one model call for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lg_textgrad import templates
+from lg_textgrad.critics.asking import RULE, WEIGHT, aask_twice, an_object
+from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
+from lg_textgrad.critics.compact import Compact, Step, compacted
+from lg_textgrad.critics.cutting import cut
+from lg_textgrad.critics.node import LLMCritic
+from lg_textgrad.critics.showing import evidence, general
+from lg_textgrad.errors import CriticError, ModelReplyError
+from lg_textgrad.models.base import ChatModel
+from lg_textgrad.parameter import Gradient
+
+_TEMPLATES = ("critic_run", "critic_run_case", "critic_run_step")
+_MOST_FAULTS = 3
+"""Steps that one reply may blame: a fault is mostly in one place."""
+
+
+class TraceCritic:
+    """Asks `model` about a whole run at once, with a JSON schema for the reply.
+
+    It sees each step's prompt, what it was given and what it wrote, in `max_trace_tokens` tokens:
+    what is longer is cut around what the complaint speaks of, and each cut is marked. The reply
+    names the steps that are to blame, three at most: a quotation as evidence, a rule, a weight.
+    `max_tokens` caps the reply.
+    """
+
+    def __init__(
+        self, model: ChatModel, *, max_trace_tokens: int = 2000, max_tokens: int = 800
+    ) -> None:
+        self.model = model
+        self.max_trace_tokens = max_trace_tokens
+        self.max_tokens = max_tokens
+        self.malformed = 0
+        """Replies that failed their schema twice and were skipped."""
+        self._alone = LLMCritic(model)
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "critic": "trace",
+            "model": dict(self.model.identity),
+            "templates": templates.fingerprint(*_TEMPLATES),
+            "max_trace_tokens": self.max_trace_tokens,
+            "max_tokens": self.max_tokens,
+        }
+
+    async def acriticize(self, request: CriticRequest) -> Critique:
+        """Judge one execution alone, as `LLMCritic` does. The reverse pass never asks for it."""
+        return await self._alone.acriticize(request)
+
+    async def acriticize_run(self, request: RunRequest) -> Sequence[Gradient]:
+        """Return gradients for the prompts of a run. One call.
+
+        Raises `CriticError` when the reply is malformed twice; the reverse pass then goes on
+        without this run.
+        """
+        shown = compacted(request, self.max_trace_tokens)
+        if not shown.judged:
+            return []
+        try:
+            data = await aask_twice(
+                self.model, _messages(shown, request), _schema(shown), self.max_tokens
+            )
+        except ModelReplyError as error:
+            self.malformed += 1
+            raise CriticError(
+                f"The critic's reply about run {request.scored.run.id} failed its schema twice: "
+                f"{error} The run was skipped; use a stronger critic model if this happens often.",
+                run_id=request.scored.run.id,
+            ) from None
+        return _gradients(request, shown, data)
+
+
+def _labels(shown: Compact) -> list[str]:
+    """Return what each step is called: its node, and where that ran several times the execution."""
+    paths = [step.execution.path for step in shown.steps]
+    return [
+        step.execution.path if paths.count(step.execution.path) == 1 else step.execution.id
+        for step in shown.steps
+    ]
+
+
+def _targets(shown: Compact) -> dict[str, tuple[Step, str]]:
+    """Return what the critic may blame -> the step and the parameter that it means."""
+    return {
+        label if len(step.parameters) == 1 else f"{label} [{name}]": (step, name)
+        for label, step in zip(_labels(shown), shown.steps, strict=True)
+        for name in step.parameters
+    }
+
+
+def _messages(shown: Compact, request: RunRequest) -> list[dict[str, str]]:
+    mark = templates.fence(*shown.texts())
+    known: dict[tuple[str, str], int] = {}
+    steps = []
+    if shown.left_out:
+        steps.append(f"(There were {shown.left_out} earlier steps; they are left out here.)")
+    for label, step in zip(_labels(shown), shown.steps, strict=True):
+        named = [request.scored.run.parameters[n] for n in step.parameters]
+        steps.append(
+            templates.fill(
+                "critic_run_step",
+                number=str(step.number),
+                node=label,
+                role="; ".join(p.role for p in named if p.role) or "a step of the program",
+                prompt=_prompts(shown, step, known),
+                mark=mark,
+                inputs=step.given,
+                output="\n".join([step.wrote, *(f"({note})" for note in step.notes)]),
+            )
+        )
+    case = templates.fill(
+        "critic_run_case",
+        steps="\n\n".join(steps),
+        mark=mark,
+        complaint=shown.complaint,
+        names=", ".join(_targets(shown)),
+    )
+    return [
+        {"role": "system", "content": templates.source("critic_run")},
+        {"role": "user", "content": case},
+    ]
+
+
+def _prompts(shown: Compact, step: Step, known: dict[tuple[str, str], int]) -> str:
+    """Return the prompts of a step, those that stood in an earlier one as a reference to it."""
+    if not step.parameters:
+        return "(it cannot be changed)"
+    texts = []
+    for name in step.parameters:
+        text = shown.prompts[name]
+        first = known.setdefault((name, step.execution.prompts[name]), step.number)
+        said = text if first == step.number else f"(the same as in step {first})"
+        texts.append(said if len(step.parameters) == 1 else f"[{name}]\n{said}")
+    return "\n\n".join(texts)
+
+
+def _schema(shown: Compact) -> dict[str, Any]:
+    targets = list(_targets(shown))
+    fault = {
+        "step": {"type": "string", "enum": targets},
+        "evidence": {"type": "string", "maxLength": 80},
+        "general_rule": RULE,
+        "weight": WEIGHT,
+    }
+    most = min(_MOST_FAULTS, len(targets))
+    return an_object(
+        {"faults": {"type": "array", "minItems": 1, "maxItems": most, "items": an_object(fault)}}
+    )
+
+
+def _gradients(request: RunRequest, shown: Compact, data: Mapping[str, Any]) -> list[Gradient]:
+    """Return what the critic said, a gradient for each prompt, in order of execution."""
+    scored = request.scored
+    loss = max((b.weight for blames in request.blames.values() for b in blames), default=1.0)
+    complaint = cut("; ".join(shown.complaint.split("\n")), 300)
+    faults: dict[str, Mapping[str, Any]] = {}
+    for fault in data["faults"]:
+        known = faults.get(fault["step"])
+        if known is None or fault["weight"] > known["weight"]:
+            faults[fault["step"]] = fault
+    found = []
+    for target, (step, name) in _targets(shown).items():
+        fault = faults.get(target, {})
+        change = general(fault.get("general_rule", ""), scored, step.execution)
+        if change:
+            found.append(
+                Gradient(
+                    parameter=name,
+                    run_id=scored.run.id,
+                    execution=step.execution.id,
+                    change=change,
+                    evidence=evidence(
+                        fault["evidence"], step.wrote, *shown.texts(), instead=complaint
+                    ),
+                    weight=round(fault["weight"] * loss, 6),
+                    example_id=scored.run.example.id,
+                    score=scored.score,
+                )
+            )
+    return found

@@ -1,0 +1,455 @@
+"""Improve one text of one run: criticized, revised, and scored again. No prompt changes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langgraph.pregel import Pregel
+
+from lg_textgrad import templates
+from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad.asking import Writer
+from lg_textgrad.budget import Account, Budget
+from lg_textgrad.critics.cutting import cut
+from lg_textgrad.errors import (
+    BudgetExceededError,
+    BudgetTooSmallError,
+    ConfigurationError,
+    GraphError,
+    ParameterError,
+)
+from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
+from lg_textgrad.models.base import ChatModel
+from lg_textgrad.objective import Objective, Scored
+from lg_textgrad.recording.live import LiveSource
+from lg_textgrad.recording.substituting import Substitution
+from lg_textgrad.run import Example, Execution, Run, Usage
+from lg_textgrad.store import Store
+from lg_textgrad.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+_MOST_TEXT = 20000
+_EARLIER = 3
+"""Earlier versions that the critic sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One version of the text, and what it came to."""
+
+    text: str
+    scored: Scored
+    """The run with the text in it, judged."""
+    advice: str = ""
+    """What the critic said of the version that it was made from; empty for the graph's own."""
+    votes: int = 1
+    """How many of the samples said this."""
+
+    @property
+    def score(self) -> float:
+        """In [0, 1], higher is better."""
+        return self.scored.score
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What came of it."""
+
+    variable: str
+    drafts: Sequence[Draft]
+    """Every version that was scored, the graph's own first."""
+    stopped_by: str
+    """`full_marks`, `patience`, `rounds`, or `budget_calls`, `budget_tokens`, `budget_seconds`."""
+    spent: Usage
+    """What was paid meanwhile, the graph and the evaluators included."""
+    refused: Sequence[str] = field(default=())
+    """Why replies could not be used."""
+
+    @property
+    def best(self) -> Draft:
+        """The version with the best score; of equals, the earliest."""
+        return max(self.drafts, key=lambda d: d.score)
+
+    @property
+    def text(self) -> str:
+        return self.best.text
+
+    @property
+    def score(self) -> float:
+        return self.best.score
+
+    @property
+    def outputs(self) -> Mapping[str, Any]:
+        """The graph's output with the best text in it."""
+        return self.best.scored.run.outputs or {}
+
+
+def refine(
+    graph: TrainableGraph | Pregel[Any, Any, Any, Any],
+    inputs: Mapping[str, Any],
+    objective: Objective,
+    **options: Any,
+) -> Refined:
+    """`arefine` for sync code."""
+    return run_sync(arefine(graph, inputs, objective, **options))
+
+
+async def arefine(
+    graph: TrainableGraph | Pregel[Any, Any, Any, Any],
+    inputs: Mapping[str, Any],
+    objective: Objective,
+    *,
+    model: ChatModel,
+    critic: ChatModel | None = None,
+    variable: str | None = None,
+    reference_outputs: Mapping[str, Any] | None = None,
+    rounds: int = 3,
+    patience: int = 2,
+    votes: int = 1,
+    answer_of: Callable[[str], Hashable] | None = None,
+    constraints: Sequence[str] = (),
+    budget: Budget | None = None,
+    store: str | Path | None = None,
+    seed: int = 0,
+) -> Refined:
+    """Return the graph's answer to one input, improved by criticism and revision.
+
+    `variable` is the state key whose text is improved: by default the text of the graph's output
+    that was written last, or the last message. A text that later nodes read is put in place of what
+    its node wrote and the graph runs again, with what did not change taken from the ledger; any
+    other is put into the output. Each round, `critic` (by default `model`) says what has to change
+    in the best version, in view of the evaluators' comments and of earlier versions, and `model`
+    revises it. It ends at full marks, after `patience` rounds without a better score, after
+    `rounds`, or when the budget is used up.
+
+    With `votes`, the graph and the reviser are asked so many times, and what most of the samples
+    say is scored: `answer_of(text)` is what they are compared by, by default the text without
+    regard to case and space.
+
+    Cost: `votes` runs of the graph; a round, 1 call of the critic and `votes` of `model` (twice as
+    many when replies can't be used), the evaluators' calls, and what runs again. Calls are paid
+    through the ledger in scope, or else through one for `budget` and `store`. Raises `GraphError`
+    when the graph fails, `ConfigurationError` when there is no such text, `BudgetTooSmallError`
+    when the budget ends before anything was scored. After Yuksekgonul et al. 2024 (TextGrad,
+    solution optimization), Shinn et al. 2023 (Reflexion), Wang et al. 2022 (self-consistency).
+    """
+    if min(rounds, patience, votes) < 1:
+        raise ConfigurationError("refine needs rounds, patience and votes of at least 1.")
+    example = Example(
+        digest("refine", inputs)[:12],
+        dict(inputs),
+        None if reference_outputs is None else dict(reference_outputs),
+    )
+    trainable = graph if isinstance(graph, TrainableGraph) else TrainableGraph(graph)
+    temperature = 0.7 if votes > 1 else 0.0
+    refinement = _Refinement(
+        trainable,
+        example,
+        objective,
+        Writer(model, 1500, temperature, seed),
+        Writer(critic or model, 500, 0.0, seed, "critic"),
+        votes,
+        answer_of or _plainly,
+        constraints,
+    )
+    async with _ledger(budget, store) as ledger:
+        before = ledger.account.spent
+        stopped_by = await refinement.arun(variable, rounds, patience)
+        spent = _less(ledger.account.spent, before)
+    drafts, refused = tuple(refinement.drafts), tuple(refinement.refused)
+    return Refined(refinement.variable, drafts, stopped_by, spent, refused)
+
+
+@contextlib.asynccontextmanager
+async def _ledger(budget: Budget | None, store: str | Path | None) -> AsyncIterator[Ledger]:
+    """Yield the ledger in scope, or put one for this input there."""
+    known = ledger_in_scope()
+    if known is not None and budget is None and store is None:
+        yield known
+        return
+    with Store(store) as kept:
+        ledger = Ledger(kept, Account(budget or Budget()))
+        try:
+            with use_ledger(ledger):
+                yield ledger
+        finally:
+            await ledger.aclose()
+
+
+def _less(now: Usage, before: Usage) -> Usage:
+    names = ("calls", "cached_calls", "prompt_tokens", "completion_tokens", "seconds")
+    return Usage(*(getattr(now, n) - getattr(before, n) for n in names))
+
+
+@dataclass
+class _Refinement:
+    """The loop, and where it stands."""
+
+    graph: TrainableGraph
+    example: Example
+    objective: Objective
+    reviser: Writer
+    critic: Writer
+    votes: int
+    answer_of: Callable[[str], Hashable]
+    constraints: Sequence[str]
+    variable: str = ""
+    drafts: list[Draft] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> Draft:
+        return max(self.drafts, key=lambda d: d.score)
+
+    async def arun(self, variable: str | None, rounds: int, patience: int) -> str:
+        """Fill `drafts`. Returns what it stopped by."""
+        idle = 0
+        try:
+            place = await self._afirst(variable)
+            for number in range(rounds):
+                if self.best.score >= 1:
+                    return "full_marks"
+                before = self.best.score
+                await self._around(place, number)
+                idle = 0 if self.best.score > before else idle + 1
+                if idle >= patience and self.best.score < 1:
+                    return "patience"
+        except BudgetExceededError as reached:
+            if not self.drafts:
+                raise BudgetTooSmallError(
+                    f"The budget does not cover the graph's own answer: {reached}",
+                    limit=reached.limit,
+                ) from None
+            return f"budget_{reached.limit}"
+        return "full_marks" if self.best.score >= 1 else "rounds"
+
+    async def _afirst(self, variable: str | None) -> _Place:
+        """Take the graph's own answer, the one that most samples give, for the first draft."""
+        async with task_group() as group:
+            tasks = [
+                group.create_task(self.graph.arecord([self.example], sample=n))
+                for n in range(self.votes)
+            ]
+        runs = [run for task in tasks for run in task.result()]
+        good = [run for run in runs if run.error is None]
+        if not good:
+            raise GraphError(f"The graph failed on this input: {runs[0].error}", run_id=runs[0].id)
+        places = [_Place.of(run, variable) for run in good]
+        self.variable = places[0].variable
+        texts = [p.text for p in places if p.variable == self.variable]
+        text, votes = self._majority(texts)
+        place = next(p for p in places if p.text == text)
+        [scored] = (await self.objective.acall([place.run])).scored
+        self.drafts.append(Draft(text, scored, votes=votes))
+        return place
+
+    async def _around(self, place: _Place, number: int) -> None:
+        """Criticize the best draft, revise it, and score what most revisions say."""
+        best = self.best
+        given = cut(_shown(self.example.inputs), 6000)
+        earlier = [d for d in self.drafts if d is not best][-_EARLIER:]
+        told = "\n\n".join(f"Scored {d.score:.2f}:\n{cut(d.text, 1500)}" for d in earlier)
+        case = templates.fill(
+            "refine_critic_case",
+            mark=templates.fence(given, best.text, best.scored.text, told),
+            inputs=given,
+            variable=self.variable,
+            score=f"{best.score:.2f}",
+            text=best.text,
+            complaints=best.scored.text or "(none; but the score is not full)",
+            earlier=told or "(none)",
+        )
+        try:
+            advice = await self.critic.awrite(
+                _messages("refine_critic", case), _nothing, key="advice", longest=1500, seed=number
+            )
+        except ParameterError as error:
+            self.refused.append(f"critic: {error}")
+            return
+        texts = await self._arevised(given, best, advice, number)
+        if not texts:
+            return
+        text, votes = self._majority(texts)
+        if any(text == d.text for d in self.drafts):
+            return
+        run = await place.awith(self.graph, text)
+        if run is None:
+            self.refused.append(f"{self.variable}: its node was not reached with the new text.")
+            return
+        [scored] = (await self.objective.acall([run])).scored
+        self.drafts.append(Draft(text, scored, advice, votes))
+
+    async def _arevised(
+        self, given: str, draft: Draft, advice: str, number: int
+    ) -> list[str]:
+        """Return a revision from each sample that can be used."""
+        case = templates.fill(
+            "refine_case",
+            mark=templates.fence(given, draft.text, advice),
+            inputs=given,
+            variable=self.variable,
+            text=draft.text,
+            advice=advice,
+            constraints="\n".join(self.constraints),
+        )
+
+        async def one(sample: int) -> str | ParameterError:
+            try:
+                return await self.reviser.awrite(
+                    _messages("refine", case),
+                    _nothing,
+                    key="text",
+                    longest=_MOST_TEXT,
+                    seed=2 * (number * self.votes + sample),
+                )
+            except ParameterError as error:
+                return error
+
+        async with task_group() as group:
+            tasks = [group.create_task(one(sample)) for sample in range(self.votes)]
+        made = [task.result() for task in tasks]
+        self.refused += [f"reviser: {why}" for why in made if isinstance(why, ParameterError)]
+        return [text for text in made if isinstance(text, str)]
+
+    def _majority(self, texts: Sequence[str]) -> tuple[str, int]:
+        """Return the first text of the largest group, and how many are in it."""
+        groups: dict[Hashable, list[str]] = {}
+        for text in texts:
+            groups.setdefault(self.answer_of(text), []).append(text)
+        largest = max(groups.values(), key=len)  # of equals, the group that came first
+        return largest[0], len(largest)
+
+
+def _messages(template: str, case: str) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": templates.source(template)},
+        {"role": "user", "content": case},
+    ]
+
+
+def _nothing(_: str) -> None:
+    return None
+
+
+def _plainly(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _shown(inputs: Mapping[str, Any]) -> str:
+    return json.dumps(to_plain(inputs), ensure_ascii=False, indent=1)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run has the text."""
+
+    run: Run
+    variable: str
+    text: str
+    writer: Execution | None
+    """Who has to write another text, for later nodes to read it; None where nobody reads it."""
+
+    @classmethod
+    def of(cls, run: Run, variable: str | None) -> _Place:
+        """Raises `ConfigurationError` when the run has no such text."""
+        written = _written(run.executions)
+        outputs = run.outputs or {}
+        texts = {n: t for n, v in outputs.items() if (t := _text_of(v)) is not None}
+        name = variable or _last(written, texts)
+        if name is None:
+            raise ConfigurationError(
+                "The graph's output has no text to improve; name a state key that has one: "
+                f"variable=... The output has {', '.join(outputs) or 'nothing'}."
+            )
+        writer = written.get(name)
+        if writer is not None and _is_read(run, writer, name):
+            text = next(v for c, v in reversed(writer.writes) if c == name)
+            if isinstance(text, str):
+                return cls(run, name, text, writer)
+        if name in texts:
+            return cls(run, name, texts[name], None)
+        known = [*texts, *(n for n, e in written.items() if n not in texts and _wrote(e, n))]
+        raise ConfigurationError(
+            f"The run has no text under '{name}'; there are {', '.join(known) or 'none'}."
+        )
+
+    async def awith(self, graph: TrainableGraph, text: str) -> Run | None:
+        """Return the run with another text; None where its writer didn't come again."""
+        run_id = digest("refined", self.run.id, self.variable, text)[:32]
+        if self.writer is None:
+            outputs = dict(self.run.outputs or {})
+            outputs[self.variable] = _replaced(outputs[self.variable], text)
+            return replace(self.run, id=run_id, outputs=outputs)
+        if graph.graph is None:
+            raise ConfigurationError(
+                f"Other nodes read '{self.variable}', and this graph does not run in this process, "
+                "so they cannot be shown another text; name a text that only the output has."
+            )
+        node, number = self.writer.id.rsplit("#", 1)
+        substitution = Substitution(self.variable, int(number), text)
+        other = copy.copy(graph)
+        other.source = LiveSource(substitution.into(graph.graph, node))
+        example = replace(self.run.example, id=f"{self.run.example.id}/{run_id[:12]}")
+        [run] = await other.arecord([example], sample=self.run.sample)
+        return run if substitution.done or run.error is not None else None
+
+
+def _written(executions: Iterable[Execution]) -> dict[str, Execution]:
+    """Return state key -> the execution of the graph's own nodes that wrote it last."""
+    return {
+        channel: execution
+        for execution in executions
+        if execution.parent is None
+        for channel, _ in execution.writes
+    }
+
+
+def _wrote(execution: Execution, channel: str) -> bool:
+    return any(c == channel and isinstance(v, str) for c, v in execution.writes)
+
+
+def _last(written: Mapping[str, Execution], texts: Mapping[str, str]) -> str | None:
+    """Return the key of the output text that was written last."""
+    found = [name for name in texts if name in written]
+    return max(found, key=lambda name: written[name].order, default=None)
+
+
+def _is_read(run: Run, writer: Execution, channel: str) -> bool:
+    """Return whether another execution used what `writer` wrote there."""
+    trace = Trace.of(run)
+    return any(
+        channel in trace.producers(e.id).get(writer.id, ()) for e in run.executions
+    )
+
+
+def _text_of(value: Any) -> str | None:
+    """Return a value that is a text, or the text of the last of a list of messages."""
+    if isinstance(value, str):
+        return value
+    last = value[-1] if isinstance(value, list) and value else None
+    if isinstance(last, BaseMessage):
+        return last.content if isinstance(last.content, str) else None
+    if isinstance(last, Mapping) and {"role", "content"} <= last.keys():
+        return last["content"] if isinstance(last["content"], str) else None
+    return None
+
+
+def _replaced(value: Any, text: str) -> Any:
+    """Return a value of the output with another text, in the form that it had."""
+    if isinstance(value, str):
+        return text
+    last = value[-1]
+    if isinstance(last, BaseMessage):
+        return [*value[:-1], last.model_copy(update={"content": text})]
+    return [*value[:-1], {**last, "content": text}]
