@@ -60,6 +60,13 @@ def test_options_and_seed_reach_the_optimizer():
     assert (made.model, made.seed, made.max_edits) == (MODEL, 7, 2)
 
 
+def test_members_of_a_portfolio_are_named():
+    made = make_optimizer("portfolio", MODEL, 7, {"members": ["fewshot", "tgd"], "rounds": 1})
+    assert [type(m) for m in made.members] == [tg.optim.FewShot, tg.optim.TextualGradientDescent]
+    assert [m.seed for m in made.members] == [7, 7]
+    assert made.members[1].model is MODEL
+
+
 def test_optimizer_of_the_users_own_is_named_by_its_place():
     assert type(make_optimizer(f"{__name__}:Mine", MODEL, 0, {})) is Mine
 
@@ -71,6 +78,11 @@ def test_optimizer_of_the_users_own_is_named_by_its_place():
         ("tgd", {"momentum_": 1}, "has no option 'momentum_'; it has constraints"),
         (f"{__name__}:build", {}, "makes a int, which is no lg_textgrad Optimizer"),
         (f"{__name__}:Missing", {}, "has no 'Missing'"),
+        ("portfolio", {"members": "tgd"}, "is a list of names, as in"),
+        ("portfolio", {"members": []}, "is a list of names, as in"),
+        ("portfolio", {"members": ["tgd", "gepa"]}, "'gepa' has a loop of its own"),
+        ("portfolio", {"members": ["none"]}, "There is no optimizer 'none'"),
+        ("tgd", {"members": ["tgd"]}, "has no option 'members'"),
     ],
 )
 def test_what_cannot_be_made_is_said(name, options, words):
