@@ -61,7 +61,7 @@ async def awith_discovered(
     ledger = Ledger(store, account, max_concurrency, reuse)
     try:
         with use_ledger(ledger):
-            found = (await find_in(graph, inputs, tools=tools)).bindings
+            discovery = await find_in(graph, inputs, tools=tools)
     except BudgetExceededError as reached:
         raise BudgetTooSmallError(
             f"The budget does not cover the runs in which the graph's prompts are found: {reached}",
@@ -70,6 +70,7 @@ async def awith_discovered(
     finally:
         await ledger.aclose()
         store.put_meta("elapsed", account.elapsed)
+    found = discovery.bindings
     opened = graph.holding(*found)
     if not opened.parameters:
         raise GraphError(
@@ -78,6 +79,8 @@ async def awith_discovered(
             "model-calling nodes."
         )
     plain = {type(binding).__name__: binding.to_plain() for binding in found}
+    calls = [sum(len(e.model_calls) for e in run.executions) for run in discovery.runs]
+    store.put_meta("calls_a_run", max(calls))  # the trainer's estimate begins with it
     store.put_meta(_KEPT, {"asked": asked, "found": plain})
     return opened
 

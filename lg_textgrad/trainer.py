@@ -181,7 +181,8 @@ class Trainer:
         self.optimizer.reset()
         self.optimizer.see_examples(splits["train"])
         tell(self.critic, "reset")
-        expected = estimate(len(self.graph.parameters), self.schedule, splits)
+        known = store.get_meta("calls_a_run")  # where discovery ran the graph
+        expected = estimate(len(self.graph.parameters), self.schedule, splits, known)
         self._event(
             "start",
             resumed=not first,

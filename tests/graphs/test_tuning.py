@@ -41,15 +41,15 @@ def obeying(name, rule, graph):
 
 
 @pytest.mark.parametrize(
-    ("name", "script", "module", "form"),
+    ("name", "script", "module", "form", "calls_a_run"),
     [
-        ("research", test_research.scripted, research, "Holm archive:"),
-        ("supervisor", test_supervisor.scripted, supervisor, "Fair winds!"),
+        ("research", test_research.scripted, research, "Holm archive:", 4),
+        ("supervisor", test_supervisor.scripted, supervisor, "Fair winds!", 3),
     ],
     ids=["research", "supervisor"],
 )
 def test_the_documented_command_finds_and_tunes_the_prompts(
-    name, script, module, form, tmp_path, monkeypatch, capsys
+    name, script, module, form, calls_a_run, tmp_path, monkeypatch, capsys
 ):
     readme = (ROOT / "graphs" / name / "README.md").read_text(encoding="utf-8")
     command = f"optimize graphs/{name}/optimize.toml"
@@ -70,6 +70,9 @@ def test_the_documented_command_finds_and_tunes_the_prompts(
     assert code == 0, said.err
     document = json.loads(said.out)
     assert f"Discovery found the prompts {', '.join(document['parameters'])}" in said.err
+    most, baseline = map(int, re.search(r"about (\d+) calls, (\d+) of", " ".join(said.err.split())).groups())
+    assert baseline == calls_a_run * 8  # what discovery saw a run take, not one call a prompt
+    assert name == "research" or document["spent"]["calls"] <= most
     for split in ("val", "test"):
         assert document["best"][split] > document["baseline"][split]
     assert any(form in p["after"] and form not in p["before"] for p in document["parameters"].values())
