@@ -295,6 +295,8 @@ def _hint(said: Mapping[str, Any]) -> str:
             "The graph declares no prompts. With --inputs FILE they are found by running it on the "
             "first rows."
         )
+    if not said["runs"] and not any(p["nodes"] for p in said["parameters"].values()):
+        return "Which node reads which prompt shows when the graph runs: --inputs FILE does that."
     if said["without_prompt"] and not said["found"]:
         nodes = ", ".join(said["without_prompt"])
         return f"No parameter is read by {nodes}, though a model is asked there; try --discover."

@@ -536,6 +536,7 @@ def test_inspect_draws_the_graph_and_shows_prompts_and_who_reads_them(here):
         assert f"✎ {name}  declared in the node\n" in done.out
         assert all(f"    {line}\n" in done.out for line in prompt.splitlines())
     assert "read by" not in done.out
+    assert "Which node reads which prompt shows when the graph runs: --inputs FILE" in done.out
     assert here.server.chats == []
     done = here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl")
     assert re.search(r"● triage +✎ triage, 15 tokens\n", done.out)

@@ -264,6 +264,18 @@ def test_init_of_a_plain_graph_leaves_finding_to_the_run(plain):
     assert total(plain.server) == 0
 
 
+def test_a_factory_is_called_once_for_a_command(plain):
+    (plain.folder / "made.py").write_text(
+        "from tests.desk import build_plain\n"
+        "def make():\n"
+        "    print('made')\n"
+        "    return build_plain()\n"
+    )
+    for command in (["init", "--out", "m.toml"], ["inspect"]):
+        done = plain.run(command[0], "made:make", *command[1:], "--inputs", "test.jsonl")
+        assert (done.code, done.err.count("made\n")) == (0, 1), done.err
+
+
 def test_init_with_inputs_shows_the_prompts_that_it_found(plain):
     done = plain.run(
         "init", "desk_app:graph", "--out", "new.toml", "--inputs", "train.jsonl", "--json"

@@ -16,6 +16,7 @@ from lg_textgrad.cli.output import console, write, write_json
 from lg_textgrad.cli.settings import first_rows, made_model
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config, config_text, load_graph, write_text
 from lg_textgrad.opening import wants_discovery
 
@@ -36,10 +37,10 @@ def _init(options: argparse.Namespace, people: Console) -> int:
     target = Path(options.out)
     if target.exists():
         raise ConfigurationError(f"'{target}' is there already; give another --out.")
+    given = load_graph(options.graph)
     with ExitStack() as held:
-        looked = _inspected(options, people, held)
-    graph = looked.graph
-    discover = wants_discovery(load_graph(options.graph), options.discover)
+        graph = _inspected(given, options, people, held).graph
+    discover = wants_discovery(given, options.discover)
     text = config_text(target.name, options.graph, graph, discover=discover)
     write_text(target, text)
     said = inspecting.written(target.name, graph, discover=discover)
@@ -51,8 +52,9 @@ def _init(options: argparse.Namespace, people: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, people: Console) -> int:
+    graph = load_graph(options.graph)
     with ExitStack() as held:
-        looked = _inspected(options, people, held)
+        looked = _inspected(graph, options, people, held)
     document = inspecting.document(options.graph, looked)
     if options.json:
         write_json(options, document)
@@ -64,10 +66,9 @@ def _inspect(options: argparse.Namespace, people: Console) -> int:
 
 
 def _inspected(
-    options: argparse.Namespace, people: Console, held: ExitStack
+    graph: TrainableGraph, options: argparse.Namespace, people: Console, held: ExitStack
 ) -> inspecting.Inspected:
-    """Load the graph that is named, and run it on the first rows of `--inputs`, if there are."""
-    graph = load_graph(options.graph)
+    """Run the graph on the first rows of `--inputs`, if there are."""
     if options.discover and not options.inputs:
         raise ConfigurationError(
             "Prompts are discovered by running the graph; give --inputs FILE to run it on."
