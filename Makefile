@@ -41,7 +41,7 @@ check: $(READY) ## lint, types, layout
 	$(BIN)/python -m pytest tests/test_layout.py
 
 test: $(READY) ## all tests but those that need the embedded model
-	$(BIN)/python -m pytest -m "not model" -n auto
+	$(BIN)/python -m pytest -m "not model" -n auto --dist loadfile
 
 test-model: $(READY) ## the tests on the embedded model
 	$(BIN)/python -m pytest -m model

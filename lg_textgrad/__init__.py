@@ -16,6 +16,7 @@ from lg_textgrad.acceptance import (
 )
 from lg_textgrad.approval import Approval, Approver, Review
 from lg_textgrad.bindings.state import StateText
+from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics import (
     AutoCritic,
@@ -36,12 +37,14 @@ from lg_textgrad.parameter import Edit, Gradient, Parameter, candidate_hash, pro
 from lg_textgrad.pareto import Pareto
 from lg_textgrad.planning import Schedule
 from lg_textgrad.recording.remote import RemoteSource
+from lg_textgrad.refining import Draft, Refined, arefine, refine
 from lg_textgrad.result import Result
 from lg_textgrad.run import Candidate, Example, Execution, Feedback, ModelCall, Run, ToolCall, Usage
 from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Entry, Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.trace import Edge, Trace
+from lg_textgrad.traffic import Patience
 from lg_textgrad.trainer import Trainer
 from lg_textgrad.watching import Watched, watch
 
@@ -55,6 +58,7 @@ __all__ = [
     "Candidate",
     "Critic",
     "Demo",
+    "Draft",
     "Edge",
     "Edit",
     "Entry",
@@ -74,8 +78,10 @@ __all__ = [
     "Outcome",
     "Parameter",
     "Pareto",
+    "Patience",
     "Priced",
     "ProvenCredit",
+    "Refined",
     "RemoteSource",
     "Result",
     "Review",
@@ -90,6 +96,7 @@ __all__ = [
     "StateText",
     "Store",
     "ToolCall",
+    "Tools",
     "Trace",
     "TraceCritic",
     "TrainableGraph",
@@ -99,12 +106,14 @@ __all__ = [
     "Watched",
     "__version__",
     "adiscover",
+    "arefine",
     "candidate_hash",
     "discover",
     "models",
     "optim",
     "prompts",
     "read_examples",
+    "refine",
     "use_ledger",
     "watch",
 ]

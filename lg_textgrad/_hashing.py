@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time
 from enum import Enum
@@ -113,10 +113,23 @@ def _whole(text: str) -> str:
 
 def canonical(value: Any) -> str:
     """Return the one JSON text of `value`, keys sorted."""
-    return json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _canonical(to_plain(value))
+
+
+def _canonical(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def digest(*parts: Any) -> str:
     """Return the sha256 of the parts' canonical JSON, as 64 hex digits."""
-    text = "\x1f".join(canonical(part) for part in parts)
+    return _sha256(canonical(part) for part in parts)
+
+
+def digest_of_plain(*parts: Any) -> str:
+    """Return what `digest` does, of parts that `to_plain` has been through already."""
+    return _sha256(_canonical(part) for part in parts)
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    text = "\x1f".join(texts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

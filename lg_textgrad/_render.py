@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from lg_textgrad.objective import Loss
-from lg_textgrad.result import Result
+from lg_textgrad.result import Result, Spent, spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged, Store
 
@@ -25,8 +25,10 @@ class Watch:
         self.console = console
         self._status: Status | None = None
         self._account: Any = None
+        self._faults: Mapping[str, int] = {}
         self._started = time.monotonic()
         self._best: float | None = None
+        self._calls = 0
         self._where = "starting"
         self._work: tuple[float, float] = (0.0, 0.0)
 
@@ -76,6 +78,8 @@ class Watch:
             spent = self._account.spent
             parts.append(f"{spent.calls} calls, {spent.cached_calls} cached")
             parts[-1] += f", {spent.tokens:,} tokens"
+            if self._faults:
+                parts.append(f"{sum(self._faults.values())} faults")
             if (left := self._left()) is not None:
                 parts.append(f"at most {int(left // 60)} min {int(left % 60):02d} s left")
         self._status.update(escape(" · ".join(parts)))
@@ -89,15 +93,23 @@ class Watch:
         return float(elapsed / done * (total - done))
 
     def _on_start(
-        self, resumed: bool, estimate: Mapping[str, int], parameters: list[str], account: Any
+        self,
+        resumed: bool,
+        estimate: Mapping[str, int],
+        parameters: list[str],
+        account: Any,
+        faults: Mapping[str, int],
+        prices: Mapping[str, str],
     ) -> None:
-        self._account = account
+        self._account, self._faults, self._calls = account, faults, estimate["calls"]
         self._work = (0.0, float(estimate["calls"]))
         word = "going on" if resumed else "starting"
         self._say(
             f"{word} with {', '.join(escape(p) for p in parameters)}; at most about "
             f"{estimate['calls']} calls, {estimate['baseline_calls']} of them for the baseline"
         )
+        for model, price in prices.items():
+            self._say(f"[dim]{escape(model)}: {price}[/dim]")
 
     def _on_run(self, purpose: str, done: int, total: int, **_: Any) -> None:
         self._where = f"{purpose} {done}/{total}"
@@ -106,7 +118,12 @@ class Watch:
 
     def _on_baseline(self, val: float, **_: Any) -> None:
         self._best = val
-        self._say(f"baseline: val [bold]{val:.3f}[/bold]")
+        spent = self._account.spent
+        cost = ""
+        if spent.usd and spent.dollars is not None:
+            whole = spent.usd / spent.calls * max(self._calls, spent.calls)
+            cost = f", ${spent.usd:.4f}; the whole run at most about ${whole:.2f} at this rate"
+        self._say(f"baseline: val [bold]{val:.3f}[/bold]{cost}")
 
     def _on_unread(self, parameters: list[str], never_ran: list[str]) -> None:
         where = f"; never reached: {', '.join(never_ran)}" if never_ran else ""
@@ -177,7 +194,7 @@ def show_result(console: Console, result: Result) -> None:
             console.print(f"\n[bold]{escape(name)}[/bold]")
             _print_diff(console, before, result.after[name])
     console.print()
-    show_spent(console, result.spent.usage, result.spent.by_kind, result.spent.seconds)
+    show_spent(console, result.spent)
     console.print(
         f"{result.steps} steps, {result.accepted} accepted, {result.rejected} rejected; "
         f"stopped by {result.stopped_by}"
@@ -208,18 +225,39 @@ def show_salvaged(console: Console, salvaged: Salvaged) -> None:
     )  # fmt: skip
 
 
-def show_spent(
-    console: Console, usage: Usage, by_kind: Mapping[str, Usage], seconds: float
-) -> None:
-    console.print(
-        f"spent: {usage.calls} calls ({usage.cached_calls} more answered from the store), "
-        f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens, {seconds:.0f} s",
-        highlight=False,
+def show_spent(console: Console, spent: Spent) -> None:
+    """Print what was paid, what the store has saved, and what went wrong on the way."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    usage = spent.usage
+    say(
+        f"spent: {usage.calls} calls, {usage.prompt_tokens:,} + {usage.completion_tokens:,} "
+        f"tokens{_dollars(usage)}, {spent.seconds:.0f} s"
     )
-    for kind, part in sorted(by_kind.items()):
-        console.print(
-            f"  [dim]{kind}: {part.calls} calls, {part.tokens:,} tokens[/dim]", highlight=False
+    for kind, part in sorted(spent.by_kind.items()):
+        say(f"  [dim]{kind}: {part.calls} calls, {part.tokens:,} tokens{_dollars(part)}[/dim]")
+    if usage.cached_calls:
+        saved = f", ${usage.saved_usd:.4f}" if usage.saved_usd else ""
+        say(
+            f"saved: {usage.cached_calls} calls, {usage.saved_tokens:,} tokens{saved} answered "
+            "from the store in place of paid for again"
         )
+    if spent.unpriced:
+        say(f"price unknown: {escape(', '.join(spent.unpriced))}")
+    if spent.faults:
+        faults = sorted(spent.faults.items())
+        counted = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in faults)
+        say(f"faults on the way to the models: {counted}")
+
+
+def _dollars(usage: Usage) -> str:
+    """Return `, $0.0123`; with what is not in it where not every call has a known price."""
+    if usage.unpriced:
+        known = f", ${usage.usd:.4f} and" if usage.usd else ","
+        return f"{known} {usage.unpriced} calls of unknown price"
+    return f", ${usage.usd:.4f}" if usage.usd else ""
 
 
 def _print_diff(console: Console, before: str, after: str) -> None:
@@ -307,14 +345,8 @@ def outcome(store: Store) -> dict[str, Any]:
         "steps": max((d["step"] for d in decisions), default=0),
         "accepted": len(accepted),
         "rejected": sum(not d["accepted"] for d in decisions),
-        "spent": {
-            "calls": spent.calls,
-            "cached_calls": 0,
-            "prompt_tokens": spent.prompt_tokens,
-            "completion_tokens": spent.completion_tokens,
-            "usd": None,
-            "seconds": round(float(store.get_meta("elapsed") or 0.0), 1),
-        },
+        "spent": spent_json(spent, float(store.get_meta("elapsed") or 0.0)),
+        "faults": {},
     }  # fmt: skip
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lg_textgrad.acceptance import Acceptance, Better
-from lg_textgrad.critics import AutoCritic, Critic, LLMCritic, ProvenCredit, TraceCritic
+from lg_textgrad.critics import (
+    AutoCritic,
+    Critic,
+    LLMCritic,
+    ProvenCredit,
+    SelfRewardingCritic,
+    TraceCritic,
+)
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
 from lg_textgrad.locating import load_object
-from lg_textgrad.models.base import ChatModel
+from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.objective import Objective
 from lg_textgrad.optim import (
     GEPA,
@@ -23,6 +31,7 @@ from lg_textgrad.optim import (
     Portfolio,
     Promptbreeder,
     Search,
+    Strategies,
     TextualGradientDescent,
 )
 
@@ -30,6 +39,7 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "tgd": TextualGradientDescent,
     "fewshot": FewShot,
     "output_rules": OutputRules,
+    "strategies": Strategies,
     "portfolio": Portfolio,
     "mipro": MIPRO,
     "gepa": GEPA,
@@ -37,11 +47,23 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
 }
 """What `optimizer = "..."` may name, besides `MODULE:CLASS`."""
 
+_OURS = ("model", "parameters", "seed")
+"""What an optimizer takes that is no option of a configuration."""
+
+# Type of an option's default -> what is expected, in words, and what fits.
+_KINDS: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda v: isinstance(v, bool)),
+    int: ("a whole number", lambda v: type(v) is int),
+    float: ("a number", lambda v: type(v) in (int, float)),
+    str: ("a text", lambda v: isinstance(v, str)),
+    tuple: ("a list", lambda v: isinstance(v, Sequence) and not isinstance(v, str)),
+}
 CRITICS: Mapping[str, type[Any]] = {
     "node": LLMCritic,
     "trace": TraceCritic,
     "auto": AutoCritic,
     "proven": ProvenCredit,
+    "self_rewarding": SelfRewardingCritic,
 }
 """What `critic = "..."` may name."""
 
@@ -52,24 +74,12 @@ def make_optimizer(
     """Return the optimizer that a configuration names, with its options.
 
     `name` is one of `OPTIMIZERS`, or `MODULE:CLASS` for one of the user's own. Raises
-    `ConfigurationError` for an unknown name or an option that the optimizer doesn't have.
+    `ConfigurationError` for an unknown name, an option that the optimizer doesn't have or whose
+    value doesn't fit, and `MissingExtraError` for a package that it needs.
     """
-    made: Any = OPTIMIZERS.get(name)
-    if made is None:
-        if ":" not in name:
-            known = ", ".join(f"'{n}'" for n in OPTIMIZERS)
-            raise ConfigurationError(
-                f"There is no optimizer '{name}'; there are {known}, or name one of your own as "
-                "MODULE:CLASS."
-            )
-        made, _ = load_object(name, "optimizer")
+    made = _named(name)
     takes = inspect.signature(made).parameters
-    unknown = [option for option in options if option not in takes]
-    if unknown:
-        has = sorted(n for n in takes if n not in ("model", "parameters", "seed"))
-        raise ConfigurationError(
-            f"The optimizer '{name}' has no option '{unknown[0]}'; it has {', '.join(has)}."
-        )
+    _check_options(name, takes, options)
     given: dict[str, Any] = {"model": model, "seed": seed}
     if "members" in options:
         options = {**options, "members": _members(name, options["members"], model, seed)}
@@ -101,6 +111,76 @@ def _members(name: str, members: Any, model: ChatModel, seed: int) -> list[Optim
     return made
 
 
+def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
+    """Raise what `make_optimizer` would, before a model is started or anything is paid for.
+
+    One of the user's own is not made, since only they know what that does.
+    """
+    if name in OPTIMIZERS:
+        make_optimizer(name, _NoModel(), 0, options)
+    else:
+        _check_options(name, inspect.signature(_named(name)).parameters, options)
+
+
+def read_options(given: Iterable[str]) -> dict[str, Any]:
+    """Return the options in `NAME=VALUE`s. A value is TOML, or else a text as it stands.
+
+    Raises `ConfigurationError` where there is no name or no value.
+    """
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise ConfigurationError(
+                f"An option is written NAME=VALUE, as in --optimizer-option beam=3, not {text!r}."
+            )
+        try:
+            options[name.strip()] = tomllib.loads(f"value = {value.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name.strip()] = value.strip()
+    return options
+
+
+class _NoModel:
+    """Stands for a model where nothing is asked."""
+
+    identity: Mapping[str, Any] = {}
+
+    async def acall(self, request: ModelRequest) -> ModelReply:
+        raise ConfigurationError(f"Nothing answers here: {request}.")
+
+
+def _named(name: str) -> Any:
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if ":" not in name:
+        known = ", ".join(f"'{n}'" for n in OPTIMIZERS)
+        raise ConfigurationError(
+            f"There is no optimizer '{name}'; there are {known}, or name one of your own as "
+            "MODULE:CLASS."
+        )
+    made, _ = load_object(name, "optimizer")
+    return made
+
+
+def _check_options(
+    name: str, takes: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
+) -> None:
+    for option, value in options.items():
+        if option not in takes or option in _OURS:
+            has = ", ".join(sorted(n for n in takes if n not in _OURS))
+            told = f"it has {has}" if has else "it has none"
+            raise ConfigurationError(f"The optimizer '{name}' has no option '{option}'; {told}.")
+        default = takes[option].default
+        kind, fits = _KINDS.get(type(default), ("", lambda _: True))
+        if not fits(value):
+            example = list(default) if isinstance(default, tuple) else default
+            raise ConfigurationError(
+                f"The option '{option}' of the optimizer '{name}' must be {kind} like {example!r}, "
+                f"not {value!r}."
+            )
+
+
 def make_acceptance(min_gain: float) -> Acceptance:
     """Return the acceptance policy that a configuration asks for."""
     return Better(min_gain)
@@ -111,15 +191,22 @@ def make_critic(
 ) -> Critic:
     """Return the critic that a configuration names, with its options.
 
-    `proven` proves what another one says: `node`, or the one that its option `around` names. Raises
-    `ConfigurationError` for an unknown name or an option that the critic doesn't have.
+    `proven` proves what another one says: `node`, or the one that its option `around` names;
+    `self_rewarding` lets `node` rewrite its own instruction. Raises `ConfigurationError` for an
+    unknown name or an option that the critic doesn't have.
     """
     options = dict(config.critic_options)
+    if config.critic == "self_rewarding":
+        _check_critic_options(config.critic, options, ("critic", "locked", "seed"))
+        learning = LLMCritic(model, brief=config.brief_critic)
+        return SelfRewardingCritic(learning, seed=config.seed, **options)
     if config.critic != "proven":
         return _plain_critic(config.critic, config, model, options)
     around = options.pop("around", "node")
     if around == "proven":
         raise ConfigurationError("The critic 'proven' cannot be `around` itself.")
+    if around == "self_rewarding":
+        raise ConfigurationError("The critic 'proven' cannot be `around` one that learns.")
     _check_critic_options("proven", options, ("critic", "graph", "objective", "model"))
     inner = _plain_critic(around, config, model, {})
     return ProvenCredit(inner, graph, objective, model=model, **options)

@@ -1,14 +1,16 @@
-"""One cap over calls, tokens and seconds, for rollouts, judges, critics and rewriters together."""
+"""One cap over calls, tokens, dollars and seconds, for rollouts, judges, critics and rewriters."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lg_textgrad.errors import BudgetExceededError, ConfigurationError
+from lg_textgrad.prices import Prices
 from lg_textgrad.run import Usage
+from lg_textgrad.traffic import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +22,13 @@ class Budget:
     """Prompt and completion tokens together."""
     seconds: float | None = None
     """Wall-clock time of the whole run, interruptions not counted."""
+    usd: float | None = None
+    """Dollars, by `prices` and genai-prices' list. A model whose price is unknown is refused."""
+    prices: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Model -> dollars per million tokens: (in, out), or (in, out, cached in)."""
 
     def __post_init__(self) -> None:
-        for name in ("calls", "tokens", "seconds"):
+        for name in ("calls", "tokens", "seconds", "usd"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(
@@ -33,9 +39,9 @@ class Budget:
 class Account:
     """What was spent under a budget. Safe to use from several threads.
 
-    Each call is reserved before it starts, so calls never exceed the cap. A call's tokens are
-    reserved as the mean of the calls so far and settled when it is answered, so tokens exceed the
-    cap by no more than the calls in flight.
+    Each call is reserved before it starts, so calls never exceed the cap. A call's tokens and
+    dollars are reserved as the mean of the calls so far and settled when it is answered, so they
+    exceed the cap by no more than the calls in flight.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Account:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = budget
+        self.prices = Prices(budget.prices)
         self._lock = threading.Lock()
         self._spent = spent or Usage()
         self._by_kind: dict[str, Usage] = {}
@@ -72,9 +79,13 @@ class Account:
         """Seconds since the run began."""
         return self._clock() - self._started
 
-    def reserve(self) -> None:
-        """Set one call aside. Raises `BudgetExceededError` when it would go over a cap."""
+    def reserve(self, route: Route | None = None) -> None:
+        """Set one call aside. Raises `BudgetExceededError` when it would go over a cap.
+
+        And `ConfigurationError` under a cap in dollars for a route without a known price.
+        """
         budget = self.budget
+        self.check_price(route)
         with self._lock:
             if budget.calls is not None and self._spent.calls + self._reserved >= budget.calls:
                 raise self._over("calls", budget.calls)
@@ -82,9 +93,19 @@ class Account:
             coming = mean * (self._reserved + 1)
             if budget.tokens is not None and self._spent.tokens + coming > budget.tokens:
                 raise self._over("tokens", budget.tokens)
+            mean_usd = self._spent.usd / self._spent.calls if self._spent.calls else 0.0
+            coming_usd = mean_usd * (self._reserved + 1)
+            # Sums of prices are not exact; a millionth of a dollar is nobody's budget.
+            if budget.usd is not None and self._spent.usd + coming_usd > budget.usd + 1e-6:
+                raise self._over("usd", budget.usd)
             if budget.seconds is not None and self.elapsed >= budget.seconds:
                 raise self._over("seconds", budget.seconds)
             self._reserved += 1
+
+    def check_price(self, route: Route | None) -> None:
+        """Raise `ConfigurationError` under a cap in dollars for a route without a known price."""
+        if self.budget.usd is not None and not self.prices.known(route):
+            raise _unpriced(route)
 
     def release(self) -> None:
         """Give a reservation back: the call was not answered, so nothing was paid."""
@@ -108,7 +129,20 @@ class Account:
 
     @staticmethod
     def _over(limit: str, cap: float) -> BudgetExceededError:
+        what = f"${cap:g}" if limit == "usd" else f"{cap:g} {limit}"
         return BudgetExceededError(
-            f"The budget of {cap:g} {limit} is used up; raise budget_{limit} to go on.",
-            limit=limit,
+            f"The budget of {what} is used up; raise budget_{limit} to go on.", limit=limit
         )
+
+
+def _unpriced(route: Route | None) -> ConfigurationError:
+    if route is None:
+        return ConfigurationError(
+            "A graph on a server tells which models it asked only afterwards, so a budget in "
+            "dollars cannot be kept; cap its calls or tokens instead."
+        )
+    return ConfigurationError(
+        f"The price of {route} is not known, so a budget in dollars cannot be kept. Give it with "
+        f'prices = {{"{route.model}" = [in, out]}}, in dollars per million tokens, or cap calls '
+        "or tokens instead."
+    )

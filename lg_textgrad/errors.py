@@ -6,16 +6,20 @@ LGTextGradError
 │   ├── ParameterError            a parameter that nothing reads, a name used twice, a broken edit
 │   ├── DataError                 a data file or an example that cannot be read
 │   ├── MissingExtraError         an optional part is not installed
+│   ├── RedactionError            the hook that masks values failed, so nothing goes past it
 │   └── RunMismatchError          a run directory that belongs to another configuration
 ├── ModelError                    a language model could not be asked, or did not answer usably
 │   ├── ModelAuthenticationError  the key was refused
 │   ├── UnknownModelError         the server does not have that model
 │   ├── ModelUnreachableError     nobody answers at that address
+│   ├── ModelQuotaError           the account has nothing left to pay the call with
 │   ├── ContextOverflowError      the request is longer than the model's context
 │   ├── ModelBusyError            rate limits or server errors outlasted every retry
+│   │   └── ModelDownError        and so did everybody else's: going on is pointless
 │   └── ModelReplyError           the reply is empty, cut off, or not what the schema asks for
+├── ToolReplayError               a tool may only be replayed, and there is no recording
 ├── EvaluatorError                an evaluator raised, or returned something that is no score
-├── CriticError                   the critic's replies failed their schema
+├── CriticError                   the critic said nothing usable about one execution
 ├── BudgetExceededError           the next call would go over the budget
 │   └── BudgetTooSmallError       the budget does not even cover the baseline
 ├── LangSmithError                LangSmith refused what it was asked
@@ -67,12 +71,32 @@ class MissingExtraError(ConfigurationError):
     """An optional part is not installed; the message has the command that installs it."""
 
 
+class RedactionError(ConfigurationError):
+    """The hook that masks values raised, or returned something that cannot stand for them."""
+
+
 class RunMismatchError(ConfigurationError):
     """The run directory was made with another configuration, graph or data."""
 
 
 class ModelError(LGTextGradError):
-    """A language model could not be asked, or did not answer usably."""
+    """A language model could not be asked, or did not answer usably.
+
+    `fault` says what went wrong on the way, when asking again may help: one of `faults.KINDS`.
+    `wait` is how many seconds the server asks to wait before that, when it said.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        fault: str | None = None,
+        wait: float | None = None,
+        **where: str | None,
+    ) -> None:
+        super().__init__(message, **where)
+        self.fault = fault
+        self.wait = wait
 
 
 class ModelAuthenticationError(ModelError):
@@ -87,6 +111,10 @@ class ModelUnreachableError(ModelError):
     """Nobody answers at the address."""
 
 
+class ModelQuotaError(ModelError):
+    """The account has no credit left, or reached a limit that waiting does not lift."""
+
+
 class ContextOverflowError(ModelError):
     """The request does not fit into the model's context."""
 
@@ -95,18 +123,36 @@ class ModelBusyError(ModelError):
     """Rate limits, server errors or timeouts outlasted every retry."""
 
 
+class ModelDownError(ModelBusyError):
+    """All of the last calls to a model failed, whoever made them."""
+
+
 class ModelReplyError(ModelError):
     """The reply is empty, cut off, or not what the schema asks for.
 
-    `reply` holds its text, `usage` what it cost: a bad reply is paid for like a good one.
+    `reply` holds its text, `usage` what it cost: a bad reply is paid for like a good one. `kind`
+    is `empty`, `refused`, `truncated`, `garbled` (no JSON at all) or `violation` (other JSON);
+    `promised` says that the server had taken on to hold the model to the schema.
     """
 
     def __init__(
-        self, message: str, *, reply: str = "", usage: Usage | None = None, **where: str | None
+        self,
+        message: str,
+        *,
+        reply: str = "",
+        usage: Usage | None = None,
+        kind: str = "violation",
+        promised: bool = False,
     ) -> None:
-        super().__init__(message, **where)
+        super().__init__(message)
         self.reply = reply
         self.usage = usage or Usage(calls=1)
+        self.kind = kind
+        self.promised = promised
+
+
+class ToolReplayError(LGTextGradError):
+    """A tool may only be answered from a recording, and there is none for its arguments."""
 
 
 class EvaluatorError(LGTextGradError):
@@ -114,7 +160,7 @@ class EvaluatorError(LGTextGradError):
 
 
 class CriticError(LGTextGradError):
-    """The critic's replies failed their schema."""
+    """The critic could not be asked about one execution, or its replies failed their schema."""
 
 
 class BudgetExceededError(LGTextGradError):
@@ -155,6 +201,8 @@ SYSTEMIC: tuple[type[LGTextGradError], ...] = (
     ModelAuthenticationError,
     UnknownModelError,
     ModelUnreachableError,
+    ModelQuotaError,
+    ModelDownError,
     BudgetExceededError,
     StoreError,
 )

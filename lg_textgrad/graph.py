@@ -18,6 +18,7 @@ from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.base import Binding, Declared, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
+from lg_textgrad.bindings.tool_modes import ToolDesk, Tools
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import ConfigurationError, GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_at_hand, ledger_in_scope
@@ -53,6 +54,7 @@ class TrainableGraph:
         bindings: Iterable[Binding] = (),
         context: Any = None,
         context_prompts: Iterable[str | Parameter] | None = None,
+        tools: Tools | None = None,
     ) -> None:
         if isinstance(graph, Pregel):
             self.source: Source = LiveSource(graph)
@@ -67,6 +69,9 @@ class TrainableGraph:
                 else "give what StateGraph(...).compile() returns"
             )
             raise GraphError(f"A {type(graph).__name__} is not a compiled LangGraph graph; {hint}.")
+        self.tools = tools or Tools()
+        """What tools do in runs; may be replaced before the first one."""
+        self._masked: dict[str, Example] = {}
         self._context = ContextBinding(schema_of(self.source), context, context_prompts)
         declared = Declared(_named(parameters))
         self.bindings = _distinct((declared, self._context, *bindings))
@@ -98,7 +103,9 @@ class TrainableGraph:
     @property
     def fingerprint(self) -> str:
         """A hash of everything about the graph that decides what a run does."""
-        return self.source.fingerprint
+        tools = self.tools.identity
+        own = self.source.fingerprint
+        return own if tools is None else digest("graph", own, tools)[:32]
 
     @property
     def parts(self) -> dict[str, str]:
@@ -206,13 +213,14 @@ class TrainableGraph:
                 "A run is replayed from the ledger that it was recorded in, and there is none in "
                 "scope; record and replay inside `with tg.use_ledger(tg.Ledger()):`."
             )
-        correction = Correction(run, execution, reply)
+        correction = Correction(run, execution, reply, ledger.redaction.value)
         read = {name: text for e in run.executions for name, text in e.prompts.items()}
         candidate = {**candidate_of(run.parameters or self.parameters), **read}
         scope = BoundaryScope(ledger, "proof", run.sample, correction=correction)
         said = [reply.content, [dict(call) for call in reply.tool_calls]]
         run_id = digest("replay", run.id, execution.id, said)[:32]
-        replayed = await self._record(run.example, candidate, run_id, scope)
+        example = self._masked.get(run.id, run.example)
+        replayed = await self._record(example, candidate, run_id, scope)
         return replayed if correction.said else None
 
     def replay(self, run: Run, execution: Execution, reply: AIMessage) -> Run | None:
@@ -225,16 +233,18 @@ class TrainableGraph:
         run_id = self.run_id(example, candidate, sample)
         store = ledger.store if kept else None
         if store is not None and (known := await store.aget_run(run_id, example)) is not None:
-            return replace(known, parameters=self.parameters)
+            ledger.account.note(known.usage.saved, "rollout")
+            return self._shown(replace(known, parameters=self.parameters), example, ledger)
         scope = BoundaryScope(ledger, sample=sample)
         run = await self._record(example, candidate, run_id, scope)
-        if store is not None:
+        if store is not None and not run.provisional:
             await store.aput_run(run)
         return run
 
     async def _record(
         self, example: Example, candidate: Candidate, run_id: str, scope: BoundaryScope
     ) -> Run:
+        scope.tools = ToolDesk(scope.ledger, self.tools, digest(example.id, example.inputs))
         started = time.monotonic()
         context = self._context
         bindings = [context.at(example) if b is context else b for b in self.bindings]
@@ -242,7 +252,7 @@ class TrainableGraph:
         if scope.failure is not None:
             raise scope.failure
         failed = (e.id for e in reversed(recorded.executions) if e.error)
-        return Run(
+        run = Run(
             id=run_id,
             example=example,
             candidate=candidate_hash(candidate),
@@ -256,7 +266,17 @@ class TrainableGraph:
             warnings=recorded.warnings,
             accumulating=recorded.accumulating,
             parameters=self.parameters,
+            provisional=scope.lost,
         )
+        return self._shown(scope.ledger.redaction.run(run), example, scope.ledger)
+
+    def _shown(self, run: Run, example: Example, ledger: Ledger) -> Run:
+        """Return the run with its example as it may be known; a replay needs it as it is."""
+        shown = ledger.redaction.example(example)
+        if shown is example:
+            return run
+        self._masked[run.id] = example
+        return replace(run, example=shown)
 
 
 def _named(parameters: Iterable[Parameter]) -> dict[str, Parameter]:

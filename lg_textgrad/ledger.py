@@ -4,91 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
-from lg_textgrad._hashing import digest
+from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Usage
-from lg_textgrad.store import Store
+from lg_textgrad.store import TOOL, Store
+from lg_textgrad.traffic import Course, Limiter, Patience, Route, Traffic, in_loop
 
 Paid = tuple[Any, Usage]
 """A reply as JSON data, and what it cost."""
 
 
-class Limiter:
-    """At most `limit` holders at once, shared by coroutines of any loop and by plain threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = limit
-        self._guard = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-
-    def _take(self) -> Future[None] | None:
-        with self._guard:
-            if self._free > 0:
-                self._free -= 1
-                return None
-            turn: Future[None] = Future()
-            self._waiting.append(turn)
-            return turn
-
-    def _give(self) -> None:
-        with self._guard:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._free += 1
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        turn = self._take()
-        if turn is not None:
-            if _in_loop() and turn.cancel():
-                # A blocking call in a coroutine: waiting would stop the loop in which the holders
-                # finish. Slow anywhere; here one over the limit instead of waiting for ever.
-                yield
-                return
-            turn.result()
-        try:
-            yield
-        finally:
-            self._give()
-
-    @asynccontextmanager
-    async def ahold(self) -> AsyncIterator[None]:
-        turn = self._take()
-        if turn is not None:
-            try:
-                await asyncio.wrap_future(turn)
-            except asyncio.CancelledError:
-                if not turn.cancelled() and turn.done():
-                    self._give()  # the turn came in the same moment as the cancellation
-                raise
-        try:
-            yield
-        finally:
-            self._give()
-
-
 class Ledger:
     """The store, the account and the limit on concurrent calls of one run.
 
-    A call is looked up under its key; when it is not there, a place under the limit is taken, the
-    budget is reserved, the call is made, and its reply is on disk before anyone sees it. Several
-    that ask the same at once share one call. What another run has paid for (`reuse`) is taken from
-    its store, and copied.
+    A call is looked up under its key; when it is not there, a place on its lane and one under the
+    limit are taken, the budget is reserved, the call is made, and its reply is on disk before
+    anyone sees it. What failed on the way is asked again, as `patience` says. Several that ask the
+    same at once share one call. What another run has paid for (`reuse`) is taken from its store,
+    and copied.
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
     will charge for it anyway. `aclose` waits for such calls.
+
+    Replies are masked before anyone has them, as `redaction` says; by default secrets are.
     """
 
     def __init__(
@@ -97,11 +45,15 @@ class Ledger:
         account: Account | None = None,
         max_concurrency: int = 8,
         reuse: Store | None = None,
+        patience: Patience | None = None,
+        redaction: Redaction | None = None,
     ) -> None:
         self.store = store or Store()
         self.reuse = reuse
         self.account = account or Account(Budget())
         self.limiter = Limiter(max_concurrency)
+        self.traffic = Traffic(max_concurrency, patience)
+        self.redaction = redaction or Redaction()
         self._guard = threading.Lock()
         self._in_flight: dict[str, Future[Paid]] = {}
         self._sent: dict[Future[None], asyncio.Task[Paid] | None] = {}
@@ -128,21 +80,22 @@ class Ledger:
         if cancelled:  # so that connections are closed before their loop is
             await asyncio.wait(cancelled, timeout=5)
 
-    @contextmanager
-    def _sending(self, task: asyncio.Task[Paid] | None = None) -> Iterator[None]:
-        """Reserve one call and count it as under way."""
+    def _begin(
+        self, route: Route | None, task: asyncio.Task[Paid] | None = None
+    ) -> Future[None]:
+        """Reserve one call and count it as under way, until `_end`."""
         if self._closed:
             raise StoreError("The run has ended, so no further model call is made in it.")
-        self.account.reserve()
+        self.account.reserve(route)
         done: Future[None] = Future()
         with self._guard:
             self._sent[done] = task
-        try:
-            yield
-        finally:
-            with self._guard:
-                del self._sent[done]
-            done.set_result(None)
+        return done
+
+    def _end(self, done: Future[None]) -> None:
+        with self._guard:
+            del self._sent[done]
+        done.set_result(None)
 
     def _enter(self, key: str) -> tuple[Future[Paid], bool]:
         """Return the future of the call under way, and whether it is the caller's to make."""
@@ -163,46 +116,59 @@ class Ledger:
         else:
             future.set_result(paid)
 
-    def _stored(self, key: str, kind: str, request: Any) -> Paid | None:
+    def _found(self, key: str, kind: str, request: Any) -> Paid | None:
         found = self.store.get_result(key)
         if found is None and self.reuse is not None:
             found = self.reuse.get_result(key)
             if found is not None:  # so that this run stays whole when the other one is gone
+                found = self.redaction.answer(found[0]), found[1]
                 self.store.put_result(key, kind, request, *found, origin=self.reuse.where)
-        return None if found is None else self._shared(found, kind)
+        return found
 
-    async def _astored(self, key: str, kind: str, request: Any) -> Paid | None:
+    async def _afound(self, key: str, kind: str, request: Any) -> Paid | None:
         found = await self.store.aget_result(key)
         if found is None and self.reuse is not None:
             found = await self.reuse.aget_result(key)
             if found is not None:
+                found = self.redaction.answer(found[0]), found[1]
                 await self.store.aput_result(key, kind, request, *found, origin=self.reuse.where)
+        return found
+
+    def _stored(self, key: str, kind: str, request: Any) -> Paid | None:
+        found = self._found(key, kind, request)
+        return None if found is None else self._shared(found, kind)
+
+    async def _astored(self, key: str, kind: str, request: Any) -> Paid | None:
+        found = await self._afound(key, kind, request)
         return None if found is None else self._shared(found, kind)
 
     def _shared(self, paid: Paid, kind: str) -> Paid:
-        cached = Usage(cached_calls=1)
+        cached = paid[1].saved
         self.account.note(cached, kind)
         return paid[0], cached
 
     async def apay(
-        self, key: str, kind: str, request: Any, call: Callable[[], Awaitable[Paid]]
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Awaitable[Paid]],
+        route: Route | None = None,
     ) -> Paid:
         """Return the reply under `key` and what it cost now: one call, or one cached call.
 
-        Raises what `call` raises, and `BudgetExceededError` when the budget has no room for it.
+        `route` says which model is asked; without it nothing is asked again or has a price.
+        Raises what `call` raises at last, `BudgetExceededError` when the budget has no room for it
+        and `ModelDownError` when every call fails.
         """
+        course = self.traffic.lane(route).course()
         while True:
             future, mine = self._enter(key)
             if not mine:
-                task = asyncio.current_task()
-                cancelled = task.cancelling() if task else 0
-                try:
-                    return self._shared(await asyncio.shield(asyncio.wrap_future(future)), kind)
-                except asyncio.CancelledError:
-                    # The owner's failure arrives as a cancellation too; only that one is caught.
-                    if future.cancelled() and (task is None or task.cancelling() == cancelled):
-                        continue
-                    raise
+                paid = await self._awaited(future)
+                if paid is None:
+                    continue
+                return self._shared(paid, kind)
             found: Paid | None = None
             try:
                 found = await self._astored(key, kind, request)
@@ -212,7 +178,19 @@ class Ledger:
             if found is not None:
                 self._leave(key, future, found)
                 return found
-            return await self._send(key, kind, request, call, future)
+            return await self._send(key, kind, request, call, future, course, route)
+
+    async def _awaited(self, future: Future[Paid]) -> Paid | None:
+        """Return what another's call comes to; None when it failed."""
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        try:
+            return await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            # The owner's failure arrives as a cancellation too; only that one is caught.
+            if future.cancelled() and (task is None or task.cancelling() == cancelled):
+                return None
+            raise
 
     async def _send(
         self,
@@ -221,23 +199,41 @@ class Ledger:
         request: Any,
         call: Callable[[], Awaitable[Paid]],
         future: Future[Paid],
+        course: Course,
+        route: Route | None,
     ) -> Paid:
         """Make the call in a task of its own, which a cancelled caller leaves to finish."""
-        sent = False
+        sent = deserted = False
+
+        async def attempt() -> Paid:
+            nonlocal sent
+            async with course.aturn(), self.limiter.ahold():
+                under_way = self._begin(route, asyncio.current_task())
+                sent = True
+                try:
+                    made = await course.acall(call)
+                except BaseException:
+                    sent = False
+                    self.account.release()
+                    self._end(under_way)
+                    raise
+            # Its place is free for the next call while the disk takes its time.
+            usage = self.account.prices.of(made[1], route)
+            self.account.settle(usage, kind)
+            try:
+                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                await self.store.aput_result(key, kind, asked, reply, usage, model=route)
+            finally:
+                self._end(under_way)
+            return reply, usage
 
         async def send() -> Paid:
-            nonlocal sent
-            async with self.limiter.ahold():
-                with self._sending(asyncio.current_task()):
-                    sent = True
-                    try:
-                        made = await call()
-                    except BaseException:
-                        self.account.release()
-                        raise
-                    self.account.settle(made[1], kind)
-                    await self.store.aput_result(key, kind, request, made[0], made[1])
-            return made
+            async for tried in course.aattempts():
+                with tried:
+                    return await attempt()
+                if deserted:  # nobody waits for another attempt
+                    raise asyncio.CancelledError
+            raise AssertionError("the last attempt returns or raises")
 
         def left(task: asyncio.Task[Paid]) -> None:
             failed = task.cancelled() or task.exception() is not None
@@ -248,16 +244,25 @@ class Ledger:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            deserted = True
             if not sent:
                 task.cancel()
             raise
 
-    def pay(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
+    def pay(
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Paid],
+        route: Route | None = None,
+    ) -> Paid:
         """Return what `apay` returns, for callers in a plain thread."""
+        course = self.traffic.lane(route).course()
         while True:
             future, mine = self._enter(key)
-            if not mine and _in_loop():
-                return self._made(key, kind, request, call)
+            if not mine and in_loop():
+                return self._made(key, kind, request, call, course, route)
             if not mine:
                 waited: Future[None] = Future()
                 future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
@@ -267,23 +272,112 @@ class Ledger:
                 return self._shared(future.result(), kind)
             paid: Paid | None = None
             try:
-                paid = self._made(key, kind, request, call)
+                paid = self._made(key, kind, request, call, course, route)
                 return paid
             finally:
                 self._leave(key, future, paid)
 
-    def _made(self, key: str, kind: str, request: Any, call: Callable[[], Paid]) -> Paid:
+    def _made(
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        call: Callable[[], Paid],
+        course: Course,
+        route: Route | None,
+    ) -> Paid:
         if (found := self._stored(key, kind, request)) is not None:
             return found
-        with self.limiter.hold(), self._sending():
+
+        def attempt() -> Paid:
+            with course.turn(), self.limiter.hold():
+                under_way = self._begin(route)
+                try:
+                    made = course.call(call)
+                except BaseException:
+                    self.account.release()
+                    self._end(under_way)
+                    raise
+            usage = self.account.prices.of(made[1], route)
+            self.account.settle(usage, kind)
             try:
-                made = call()
-            except BaseException:
-                self.account.release()
-                raise
-            self.account.settle(made[1], kind)
-            self.store.put_result(key, kind, request, made[0], made[1])
-        return made
+                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                self.store.put_result(key, kind, asked, reply, usage, model=route)
+            finally:
+                self._end(under_way)
+            return reply, usage
+
+        for tried in course.attempts():
+            with tried:
+                return attempt()
+        raise AssertionError("the last attempt returns or raises")
+
+    # What costs nothing, but must not be done twice: the graph's tools.
+
+    def recorded(self, key: str, request: Any) -> Any:
+        """Return what is recorded under `key`; None when nothing is."""
+        found = self._found(key, TOOL, request)
+        return None if found is None else found[0]
+
+    async def arecorded(self, key: str, request: Any) -> Any:
+        """`recorded` for coroutines."""
+        found = await self._afound(key, TOOL, request)
+        return None if found is None else found[0]
+
+    def keep(
+        self, key: str, request: Any, make: Callable[[], Any], *, renew: bool = False
+    ) -> Any:
+        """Return what is recorded under `key`, else what `make` returns, which then is.
+
+        Several that ask the same at once share one call. With `renew` it is called in any case, and
+        what was recorded first stays.
+        """
+        while not renew:
+            future, mine = self._enter(key)
+            if mine:
+                break
+            if in_loop():
+                return make()
+            waited: Future[None] = Future()
+            future.add_done_callback(lambda _: waited.set_result(None))  # noqa: B023
+            waited.result()
+            if not future.cancelled():
+                return future.result()[0]
+        made: Paid | None = None
+        try:
+            known = self.recorded(key, request)
+            found = make() if known is None or renew else known
+            made = self.redaction.answer(found), Usage()
+            if known is None:
+                self.store.put_result(key, TOOL, self.redaction.answer(request), *made)
+            return made[0]
+        finally:
+            if not renew:
+                self._leave(key, future, made)
+
+    async def akeep(
+        self, key: str, request: Any, make: Callable[[], Awaitable[Any]], *, renew: bool = False
+    ) -> Any:
+        """`keep` for coroutines."""
+        while not renew:
+            future, mine = self._enter(key)
+            if mine:
+                break
+            found = await self._awaited(future)
+            if found is not None:
+                return found[0]
+        made: Paid | None = None
+        try:
+            known = await self.arecorded(key, request)
+            found = await make() if known is None or renew else known
+            made = self.redaction.answer(found), Usage()
+            if known is None:
+                asked = self.redaction.answer(request)
+                await self.store.aput_result(key, TOOL, asked, *made)
+            return made[0]
+        finally:
+            if not renew:
+                self._leave(key, future, made)
 
 
 def account_of(store: Store, budget: Budget) -> Account:
@@ -297,14 +391,6 @@ def account_of(store: Store, budget: Budget) -> Account:
     for kind, usage in paid.items():
         account.seed(kind, usage)
     return account
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("lg_textgrad_ledger", default=None)
@@ -348,32 +434,58 @@ async def aask(
     """Ask `model`, through the ledger in scope where there is one. One call, or none when stored.
 
     `attempt` is part of the key: asking again after a bad reply must not get that reply again.
+    Where the server had promised JSON and sent none, that may be a fault of the server: the same
+    is asked once more, and both are paid for.
     """
     ledger = _ledger.get()
+    redaction = Redaction() if ledger is None else ledger.redaction
+    messages = redaction.without_secrets([dict(m) for m in request.messages])
+    request = replace(request, messages=messages)
     if ledger is None:
         return await model.acall(request)
-    asked = {
-        "model": dict(model.identity),
-        "messages": [dict(m) for m in request.messages],
-        "schema": request.schema,
-        "max_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "seed": request.seed,
-        "attempt": attempt,
-    }
+    asked = to_plain(
+        {
+            "model": dict(model.identity),
+            "messages": messages,
+            "schema": request.schema,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "attempt": attempt,
+        }
+    )
 
     async def call() -> Paid:
         try:
             reply = await model.acall(request)
         except ModelReplyError as error:
             # It was paid for, so it is kept: a resumed run must not buy the same bad reply again.
-            return {"refused": str(error), "reply": error.reply}, error.usage
+            ledger.traffic.count(error.kind)
+            refused = {
+                "refused": str(error),
+                "reply": error.reply,
+                "kind": error.kind,
+                "promised": error.promised,
+            }
+            return refused, error.usage
         return (
             {"text": reply.text, "data": reply.data, "finish_reason": reply.finish_reason},
             reply.usage,
         )
 
-    stored, usage = await ledger.apay(digest("ask", asked), kind, asked, call)
+    route = getattr(model, "route", None) or Route(canonical(asked["model"]))
+    stored, usage = await ledger.apay(digest_of_plain("ask", asked), kind, asked, call, route)
+    if attempt == 0 and stored.get("promised") and stored["kind"] in ("garbled", "empty"):
+        once_more = {**asked, "again": 1}
+        key = digest_of_plain("ask", once_more)
+        stored, more = await ledger.apay(key, kind, once_more, call, route)
+        usage += more
     if "refused" in stored:
-        raise ModelReplyError(stored["refused"], reply=stored["reply"], usage=usage)
+        raise ModelReplyError(
+            stored["refused"],
+            reply=stored["reply"],
+            usage=usage,
+            kind=stored.get("kind", "violation"),
+            promised=stored.get("promised", False),
+        )
     return ModelReply(stored["text"], stored["data"], usage, stored["finish_reason"])

@@ -6,18 +6,22 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from langgraph.pregel import Pregel
 
+from lg_textgrad.bindings.tool_modes import Tools
+from lg_textgrad.budget import Budget
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.reachable import reachable_parameters
+from lg_textgrad.redaction import Redact
 from lg_textgrad.store import is_url, without_password
+from lg_textgrad.traffic import Patience
 
 
 def load_graph(spec: str) -> TrainableGraph:
@@ -33,6 +37,17 @@ def load_graph(spec: str) -> TrainableGraph:
     if isinstance(found, Pregel):
         parameters |= {id(p): p for p in reachable_parameters(found)}
     return TrainableGraph(found, parameters.values())
+
+
+def load_redact(spec: str | None) -> Redact | None:
+    """Return the redaction hook that a configuration names; None where it names none."""
+    if spec is None:
+        return None
+    hook, _ = load_object(spec, "redaction hook")
+    if not callable(hook):
+        raise ConfigurationError(f"The redaction hook '{spec}' cannot be called.")
+    found: Redact = hook
+    return found
 
 
 def load_evaluators(specs: list[str]) -> list[Any]:
@@ -106,9 +121,15 @@ steps = 4
 batch_size = 6
 seed = 0
 max_concurrency = 8
+# call_timeout = 600.0     # seconds for one attempt of a model call
+# retries = 9              # further attempts after a server's faults
 # budget_calls = 500       # one cap over the graph, evaluators, critic and rewriter
 # budget_tokens = 1000000
 # budget_seconds = 3600
+# budget_usd = 5.0         # prices are genai-prices'; give others with
+# prices = {{"my-model" = [0.5, 1.5]}}       # dollars per million tokens in and out
+# tools = "replay-else-live"   # or live, record, replay; a table for some of them
+# redact = "my_app.privacy:mask"   # sees every text before it is stored or sent to the critic
 # min_gain = 0.0           # how much better a candidate must be on val
 
 # dataset = "support"      # a LangSmith dataset in place of the files above
@@ -153,7 +174,7 @@ class Config:
     brief_critic: bool = False
     """Ask the critic for the rule and the weight only: for small models."""
     critic: str = "node"
-    """`node`, `trace`, `auto` or `proven`: how blame is given."""
+    """`node`, `trace`, `auto`, `proven` or `self_rewarding`: how blame is given."""
     critic_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "tgd"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
@@ -163,7 +184,22 @@ class Config:
     budget_calls: int | None = None
     budget_tokens: int | None = None
     budget_seconds: float | None = None
+    budget_usd: float | None = None
+    prices: dict[str, Any] = field(default_factory=dict)
+    """Model -> dollars per million tokens: [in, out], or [in, out, cached in]."""
+    price: list[str] = field(default_factory=list)
+    """The same as `MODEL=IN,OUT`, over `prices`."""
+    tools: str | dict[str, Any] = ""
+    """A mode for all tools, or a table like `Tools`; empty leaves it to the graph."""
+    tool: list[str] = field(default_factory=list)
+    """`NAME=MODE` for one tool, over `tools`."""
+    redact: str | None = None
+    """`MODULE:FN`: sees every text before it is stored, shown or sent to the critic."""
     max_concurrency: int = 8
+    call_timeout: float = 600.0
+    """Seconds that one attempt of one model call may take, the graph's own calls included."""
+    retries: int = 9
+    """Further attempts of a call that failed on its way."""
     train_rows: int | None = None
     """Use only so many rows of the file, from the top; None takes all."""
     val_rows: int | None = None
@@ -227,6 +263,41 @@ class Config:
             value = getattr(self, f.name)
             if f.name.endswith("_rows") and value is not None and value < 1:
                 raise ConfigurationError(f"'{f.name}' must be at least 1, not {value}.")
+        if self.retries < 0:
+            raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent. Raises `ConfigurationError` for what is no price."""
+        prices = dict(self.prices)
+        for given in self.price:
+            model, _, rates = given.rpartition("=")
+            try:
+                prices[model] = [float(rate) for rate in rates.split(",")]
+            except ValueError:
+                model = ""
+            if not model:
+                raise ConfigurationError(
+                    f"'{given}' is no price; write MODEL=IN,OUT, in dollars per million tokens."
+                )
+        return Budget(
+            self.budget_calls, self.budget_tokens, self.budget_seconds, self.budget_usd, prices
+        )
+
+    def tools_of(self, own: Tools) -> Tools:
+        """Return what tools do; `own` is what the graph itself says, for what is not set here."""
+        chosen = Tools.of(self.tools) if self.tools else own
+        modes = dict(chosen.modes)
+        for given in self.tool:
+            name, _, mode = given.rpartition("=")
+            if not name:
+                raise ConfigurationError(f"'{given}' is no tool's mode; write NAME=MODE.")
+            modes[name] = mode
+        return replace(chosen, modes=modes)
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(attempts=self.retries + 1, timeout=self.call_timeout)
 
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -239,6 +310,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v),
     ),
     "dict[str, Any]": ("a table", lambda v: isinstance(v, dict)),
+    "str | dict[str, Any]": ("a string or a table", lambda v: isinstance(v, str | dict)),
     "dict[str, float]": (
         "a table of numbers",
         lambda v: isinstance(v, dict) and all(type(x) in (int, float) for x in v.values()),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lg_textgrad._hashing import digest
@@ -21,6 +22,7 @@ from lg_textgrad.evaluators import (
 )
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.recording.isolation import isolated
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Feedback, Run
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -46,6 +48,17 @@ class Scored:
             for f in self.feedback
             if f.score is None or f.score < 1
         )
+
+
+def masked(scored: Scored, redaction: Redaction) -> Scored:
+    """Return a scored run as everybody may know it."""
+    run = redaction.run(scored.run)
+    run = replace(run, example=redaction.example(run.example))
+    return Scored(run, scored.score, _said(scored.feedback, redaction))
+
+
+def _said(feedback: Sequence[Feedback], redaction: Redaction) -> tuple[Feedback, ...]:
+    return tuple(replace(f, comment=redaction.text(f.comment)) for f in feedback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +154,8 @@ class Objective:
     async def acall(self, runs: Iterable[Run]) -> Loss:
         """Score the runs, all at once. Cost: the model calls that the evaluators make.
 
-        A run that failed scores 0 without asking anyone, and its error is the comment. Raises
+        A run that failed scores 0 without asking anyone, and its error is the comment; so does one
+        whose judge could not be reached, though others could, for as long as that lasts. Raises
         `EvaluatorError` when an evaluator raises or returns something that is no score.
         """
         async with task_group() as group:
@@ -163,7 +177,8 @@ class Objective:
 
             result = await _paid(call, name, f"{len(runs)} runs", 0, None)
             found.extend(read_result(result, name, f"{len(runs)} runs", bounded=False))
-        return found
+        ledger = ledger_in_scope()
+        return found if ledger is None else list(_said(found, ledger.redaction))
 
     def summarize(self, scored: Sequence[Scored]) -> list[Feedback]:
         """`asummarize` for sync code."""
@@ -175,17 +190,20 @@ class Objective:
             known = await ledger.store.aget_feedback(run.id, self.fingerprint)
             if known is not None:
                 return Scored(run, self._reduce(known, run), known)
+        unheard: set[str] = set()
         if run.error is not None:
             feedback = [Feedback("error", 0.0, f"The run failed: {run.error}")]
         else:
             async with task_group() as group:
                 asked = [
-                    [group.create_task(_ask(e, run, n)) for n in range(self.repeats)]
+                    [group.create_task(_ask(e, run, unheard, n)) for n in range(self.repeats)]
                     for e in self.evaluators
                 ]
             feedback = [f for tasks in asked for f in _settled([t.result() for t in tasks])]
-        score = self._reduce(feedback, run)
         if ledger is not None:
+            feedback = list(_said(feedback, ledger.redaction))
+        score = self._reduce(feedback, run)
+        if ledger is not None and not unheard and not run.provisional:
             await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)
         return Scored(run, score, tuple(feedback))
 
@@ -231,8 +249,17 @@ def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:
     return found
 
 
-async def _ask(evaluator: Evaluator, run: Run, repeat: int = 0) -> list[Feedback]:
-    """Return one judgement. Each repeat is another sample, so a judge is really asked again."""
+class _NotAskedError(Exception):
+    """A judge's model call failed on its way for good."""
+
+
+async def _ask(
+    evaluator: Evaluator, run: Run, unheard: set[str], repeat: int = 0
+) -> list[Feedback]:
+    """Return one judgement. Each repeat is another sample, so a judge is really asked again.
+
+    One whose judge could not be reached, though others could, scores 0 and is named in `unheard`.
+    """
     outputs = ReadTrackingDict(run.outputs or {})
     name = name_of(evaluator)
 
@@ -240,7 +267,11 @@ async def _ask(evaluator: Evaluator, run: Run, repeat: int = 0) -> list[Feedback
         return await acall_evaluator(evaluator, run, outputs)
 
     where = f"example '{run.example.id}'"
-    result = await _paid(call, name, where, run.sample + _REPEAT * repeat, run.id)
+    try:
+        result = await _paid(call, name, where, run.sample + _REPEAT * repeat, run.id)
+    except _NotAskedError as error:
+        unheard.add(name)
+        return [Feedback(name, 0.0, str(error))]
     reads = frozenset(outputs.keys_read) or None
     return [
         Feedback(f.key, f.score, f.comment, reads)
@@ -257,17 +288,18 @@ async def _paid(
 ) -> Any:
     """Call an evaluator: untraced, and its model calls paid for by the ledger in scope."""
     ledger = ledger_in_scope()
+    scope = None if ledger is None else BoundaryScope(ledger, kind="judge", sample=sample)
     try:
-        with isolated():
-            if ledger is None:
-                return await call()
-            scope = BoundaryScope(ledger, kind="judge", sample=sample)
-            with pay_through(scope):
-                result = await call()
-            if scope.failure is not None:
-                raise scope.failure
-            return result
+        with isolated(), nullcontext() if scope is None else pay_through(scope):
+            result = await call()
+        if scope is not None and scope.failure is not None:
+            raise scope.failure
+        return result
     except Exception as error:
+        if scope is not None and scope.failure is not None:
+            raise scope.failure from None
+        if scope is not None and scope.lost and run_id is not None:
+            raise _NotAskedError(f"The judge of '{name}' could not be reached: {error}") from None
         if type(error).__module__.startswith("lg_textgrad"):
             raise
         raise EvaluatorError(

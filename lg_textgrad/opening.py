@@ -19,8 +19,10 @@ from lg_textgrad.errors import (
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, account_of, use_ledger
 from lg_textgrad.loading import Config
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Example
 from lg_textgrad.store import Store
+from lg_textgrad.traffic import Patience
 
 ROWS = 3
 """Inputs that discovery runs the graph on, unless the user says otherwise."""
@@ -44,6 +46,8 @@ async def awith_discovered(
     budget: Budget | None = None,
     max_concurrency: int = 8,
     reuse: Store | None = None,
+    patience: Patience | None = None,
+    redaction: Redaction | None = None,
 ) -> TrainableGraph:
     """Return `graph` with the prompts that its nodes send when it runs on `inputs`.
 
@@ -58,7 +62,7 @@ async def awith_discovered(
     if kept is not None:
         return kept
     account = account_of(store, budget or Budget())
-    ledger = Ledger(store, account, max_concurrency, reuse)
+    ledger = Ledger(store, account, max_concurrency, reuse, patience, redaction)
     try:
         with use_ledger(ledger):
             discovery = await find_in(graph, inputs, tools=tools)
@@ -113,6 +117,8 @@ def with_discovered(
     budget: Budget | None = None,
     max_concurrency: int = 8,
     reuse: Store | None = None,
+    patience: Patience | None = None,
+    redaction: Redaction | None = None,
 ) -> TrainableGraph:
     """`awith_discovered` for sync code."""
     return run_sync(
@@ -124,6 +130,8 @@ def with_discovered(
             budget=budget,
             max_concurrency=max_concurrency,
             reuse=reuse,
+            patience=patience,
+            redaction=redaction,
         )
     )
 
@@ -133,7 +141,9 @@ def open_graph(
     config: Config,
     rows: Callable[[], Sequence[Example]],
     store: Store,
+    *,
     reuse: Store | None = None,
+    redaction: Redaction | None = None,
 ) -> TrainableGraph:
     """Return `graph`, or it with its prompts found, as the configuration of a run says.
 
@@ -151,9 +161,11 @@ def open_graph(
         rows()[: config.discover_rows],
         store,
         tools=config.discover_tools,
-        budget=Budget(config.budget_calls, config.budget_tokens, config.budget_seconds),
+        budget=config.budget,
         max_concurrency=config.max_concurrency,
         reuse=reuse,
+        patience=config.patience,
+        redaction=redaction,
     )
 
 

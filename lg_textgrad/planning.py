@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lg_textgrad.budget import Account
 from lg_textgrad.differences import Details, changes
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.objective import Scored
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.store import Store
+from lg_textgrad.traffic import Route
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,36 @@ def estimate(
         "baseline_calls": baseline,
         "calls": baseline + schedule.steps * step + tests,
     }
+
+
+def check_secrets(redaction: Redaction, candidate: Candidate) -> None:
+    """Raise `ParameterError` for a prompt that has a secret of the environment in it.
+
+    Prompts are stored, exported and sent to the rewriter as they are.
+    """
+    for name, text in candidate.items():
+        variable = redaction.variable_in(text)
+        if variable is not None:
+            raise ParameterError(
+                f"The prompt '{name}' contains the value of the environment variable {variable}. "
+                "Prompts are stored, exported and sent to the rewriter as they are, so take it out "
+                "and let the node's code add it.",
+                parameter=name,
+            )
+
+
+def told_prices(account: Account, askers: Sequence[Any]) -> dict[str, str]:
+    """Return model -> its price in words, of those that are known before the first call.
+
+    `askers` ask their `model`. Raises `ConfigurationError` under a cap in dollars for a model whose
+    price is not known.
+    """
+    routes = [getattr(getattr(asker, "model", None), "route", None) for asker in askers]
+    told = {}
+    for route in dict.fromkeys(r for r in routes if isinstance(r, Route)):
+        account.check_price(route)
+        told[str(route)] = account.prices.said(route)
+    return told
 
 
 def check_reads(graph: TrainableGraph, scored: Sequence[Scored]) -> tuple[list[str], list[str]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langchain_core.messages import BaseMessage
 from langgraph.pregel import Pregel
 
 from lg_textgrad import templates
@@ -31,11 +29,9 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective, Scored
-from lg_textgrad.recording.live import LiveSource
-from lg_textgrad.recording.substituting import Substitution
-from lg_textgrad.run import Example, Execution, Run, Usage
+from lg_textgrad.run import Example, Usage
 from lg_textgrad.store import Store
-from lg_textgrad.trace import Trace
+from lg_textgrad.variables import Place
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +66,7 @@ class Refined:
     drafts: Sequence[Draft]
     """Every version that was scored, the graph's own first."""
     stopped_by: str
-    """`full_marks`, `patience`, `rounds`, or `budget_calls`, `budget_tokens`, `budget_seconds`."""
+    """`enough`, `patience`, `rounds`, or `budget_calls`, `budget_tokens`, `budget_seconds`."""
     spent: Usage
     """What was paid meanwhile, the graph and the evaluators included."""
     refused: Sequence[str] = field(default=())
@@ -99,10 +95,42 @@ def refine(
     graph: TrainableGraph | Pregel[Any, Any, Any, Any],
     inputs: Mapping[str, Any],
     objective: Objective,
-    **options: Any,
+    *,
+    model: ChatModel,
+    critic: ChatModel | None = None,
+    variable: str | None = None,
+    reference_outputs: Mapping[str, Any] | None = None,
+    rounds: int = 3,
+    patience: int = 2,
+    enough: float = 1.0,
+    votes: int = 1,
+    answer_of: Callable[[str], Hashable] | None = None,
+    constraints: Sequence[str] = (),
+    budget: Budget | None = None,
+    store: Store | str | Path | None = None,
+    seed: int = 0,
 ) -> Refined:
     """`arefine` for sync code."""
-    return run_sync(arefine(graph, inputs, objective, **options))
+    return run_sync(
+        arefine(
+            graph,
+            inputs,
+            objective,
+            model=model,
+            critic=critic,
+            variable=variable,
+            reference_outputs=reference_outputs,
+            rounds=rounds,
+            patience=patience,
+            enough=enough,
+            votes=votes,
+            answer_of=answer_of,
+            constraints=constraints,
+            budget=budget,
+            store=store,
+            seed=seed,
+        )
+    )
 
 
 async def arefine(
@@ -116,11 +144,12 @@ async def arefine(
     reference_outputs: Mapping[str, Any] | None = None,
     rounds: int = 3,
     patience: int = 2,
+    enough: float = 1.0,
     votes: int = 1,
     answer_of: Callable[[str], Hashable] | None = None,
     constraints: Sequence[str] = (),
     budget: Budget | None = None,
-    store: str | Path | None = None,
+    store: Store | str | Path | None = None,
     seed: int = 0,
 ) -> Refined:
     """Return the graph's answer to one input, improved by criticism and revision.
@@ -130,7 +159,7 @@ async def arefine(
     its node wrote and the graph runs again, with what did not change taken from the ledger; any
     other is put into the output. Each round, `critic` (by default `model`) says what has to change
     in the best version, in view of the evaluators' comments and of earlier versions, and `model`
-    revises it. It ends at full marks, after `patience` rounds without a better score, after
+    revises it. It ends at a score of `enough`, after `patience` rounds without a better one, after
     `rounds`, or when the budget is used up.
 
     With `votes`, the graph and the reviser are asked so many times, and what most of the samples
@@ -139,18 +168,14 @@ async def arefine(
 
     Cost: `votes` runs of the graph; a round, 1 call of the critic and `votes` of `model` (twice as
     many when replies can't be used), the evaluators' calls, and what runs again. Calls are paid
-    through the ledger in scope, or else through one for `budget` and `store`. Raises `GraphError`
-    when the graph fails, `ConfigurationError` when there is no such text, `BudgetTooSmallError`
-    when the budget ends before anything was scored. After Yuksekgonul et al. 2024 (TextGrad,
-    solution optimization), Shinn et al. 2023 (Reflexion), Wang et al. 2022 (self-consistency).
+    through the ledger in scope, or else through one for `budget` and `store`; what the store knows
+    costs nothing. Raises `GraphError` when the graph fails, `ConfigurationError` when there is no
+    such text, `BudgetTooSmallError` when the budget ends before anything was scored. After
+    Yuksekgonul et al. 2024 (TextGrad, solution optimization), Shinn et al. 2023 (Reflexion), Wang
+    et al. 2022 (self-consistency).
     """
-    if min(rounds, patience, votes) < 1:
-        raise ConfigurationError("refine needs rounds, patience and votes of at least 1.")
-    example = Example(
-        digest("refine", inputs)[:12],
-        dict(inputs),
-        None if reference_outputs is None else dict(reference_outputs),
-    )
+    example = _example(inputs, reference_outputs)
+    _check(rounds, patience, votes, enough, constraints)
     trainable = graph if isinstance(graph, TrainableGraph) else TrainableGraph(graph)
     temperature = 0.7 if votes > 1 else 0.0
     refinement = _Refinement(
@@ -162,6 +187,7 @@ async def arefine(
         votes,
         answer_of or _plainly,
         constraints,
+        enough,
     )
     async with _ledger(budget, store) as ledger:
         before = ledger.account.spent
@@ -172,19 +198,53 @@ async def arefine(
 
 
 @contextlib.asynccontextmanager
-async def _ledger(budget: Budget | None, store: str | Path | None) -> AsyncIterator[Ledger]:
+async def _ledger(
+    budget: Budget | None, store: Store | str | Path | None
+) -> AsyncIterator[Ledger]:
     """Yield the ledger in scope, or put one for this input there."""
     known = ledger_in_scope()
     if known is not None and budget is None and store is None:
         yield known
         return
-    with Store(store) as kept:
+    owned = not isinstance(store, Store)
+    kept = Store(store) if not isinstance(store, Store) else store
+    try:
         ledger = Ledger(kept, Account(budget or Budget()))
         try:
             with use_ledger(ledger):
                 yield ledger
         finally:
             await ledger.aclose()
+    finally:
+        if owned:
+            kept.close()
+
+
+def _example(inputs: Any, reference_outputs: Any) -> Example:
+    """Return the input as an example, with an id of its own."""
+    for name, value in (("inputs", inputs), ("reference_outputs", reference_outputs)):
+        if not isinstance(value, Mapping) and not (value is None and name != "inputs"):
+            raise ConfigurationError(
+                f"refine takes `{name}` as a mapping, like the graph itself, not a "
+                f"{type(value).__name__}."
+            )
+    references = None if reference_outputs is None else dict(reference_outputs)
+    return Example(digest("refine", inputs, references)[:12], dict(inputs), references)
+
+
+def _check(
+    rounds: int, patience: int, votes: int, enough: float, constraints: Sequence[str]
+) -> None:
+    if min(rounds, patience, votes) < 1:
+        raise ConfigurationError("refine needs rounds, patience and votes of at least 1.")
+    if not 0 < enough <= 1:
+        raise ConfigurationError(
+            f"refine stops at a score of `enough`, above 0 and at most 1, not {enough}."
+        )
+    if isinstance(constraints, str):
+        raise ConfigurationError(
+            f"Constraints are a list of sentences, not one text: write [{constraints!r}]."
+        )
 
 
 def _less(now: Usage, before: Usage) -> Usage:
@@ -204,6 +264,7 @@ class _Refinement:
     votes: int
     answer_of: Callable[[str], Hashable]
     constraints: Sequence[str]
+    enough: float
     variable: str = ""
     drafts: list[Draft] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -218,13 +279,13 @@ class _Refinement:
         try:
             place = await self._afirst(variable)
             for number in range(rounds):
-                if self.best.score >= 1:
-                    return "full_marks"
+                if self.best.score >= self.enough:
+                    return "enough"
+                if idle >= patience:
+                    return "patience"
                 before = self.best.score
                 await self._around(place, number)
                 idle = 0 if self.best.score > before else idle + 1
-                if idle >= patience and self.best.score < 1:
-                    return "patience"
         except BudgetExceededError as reached:
             if not self.drafts:
                 raise BudgetTooSmallError(
@@ -232,9 +293,11 @@ class _Refinement:
                     limit=reached.limit,
                 ) from None
             return f"budget_{reached.limit}"
-        return "full_marks" if self.best.score >= 1 else "rounds"
+        if self.best.score >= self.enough:
+            return "enough"
+        return "patience" if idle >= patience else "rounds"
 
-    async def _afirst(self, variable: str | None) -> _Place:
+    async def _afirst(self, variable: str | None) -> Place:
         """Take the graph's own answer, the one that most samples give, for the first draft."""
         async with task_group() as group:
             tasks = [
@@ -245,7 +308,7 @@ class _Refinement:
         good = [run for run in runs if run.error is None]
         if not good:
             raise GraphError(f"The graph failed on this input: {runs[0].error}", run_id=runs[0].id)
-        places = [_Place.of(run, variable) for run in good]
+        places = [Place.of(run, variable) for run in good]
         self.variable = places[0].variable
         texts = [p.text for p in places if p.variable == self.variable]
         text, votes = self._majority(texts)
@@ -254,12 +317,12 @@ class _Refinement:
         self.drafts.append(Draft(text, scored, votes=votes))
         return place
 
-    async def _around(self, place: _Place, number: int) -> None:
+    async def _around(self, place: Place, number: int) -> None:
         """Criticize the best draft, revise it, and score what most revisions say."""
         best = self.best
         given = cut(_shown(self.example.inputs), 6000)
         earlier = [d for d in self.drafts if d is not best][-_EARLIER:]
-        told = "\n\n".join(f"Scored {d.score:.2f}:\n{cut(d.text, 1500)}" for d in earlier)
+        told = "\n\n".join(_told(d) for d in earlier)
         case = templates.fill(
             "refine_critic_case",
             mark=templates.fence(given, best.text, best.scored.text, told),
@@ -331,6 +394,12 @@ class _Refinement:
         return largest[0], len(largest)
 
 
+def _told(draft: Draft) -> str:
+    """Return an earlier version for the critic: what became of which advice."""
+    after = f", after the advice '{cut(draft.advice, 500)}'" if draft.advice else ""
+    return f"Scored {draft.score:.2f}{after}:\n{cut(draft.text, 1500)}"
+
+
 def _messages(template: str, case: str) -> list[dict[str, str]]:
     return [
         {"role": "system", "content": templates.source(template)},
@@ -348,108 +417,3 @@ def _plainly(text: str) -> str:
 
 def _shown(inputs: Mapping[str, Any]) -> str:
     return json.dumps(to_plain(inputs), ensure_ascii=False, indent=1)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a run has the text."""
-
-    run: Run
-    variable: str
-    text: str
-    writer: Execution | None
-    """Who has to write another text, for later nodes to read it; None where nobody reads it."""
-
-    @classmethod
-    def of(cls, run: Run, variable: str | None) -> _Place:
-        """Raises `ConfigurationError` when the run has no such text."""
-        written = _written(run.executions)
-        outputs = run.outputs or {}
-        texts = {n: t for n, v in outputs.items() if (t := _text_of(v)) is not None}
-        name = variable or _last(written, texts)
-        if name is None:
-            raise ConfigurationError(
-                "The graph's output has no text to improve; name a state key that has one: "
-                f"variable=... The output has {', '.join(outputs) or 'nothing'}."
-            )
-        writer = written.get(name)
-        if writer is not None and _is_read(run, writer, name):
-            text = next(v for c, v in reversed(writer.writes) if c == name)
-            if isinstance(text, str):
-                return cls(run, name, text, writer)
-        if name in texts:
-            return cls(run, name, texts[name], None)
-        known = [*texts, *(n for n, e in written.items() if n not in texts and _wrote(e, n))]
-        raise ConfigurationError(
-            f"The run has no text under '{name}'; there are {', '.join(known) or 'none'}."
-        )
-
-    async def awith(self, graph: TrainableGraph, text: str) -> Run | None:
-        """Return the run with another text; None where its writer didn't come again."""
-        run_id = digest("refined", self.run.id, self.variable, text)[:32]
-        if self.writer is None:
-            outputs = dict(self.run.outputs or {})
-            outputs[self.variable] = _replaced(outputs[self.variable], text)
-            return replace(self.run, id=run_id, outputs=outputs)
-        if graph.graph is None:
-            raise ConfigurationError(
-                f"Other nodes read '{self.variable}', and this graph does not run in this process, "
-                "so they cannot be shown another text; name a text that only the output has."
-            )
-        node, number = self.writer.id.rsplit("#", 1)
-        substitution = Substitution(self.variable, int(number), text)
-        other = copy.copy(graph)
-        other.source = LiveSource(substitution.into(graph.graph, node))
-        example = replace(self.run.example, id=f"{self.run.example.id}/{run_id[:12]}")
-        [run] = await other.arecord([example], sample=self.run.sample)
-        return run if substitution.done or run.error is not None else None
-
-
-def _written(executions: Iterable[Execution]) -> dict[str, Execution]:
-    """Return state key -> the execution of the graph's own nodes that wrote it last."""
-    return {
-        channel: execution
-        for execution in executions
-        if execution.parent is None
-        for channel, _ in execution.writes
-    }
-
-
-def _wrote(execution: Execution, channel: str) -> bool:
-    return any(c == channel and isinstance(v, str) for c, v in execution.writes)
-
-
-def _last(written: Mapping[str, Execution], texts: Mapping[str, str]) -> str | None:
-    """Return the key of the output text that was written last."""
-    found = [name for name in texts if name in written]
-    return max(found, key=lambda name: written[name].order, default=None)
-
-
-def _is_read(run: Run, writer: Execution, channel: str) -> bool:
-    """Return whether another execution used what `writer` wrote there."""
-    trace = Trace.of(run)
-    return any(
-        channel in trace.producers(e.id).get(writer.id, ()) for e in run.executions
-    )
-
-
-def _text_of(value: Any) -> str | None:
-    """Return a value that is a text, or the text of the last of a list of messages."""
-    if isinstance(value, str):
-        return value
-    last = value[-1] if isinstance(value, list) and value else None
-    if isinstance(last, BaseMessage):
-        return last.content if isinstance(last.content, str) else None
-    if isinstance(last, Mapping) and {"role", "content"} <= last.keys():
-        return last["content"] if isinstance(last["content"], str) else None
-    return None
-
-
-def _replaced(value: Any, text: str) -> Any:
-    """Return a value of the output with another text, in the form that it had."""
-    if isinstance(value, str):
-        return text
-    last = value[-1]
-    if isinstance(last, BaseMessage):
-        return [*value[:-1], last.model_copy(update={"content": text})]
-    return [*value[:-1], {**last, "content": text}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lg_textgrad.run import Candidate, Usage
@@ -25,6 +25,31 @@ class Spent:
     by_kind: Mapping[str, Usage]
     seconds: float
     """Wall-clock time, in seconds."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """What went wrong on the way to models in this session, by kind; see `Traffic.faults`."""
+    unpriced: Sequence[str] = ()
+    """Names of models that this session asked and whose price is not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `spent` of `lg-textgrad optimize --json`."""
+        return spent_json(self.usage, self.seconds, self.unpriced)
+
+
+def spent_json(usage: Usage, seconds: float, unpriced: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what was spent, and what the store has saved, as JSON data."""
+    usd = usage.dollars
+    return {
+        "calls": usage.calls,
+        "cached_calls": usage.cached_calls,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "usd": None if usd is None else round(usd, 6),
+        "seconds": round(seconds, 1),
+        "saved_tokens": usage.saved_tokens,
+        "saved_usd": round(usage.saved_usd, 6),
+        "unpriced_calls": usage.unpriced,
+        "unpriced": list(unpriced),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +76,6 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `lg-textgrad optimize --json` ends with."""
-        usage = self.spent.usage
         document: dict[str, Any] = {
             "run_dir": self.run_dir,
             "stopped_by": self.stopped_by,
@@ -68,14 +92,8 @@ class Result:
             "steps": self.steps,
             "accepted": self.accepted,
             "rejected": self.rejected,
-            "spent": {
-                "calls": usage.calls,
-                "cached_calls": usage.cached_calls,
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "usd": None,
-                "seconds": round(self.spent.seconds, 1),
-            },
+            "spent": self.spent.to_json(),
+            "faults": dict(self.spent.faults),
         }
         if self.reference is not None:
             document["reference"] = {"val": self.reference.val, "test": self.reference.test}

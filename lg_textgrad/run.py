@@ -24,6 +24,16 @@ class Usage:
     """Tokens received from calls that were made."""
     seconds: float = 0.0
     """Time spent waiting for those calls, added up; concurrent calls overlap."""
+    cached_tokens: int = 0
+    """Of the prompt tokens those that the server had at hand, which cost less."""
+    usd: float = 0.0
+    """Dollars for those of the calls whose price is known."""
+    unpriced: int = 0
+    """How many of the calls have a price that nobody knows."""
+    saved_tokens: int = 0
+    """Tokens of calls that were answered from the store: what they cost when they were made."""
+    saved_usd: float = 0.0
+    """Dollars of those whose price was known."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -32,7 +42,26 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.seconds + other.seconds,
+            self.cached_tokens + other.cached_tokens,
+            self.usd + other.usd,
+            self.unpriced + other.unpriced,
+            self.saved_tokens + other.saved_tokens,
+            self.saved_usd + other.saved_usd,
         )
+
+    @property
+    def saved(self) -> Usage:
+        """What it costs to have the same again from the store: nothing, and this is saved."""
+        return Usage(
+            cached_calls=self.calls + self.cached_calls,
+            saved_tokens=self.tokens + self.saved_tokens,
+            saved_usd=self.usd + self.saved_usd,
+        )
+
+    @property
+    def dollars(self) -> float | None:
+        """What the calls cost; None where the price of one is not known."""
+        return None if self.unpriced else self.usd
 
     @property
     def tokens(self) -> int:
@@ -178,6 +207,9 @@ class Run:
     """Graph path ("" at the top) -> channels whose reducer keeps what every writer wrote."""
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The graph's parameters, for `loss.backward`; not stored."""
+    provisional: bool = False
+    """Whether a model call failed on its way for good, so that chance had a hand in how the run
+    went. Such a run is not stored, nor is what evaluators say of it: a resumed run tries again."""
 
     @property
     def inputs(self) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict
 from lg_textgrad.approval import Approver, Review, areviewed
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
-from lg_textgrad.budget import Account, Budget
+from lg_textgrad.budget import Budget
 from lg_textgrad.critics.base import Critic, tell
 from lg_textgrad.data import batches, unique
 from lg_textgrad.differences import Details, row_details
@@ -25,17 +25,27 @@ from lg_textgrad.errors import (
     ConfigurationError,
     ParameterError,
 )
+from lg_textgrad.evaluators import identity_of
 from lg_textgrad.graph import TrainableGraph, as_examples
-from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
+from lg_textgrad.ledger import Ledger, account_of, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
-from lg_textgrad.planning import Schedule, check_reads, estimate, match
+from lg_textgrad.planning import (
+    Schedule,
+    check_reads,
+    check_secrets,
+    estimate,
+    match,
+    told_prices,
+)
+from lg_textgrad.redaction import Redact, Redaction
 from lg_textgrad.result import Result, Scores, Spent
-from lg_textgrad.run import Candidate, Example, Usage
+from lg_textgrad.run import Candidate, Example
 from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Entry, Incumbent, Selection, merging
 from lg_textgrad.store import Store
+from lg_textgrad.traffic import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +82,8 @@ class Trainer:
     directory (None keeps everything in memory): a run that was stopped goes on there when `fit` is
     called again with the same configuration, and pays for nothing twice. Model results that another
     run has in `reuse` are not paid for again. `approve` is a person who has to agree before a
-    candidate is accepted. `on_event(kind, data)` is told what happens.
+    candidate is accepted. `redact` sees every text before it is stored, shown or sent to the
+    critic, see `Redaction`. `on_event(kind, data)` is told what happens.
     """
 
     def __init__(
@@ -90,8 +101,10 @@ class Trainer:
         store: Store | str | Path | None = None,
         max_concurrency: int = 8,
         reuse: Store | None = None,
+        patience: Patience | None = None,
         on_event: OnEvent | None = None,
         approve: Approver | None = None,
+        redact: Redact | None = None,
     ) -> None:
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
@@ -111,7 +124,9 @@ class Trainer:
         self.store = store
         self.max_concurrency = max_concurrency
         self.reuse = reuse
+        self.patience = patience
         self.approve = approve
+        self.redaction = Redaction(redact)
         self._on_event = on_event
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
@@ -165,21 +180,18 @@ class Trainer:
         start = self._start(store)
         if reference is not None:  # before anything is paid for, and over untrained prompts
             reference = self.graph.candidate({**start, **reference})
+        check_secrets(self.redaction, {**(reference or {}), **start})
         first = store.get_meta("configuration") is None
         match(store, self._made_of(splits, start), start, self._details(splits))
         store.put_meta("result", None)  # that of an earlier session, when it goes on
-        paid = store.paid()
-        account = Account(
-            self.budget,
-            spent=sum(paid.values(), Usage()),
-            elapsed=float(store.get_meta("elapsed") or 0.0),
+        account = account_of(store, self.budget)
+        prices = told_prices(account, (self.critic, self.optimizer))
+        ledger = Ledger(
+            store, account, self.max_concurrency, self.reuse, self.patience, self.redaction
         )
-        for kind, usage in paid.items():
-            account.seed(kind, usage)
-        ledger = Ledger(store, account, self.max_concurrency, self.reuse)
         self.optimizer.bind(self.graph.parameters)
         self.optimizer.reset()
-        self.optimizer.see_examples(splits["train"])
+        self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
         known = store.get_meta("calls_a_run")  # where discovery ran the graph
         expected = estimate(len(self.graph.parameters), self.schedule, splits, known)
@@ -189,6 +201,8 @@ class Trainer:
             estimate=expected,
             parameters=list(start),
             account=account,
+            prices=prices,
+            faults=ledger.traffic.faults,
         )
         progress = _Progress(start)
         bench = Workbench(
@@ -246,7 +260,13 @@ class Trainer:
             steps=progress.steps,
             accepted=progress.accepted,
             rejected=progress.rejected,
-            spent=Spent(account.spent, account.by_kind, account.elapsed),
+            spent=Spent(
+                account.spent,
+                account.by_kind,
+                account.elapsed,
+                dict(ledger.traffic.faults),
+                account.prices.unknown,
+            ),
         )
         store.put_meta("result", result.to_json())
         self._event("end", result=result)
@@ -271,6 +291,7 @@ class Trainer:
         self, splits: Mapping[str, list[Example]], start: Candidate
     ) -> Mapping[str, Any]:
         """Return part -> fingerprint of everything that decides what this run does."""
+        hook = self.redaction.hook
         return {
             "graph": self.graph.fingerprint,
             "prompts at the start": candidate_hash(start),
@@ -281,6 +302,7 @@ class Trainer:
             "selection": to_plain(self.selection.fingerprint),
             "screening": to_plain(self.screening.fingerprint),
             "schedule": to_plain(self.schedule),
+            "redaction": None if hook is None else digest(identity_of(hook))[:16],
             **{
                 f"{name} data": digest([(e.id, e.inputs, e.outputs) for e in examples])[:16]
                 for name, examples in splits.items()

@@ -180,6 +180,12 @@ def write_jsonl(path, examples):
     Path(path).write_text("".join(json.dumps(e) + "\n" for e in examples))
 
 
+def toml(value):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)
+
+
 def project(folder, *, module="desk_app", made="build()", **settings):
     """Write what a user has: a module with a graph, data, and the configuration."""
     (folder / f"{module}.py").write_text(
@@ -194,7 +200,7 @@ def project(folder, *, module="desk_app", made="build()", **settings):
         "test": "test.jsonl", "evaluator": [f"{module}:EVALUATORS"], "model": "test-model",
         "steps": 2, "batch_size": 3, **settings,
     }  # fmt: skip
-    text = "".join(f"{k} = {json.dumps(v)}\n" for k, v in given.items() if v is not None)
+    text = "".join(f"{k} = {toml(v)}\n" for k, v in given.items() if v is not None)
     (folder / "optimize.toml").write_text(text)
     return folder / "optimize.toml"
 
@@ -215,6 +221,9 @@ class Script:
     async def __call__(self, body):
         if self.latency:
             await asyncio.sleep(self.random.uniform(*self.latency))
+        if (said := written(body)) is not None:
+            self.answered += 1
+            return Reply(json.dumps(said))
         kind, name = who(body)
         content = "\n".join(m["content"] for m in body["messages"])
         if kind == "rollout":
@@ -234,6 +243,19 @@ class Script:
 
 def schema_of(body):
     return body["response_format"]["json_schema"]["schema"]
+
+
+WHOLE_TEXTS = {"instruction", "prompt", "summary", "request"}
+
+
+def written(body):
+    """Return the texts that a searching optimizer asks for; None when it asks for anything else."""
+    wanted = schema_of(body)["properties"].keys() if "response_format" in body else set()
+    if not wanted or wanted - WHOLE_TEXTS:
+        return None
+    about = re.findall(r"the (triage|writer|polish) step", body["messages"][1]["content"])
+    name = about[-1] if about else "triage"
+    return dict.fromkeys(wanted, f"You are the desk's {name}.\n{RULES[name][0]}\nReply briefly.")
 
 
 def who(body):

@@ -14,6 +14,11 @@ from lg_textgrad.critics import Blame, Critique
 from lg_textgrad.models import ModelReply
 from lg_textgrad.parameter import Gradient
 from lg_textgrad.run import Usage
+from lg_textgrad.traffic import Patience
+
+
+QUICK = Patience(attempts=4, timeouts=2, first_pause=0.001, longest_pause=0.01, longest_wait=5)
+"""For servers that fail in tests."""
 
 
 class Chat(BaseChatModel):

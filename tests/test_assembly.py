@@ -10,7 +10,7 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
 import lg_textgrad as tg
-from lg_textgrad.assembly import CRITICS, OPTIMIZERS, make_critic, make_optimizer
+from lg_textgrad.assembly import CRITICS, OPTIMIZERS, make_critic, make_optimizer, read_options
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.loading import Config
 from tests.parts import Scripted
@@ -34,7 +34,7 @@ def test_each_name_is_documented_with_its_class(name):
     assert f"| `{name}` | `{OPTIMIZERS[name].__name__}` |" in DOCS
 
 
-@pytest.mark.parametrize("name", ["mipro", "gepa", "promptbreeder"])
+@pytest.mark.parametrize("name", ["tgd", "mipro", "gepa", "promptbreeder"])
 def test_each_option_is_documented_with_its_default(name):
     section = DOCS.split(f"## {OPTIMIZERS[name].__name__}\n")[1].split("\n## ")[0]
     options = inspect.signature(OPTIMIZERS[name]).parameters
@@ -47,7 +47,9 @@ def test_each_option_is_documented_with_its_default(name):
     }
     assert told.keys() == options.keys() - {"model", "parameters", "seed"}
     for option, default in told.items():
-        assert default in (str(options[option].default), str(options[option].default).lower(), "all six")
+        assert default in (str(options[option].default), str(options[option].default).lower(), "all six") or (
+            (default, options[option].default) == ("none", ())
+        )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -75,7 +77,14 @@ def test_optimizer_of_the_users_own_is_named_by_its_place():
     ("name", "options", "words"),
     [
         ("sgd", {}, "There is no optimizer 'sgd'; there are 'tgd'"),
-        ("tgd", {"momentum_": 1}, "has no option 'momentum_'; it has constraints"),
+        ("tgd", {"momentum_": 1}, "has no option 'momentum_'; it has beam, constraints"),
+        ("tgd", {"parameters": []}, "has no option 'parameters'"),
+        ("tgd", {"beam": True}, "'beam' of the optimizer 'tgd' must be a whole number like 1, not True"),
+        ("tgd", {"notes_as_lines": "no"}, "must be true or false like True, not 'no'"),
+        ("tgd", {"temperature": "hot"}, "must be a number like 0.0, not 'hot'"),
+        ("tgd", {"constraints": "Write English."}, "must be a list like"),
+        ("mipro", {"sizes": 3}, r"must be a list like \[3, 6\], not 3"),
+        (f"{__name__}:build", {"x": 1}, "has no option 'x'; it has none"),
         (f"{__name__}:build", {}, "makes a int, which is no lg_textgrad Optimizer"),
         (f"{__name__}:Missing", {}, "has no 'Missing'"),
         ("portfolio", {"members": "tgd"}, "is a list of names, as in"),
@@ -88,6 +97,14 @@ def test_optimizer_of_the_users_own_is_named_by_its_place():
 def test_what_cannot_be_made_is_said(name, options, words):
     with pytest.raises(ConfigurationError, match=words):
         make_optimizer(name, MODEL, 0, options)
+
+
+def test_options_are_read_as_toml_or_as_they_stand():
+    given = ["beam=3", "edits = whole", "sizes=[2, 4]", "focus=false", "temperature=0.5", "a=x=y", 'b="3"']
+    assert read_options(given) == {
+        "beam": 3, "edits": "whole", "sizes": [2, 4], "focus": False, "temperature": 0.5, "a": "x=y", "b": "3",
+    }  # fmt: skip
+    assert read_options(()) == {}
 
 
 def a_critic(**settings):
@@ -122,12 +139,15 @@ def test_proven_credit_is_put_around_the_critic_that_is_named(around, kind):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("nodes", {}, "There is no critic 'nodes'; there are 'node', 'trace', 'auto', 'proven'"),
+        ("nodes", {}, "There is no critic 'nodes'; there are 'node', 'trace', 'auto', 'proven', 'self_rewarding'"),
         ("trace", {"tokens": 1}, "The critic 'trace' has no option 'tokens'; it has max_tokens, max"),
         ("node", {"model": "x"}, "The critic 'node' has no option 'model'"),
         ("node", {"max_tokens": "9"}, "'max_tokens' of the critic 'node' must be a number like 300"),
         ("auto", {"share": 0}, "`share` of AutoCritic is 0"),
         ("proven", {"around": "proven"}, "cannot be `around` itself"),
+        ("proven", {"around": "self_rewarding"}, "cannot be `around` one that learns"),
+        ("self_rewarding", {"every": 0}, "needs every of at least 1"),
+        ("self_rewarding", {"locked": 1}, "'self_rewarding' has no option 'locked'; it has every, history"),
         ("proven", {"around": "x"}, "There is no critic 'x'"),
         ("proven", {"objective": 1}, "has no option 'objective'; it has .*around"),
     ],

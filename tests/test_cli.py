@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from lg_textgrad import cli, models
-from lg_textgrad.cli import training
+from lg_textgrad.assembly import OPTIMIZERS
+from lg_textgrad.cli import traffic
 from lg_textgrad.loading import Config, read_config, read_prompts
 from lg_textgrad.store import Store
 from tests import desk
@@ -29,7 +30,7 @@ from tests.servers.openai_server import Fault, OpenAIServer
 ROOT = Path(__file__).parent.parent
 KEYS = {
     "run_dir", "stopped_by", "baseline", "best", "parameters", "steps", "accepted", "rejected",
-    "spent",
+    "spent", "faults",
 }  # fmt: skip
 SECRET = "sk-very-secret-0123456789abcdef"
 
@@ -114,6 +115,7 @@ def test_optimize_by_flags_prints_one_object_for_machines_and_progress_for_peopl
         assert parameter["changed"] is (parameter["before"] != parameter["after"])
     assert set(document["spent"]) == {
         "calls", "cached_calls", "prompt_tokens", "completion_tokens", "usd", "seconds",
+        "saved_tokens", "saved_usd", "unpriced_calls", "unpriced",
     }  # fmt: skip
     for said in ("baseline: val", "step 1 of 2", "accepted on val", f"+ {ENDING}", "lg-textgrad diff"):
         assert said in finished.err
@@ -152,6 +154,49 @@ def test_optimize_by_toml_and_flags_over_it(here):
     assert "hand-written reference" in done.err
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_runs_by_its_name_within_the_budget(here, name):
+    done = here.run("optimize", "optimize.toml", "--optimizer", name, "--budget-calls", "40", "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["spent"]["calls"] <= 40
+    assert document["best"]["val"] >= document["baseline"]["val"]
+
+
+def test_options_of_the_optimizer_are_flags_too_over_those_of_the_file(here):
+    toml = (here.folder / "optimize.toml").read_text()
+    (here.folder / "optimize.toml").write_text(f"{toml}\noptimizer_options = {{beam = 2, momentum = 3}}\n")
+    flags = ("--optimizer-option", "beam=1", "--optimizer-option", "constraints=['Write English.']")
+    done = here.run(
+        "optimize", "optimize.toml", *flags, "--optimizer-option", "edits=whole", "--out", "runs/o", "--steps", "1"
+    )
+    assert done.code == 0, done.err
+    with Store("runs/o", read_only=True) as store:
+        kept = store.get_meta("command")["optimizer_options"]
+    assert kept == {"beam": 1, "momentum": 3, "constraints": ["Write English."], "edits": "whole"}
+    rewriter = [c for c in map(json.dumps, here.server.chats) if "`prompt`" in c]
+    assert rewriter
+    assert all("Write English." in c for c in rewriter)
+    done = here.run("optimize", "optimize.toml", "--optimizer", "fewshot", "--budget-calls", "20")
+    assert done.code == 0, done.err
+
+
+def test_missing_extra_is_told_with_its_command_before_anything_is_asked(here, monkeypatch):
+    for name, package in (("mipro", "optuna"), ("gepa", "gepa")):
+        monkeypatch.setitem(sys.modules, package, None)
+        done = here.run("optimize", "optimize.toml", "--optimizer", name, "--model", "local")
+        assert done.code == 2
+        assert one_error(done.err).endswith(f"needs {package}: pip install 'lg-textgrad[{name}]'.")
+    assert here.server.chats == []
+
+
+@pytest.mark.parametrize("given", ["beam", "=3", "beam=", " = "])
+def test_option_without_name_or_value_is_told(here, given):
+    done = here.run("optimize", "optimize.toml", "--optimizer-option", given)
+    assert done.code == 2
+    assert "written NAME=VALUE, as in --optimizer-option beam=3" in one_error(done.err)
+
+
 def test_budget_too_small_is_status_3_and_more_budget_resumes(here):
     done = here.run("optimize", "optimize.toml", "--out", "small", "--budget-calls", "3")
     assert done.code == 3
@@ -172,6 +217,7 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
         ["optimize", "optimize.toml", "--out", "my run"], here.folder, log, environment
     )
     desk.wait_for(lambda: len(here.server.chats) >= 25 or not process.is_alive())
+    here.server.handler.latency = (2.0, 2.0)  # so that it cannot end before it is stopped
     # Meanwhile the directory is that process's alone, for writing.
     second = here.run("resume", "my run")
     assert second.code == 2
@@ -184,6 +230,7 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
     assert process.is_alive()
     os.kill(process.pid, signal.SIGINT)
     process.join(300)
+    here.server.handler.latency = None
     said = log.read_text()
     assert process.exitcode == 4, said
     assert "Go on with: lg-textgrad resume 'my run'" in said
@@ -199,16 +246,15 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "load_graph", stopped)
+    monkeypatch.setattr(traffic, "load_graph", stopped)
     done = here.run("optimize", "optimize.toml", "--out", "never")
     assert done.code == 4
     assert "resume" not in done.err
 
 
-def test_server_that_fails_for_good_is_status_1_and_resumable(here, monkeypatch):
-    monkeypatch.setattr(models, "OpenAI", functools.partial(models.OpenAI, max_retries=0))
+def test_server_that_fails_for_good_is_status_1_and_resumable(here):
     here.server.handler = fail_critic(Fault(503))
-    done = here.run("optimize", "optimize.toml", "--out", "broken")
+    done = here.run("optimize", "optimize.toml", "--out", "broken", "--retries", "1")
     assert done.code == 1
     assert "503" in one_error(done.err)
     assert "lg-textgrad resume broken" in done.err
@@ -250,6 +296,15 @@ BAD = {
     "wrong number": ({"min_gain": "much"}, "'min_gain' must be a number"),
     "wrong list": ({"evaluator": [3]}, "'evaluator' must be a list of strings"),
     "wrong table": ({"weights": 3}, "'weights' must be a table of numbers"),
+    "unknown optimizer": (
+        {"optimizer": "adam"}, "no optimizer 'adam'; there are 'tgd', .*'mipro', 'gepa', 'promptbreeder', or name one"
+    ),
+    "optimizer not there": ({"optimizer": "user:Mine"}, "has no 'Mine'; check the name"),
+    "unknown option": (
+        {"optimizer_options": {"beem": 3}}, "'tgd' has no option 'beem'; it has beam, constraints, edits"
+    ),
+    "wrong option": ({"optimizer_options": {"beam": "three"}}, "'beam' of .* 'tgd' must be a whole number like 1, not"),
+    "impossible option": ({"optimizer_options": {"edits": "all"}}, "`edits` is 'lines' or 'whole', not 'all'"),
     "no steps": ({"steps": 0}, "steps must be at least 1"),
     "no rows": ({"val_rows": 0}, "'val_rows' must be at least 1"),
     "no concurrency": ({"max_concurrency": 0}, "max_concurrency must be at least 1"),
@@ -420,7 +475,7 @@ def test_evaluate_scores_prompts_without_training(here):
     done = here.run("evaluate", "optimize.toml", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert set(document) == {"split", "score", "feedback", "rows"}
+    assert set(document) == {"split", "score", "feedback", "rows", "spent"}
     assert (document["split"], document["rows"]) == ("test", 2)
     assert document["feedback"] == {"team": 0.0, "greeting": 0.0, "ending": 0.0}
     assert len(here.server.chats) == 6

@@ -19,6 +19,10 @@ LAYERS = (
     "run",
     "errors",  # an error carries what was spent, so it knows run.Usage
     "_hashing",
+    "redaction",
+    "faults",
+    "traffic",
+    "prices",
     "_sync",
     "demos",
     "parameter",
@@ -42,6 +46,7 @@ LAYERS = (
     "objective",
     "symptoms",
     "critics",
+    "variables",
     "refining",
     "backward",
     "reduction",
@@ -84,9 +89,10 @@ AGAINST_THE_ORDER = {
 # An SDK is imported in a file or folder of its name, and here.
 SDKS: Mapping[str, tuple[str, ...]] = {
     "gepa": (),
+    "genai_prices": ("prices",),
     "langchain_openai": (),
     "langsmith": ("recording/isolation",),  # only switches its tracing off
-    "openai": (),
+    "openai": ("models/openai_errors",),
     "optuna": ("optim/mipro",),
     "ray": (),
     "xllamacpp": ("models/local_child",),
@@ -95,7 +101,7 @@ SDKS: Mapping[str, tuple[str, ...]] = {
 OUTSIDE = ("evals", "graphs", "tests")
 LONGEST = 500
 # Module -> its own limit, for what is one piece and would not read better as two.
-LONGER = {"models/openai": 600, "trainer": 550}
+LONGER = {"trainer": 570}
 
 
 @dataclass(frozen=True)
@@ -365,7 +371,8 @@ def test_what_the_rules_allow_is_not_reported(tmp_path: Path) -> None:
             "critics/base.py": "from lg_textgrad.objective import o\n",
             "backward.py": "from lg_textgrad.critics.base import C\n",
             "models/__init__.py": "",
-            "models/openai.py": "import openai\n" + "\n" * LONGEST,
+            "models/openai.py": "import openai\n",
+            "trainer.py": "\n" * (LONGEST + 1),
             "recording/__init__.py": "",
             "recording/isolation.py": "from langsmith.run_helpers import tracing_context\n",
             "cli/__init__.py": "print('hello')\n",

@@ -13,7 +13,8 @@ import pytest
 import lg_textgrad as tg
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError, StoreError
-from lg_textgrad.ledger import Limiter, aask, account_of, ledger_in_scope
+from lg_textgrad.ledger import aask, account_of, ledger_in_scope
+from lg_textgrad.traffic import Limiter
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
@@ -22,7 +23,7 @@ from tests.servers.openai_server import OpenAIServer, Reply
 
 
 def free(limiter):
-    return limiter._free
+    return limiter.limit - limiter.held
 
 
 def request(text="hi", **options):
@@ -315,11 +316,12 @@ async def test_reply_is_on_disk_before_anyone_sees_it(tmp_path):
 
         await ledger.apay("k", "rollout", {"q": 1}, call)
         with tg.Store(tmp_path, read_only=True) as other:
-            assert other.get_result("k") == ("r", Usage(1, 0, 7, 8))
+            assert other.get_result("k") == ("r", Usage(1, 0, 7, 8, unpriced=1))
     with tg.Store(tmp_path) as store:
         again = tg.Ledger(store)
-        assert await again.apay("k", "rollout", {}, None) == ("r", Usage(cached_calls=1))
-        assert again.account.by_kind == {"rollout": Usage(cached_calls=1)}
+        saved = Usage(cached_calls=1, saved_tokens=15)
+        assert await again.apay("k", "rollout", {}, None) == ("r", saved)
+        assert again.account.by_kind == {"rollout": saved}
 
 
 async def test_budget_is_asked_before_each_call_but_not_for_stored_ones():

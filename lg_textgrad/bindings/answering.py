@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -17,10 +17,17 @@ class Correction:
 
     The call is known by where it is made (path and superstep), by what is asked, and by how many
     like it came before: so it is the same one in a run that is the same up to there, whatever the
-    order of what goes on beside it. `said` tells whether it came.
+    order of what goes on beside it. `said` tells whether it came. `shown` masks what is asked, as
+    the run is masked.
     """
 
-    def __init__(self, run: Run, execution: Execution, reply: AIMessage) -> None:
+    def __init__(
+        self,
+        run: Run,
+        execution: Execution,
+        reply: AIMessage,
+        shown: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
         call = execution.model_calls[-1]
         self.reply = reply
         self.said = False
@@ -34,6 +41,7 @@ class Correction:
             if canonical(list(c.messages)) == self._asked
         ]
         self._before = len(calls) - 1
+        self._shown = shown
         self._guard = threading.Lock()
 
     def answer(self, metadata: Any, messages: Sequence[BaseMessage]) -> AIMessage | None:
@@ -45,7 +53,7 @@ class Correction:
         )
         if where != self._where:
             return None
-        if canonical([message_to_plain(m) for m in messages]) != self._asked:
+        if canonical(self._shown([message_to_plain(m) for m in messages])) != self._asked:
             return None
         with self._guard:
             self._before -= 1

@@ -274,7 +274,13 @@ def _call(name: Any, arguments: Any, call_id: Any) -> dict[str, Any]:
 
 def _usage(result: Mapping[str, Any], sent: str, received: str) -> Usage:
     counted = result.get("usage") or {}
-    return Usage(1, 0, counted.get(sent) or 0, counted.get(received) or 0)
+    details = counted.get(f"{sent}_details") or {}
+    return Usage(
+        1,
+        prompt_tokens=counted.get(sent) or 0,
+        completion_tokens=counted.get(received) or 0,
+        cached_tokens=details.get("cached_tokens") or 0,
+    )
 
 
 def _list(value: Any) -> Sequence[Any]:

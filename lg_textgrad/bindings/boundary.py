@@ -29,19 +29,25 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from lg_textgrad._hashing import canonical, digest, message_to_plain, to_plain
+from lg_textgrad._hashing import canonical, digest_of_plain, message_to_plain, to_plain
 from lg_textgrad.bindings.answering import Correction
-from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.bindings.nesting import note_dependence
+from lg_textgrad.bindings.patching import namespace_of, register, replaced
 from lg_textgrad.bindings.streaming import quiet, told
 from lg_textgrad.errors import (
     SYSTEMIC,
     LGTextGradError,
     ModelAuthenticationError,
+    ModelError,
+    ModelQuotaError,
     ModelUnreachableError,
     UnknownModelError,
 )
+from lg_textgrad.faults import fault_of, out_of_credit, status_of
 from lg_textgrad.ledger import Ledger, Paid
-from lg_textgrad.run import Usage
+from lg_textgrad.models.langchain import route_of
+from lg_textgrad.run import Usage, node_path
+from lg_textgrad.traffic import Route
 
 # Fields of a chat model that don't change what it answers.
 _BOOKKEEPING = frozenset(
@@ -63,12 +69,19 @@ class BoundaryScope:
     usage: Usage = Usage()
     failure: LGTextGradError | None = None
     """The first error that makes every further call pointless, even if a node swallowed it."""
+    lost: bool = False
+    """Whether a call failed on its way for good: chance had a hand in what the run did."""
+    place: Callable[[UUID | None, str], str] | None = None
+    """Return which execution makes a call, by the id of the call's run in callbacks and its
+    namespace: in words that every repetition of the run repeats."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
     witness: Callable[[UUID | None], None] | None = None
     """Told of each call, by the id of its run in callbacks."""
     stranger: Callable[[], None] | None = None
     """Told of each call in a thread that began during the run and has nothing of its context."""
+    tools: Any = None
+    """Answers the calls of tools, a `ToolDesk`; None calls each of them."""
     correction: Correction | None = None
     """What one execution's model is to have said instead."""
     _threads: frozenset[threading.Thread] = frozenset()
@@ -76,13 +89,18 @@ class BoundaryScope:
     _free: dict[str, list[int]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def key(self, asked: Any) -> str:
+    def key(self, asked: Any, run_manager: Any = None) -> str:
         """Return the key of the next call that asks this.
 
-        A run that asks the same thing twice wants two answers (a vote, a retry), so the count is
-        part of the key, and so is the sample.
+        A run that asks the same thing twice wants two answers (a vote, a retry), so how often this
+        execution asked it before is part of the key, and so is the sample. Executions that ask the
+        same side by side are told apart by their place in the run, never by who comes first.
         """
-        base = digest("chat", asked)
+        namespace = namespace_of(getattr(run_manager, "metadata", None))
+        place = node_path(namespace)
+        if self.place is not None:
+            place = self.place(getattr(run_manager, "run_id", None), namespace)
+        base = digest_of_plain("chat", asked, place)
         with self._guard:
             free = self._free.setdefault(base, [])
             if not free:
@@ -99,16 +117,15 @@ class BoundaryScope:
         with self._guard:
             heapq.heappush(self._free[base], int(count))
 
-    def corrected(
-        self, run_manager: Any, messages: list[BaseMessage], asked: Any
-    ) -> ChatResult | None:
+    def corrected(self, asked: Asked, messages: list[BaseMessage]) -> ChatResult | None:
         """Return what the model is to have said; None where it is to be asked."""
         if self.correction is None:
             return None
-        said = self.correction.answer(getattr(run_manager, "metadata", None), messages)
+        said = self.correction.answer(getattr(asked.run, "metadata", None), messages)
         if said is None:
             return None
-        self.key(asked)  # whoever asks the same later still gets the answer of its own turn
+        # Whoever asks the same later still gets the answer of its own turn.
+        self.key(asked.request, asked.run)
         return ChatResult(generations=[ChatGeneration(message=said)])
 
     def notice(self, run_manager: Any) -> None:
@@ -130,7 +147,18 @@ def scope_in_place() -> BoundaryScope | None:
     return _scope.get()
 
 
-def pay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Paid]) -> Any:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call of a node."""
+
+    request: Any
+    """What decides the reply, as plain data. No secrets."""
+    route: Route
+    run: Any = None
+    """The call's run manager in callbacks; None where nobody is told of it."""
+
+
+def pay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Paid]) -> Any:
     """Return what `call` returns, or the store has for the same question; note what it cost.
 
     `call` is outside of the scope: what a model asks of another one to answer is part of its own
@@ -141,33 +169,42 @@ def pay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Paid]) -> Any:
         with _left():
             return call()
 
-    key = scope.key(asked)
-    try:
-        stored, usage = scope.ledger.pay(key, scope.kind, asked, alone)
-    except Exception as error:
-        scope.give_back(key)
-        scope.failure = scope.failure or _systemic(error)
-        raise
-    scope.add(usage)
-    return stored
+    with _asking(scope, asked) as key:
+        found = scope.ledger.pay(key, scope.kind, asked.request, alone, asked.route)
+    scope.add(found[1])
+    return found[0]
 
 
-async def apay_in(scope: BoundaryScope, asked: Any, call: Callable[[], Awaitable[Paid]]) -> Any:
+async def apay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Awaitable[Paid]]) -> Any:
     """Return what `pay_in` returns, for coroutines."""
 
     async def alone() -> Paid:
         with _left():
             return await call()
 
-    key = scope.key(asked)
+    with _asking(scope, asked) as key:
+        found = await scope.ledger.apay(key, scope.kind, asked.request, alone, asked.route)
+    scope.add(found[1])
+    return found[0]
+
+
+@contextmanager
+def _asking(scope: BoundaryScope, asked: Asked) -> Iterator[str]:
+    """Yield the key of a call, and note its failure for good."""
+    note_dependence()
+    if scope.failure is not None:
+        raise scope.failure  # a node that swallowed it may not spend on
+    key = scope.key(asked.request, asked.run)
     try:
-        stored, usage = await scope.ledger.apay(key, scope.kind, asked, alone)
+        yield key
     except Exception as error:
         scope.give_back(key)
-        scope.failure = scope.failure or _systemic(error)
+        failure = _systemic(error)
+        if isinstance(failure, ModelError) and failure is not error:
+            scope.ledger.traffic.lane(asked.route).close(failure)
+        scope.failure = scope.failure or failure
+        scope.lost = scope.lost or fault_of(error) is not None
         raise
-    scope.add(usage)
-    return stored
 
 
 @contextmanager
@@ -252,7 +289,7 @@ def _asked(
     return {
         "model": model_identity(model),
         "messages": plain,
-        "stop": stop,
+        "stop": to_plain(stop),
         "options": unordered(options),
     }
 
@@ -281,7 +318,12 @@ def _encode(result: ChatResult) -> Paid:
     if isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
     counted = getattr(message, "usage_metadata", None) or {}
-    usage = Usage(1, 0, counted.get("input_tokens", 0), counted.get("output_tokens", 0))
+    usage = Usage(
+        1,
+        prompt_tokens=counted.get("input_tokens", 0),
+        completion_tokens=counted.get("output_tokens", 0),
+        cached_tokens=(counted.get("input_token_details") or {}).get("cache_read") or 0,
+    )
     return (
         {
             "message": to_plain(message_to_dict(message)),
@@ -304,8 +346,7 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     """Return the error to stop the run with when the next call would fail the same way."""
     if isinstance(error, SYSTEMIC):
         return error
-    # SDK errors are known by their names, so that no SDK has to be imported here.
-    status, names = getattr(error, "status_code", None), {t.__name__ for t in type(error).__mro__}
+    status, fault = status_of(error), fault_of(error)
     if status in (401, 403):
         return ModelAuthenticationError(
             "The server of a model that the graph uses refused its API key; "
@@ -316,13 +357,30 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
             "The server does not have a model that the graph asks for; "
             "correct the model's name in the graph and run again."
         )
-    lost = "APIConnectionError" in names and "APITimeoutError" not in names
-    if lost or isinstance(error, ConnectionError):
+    if out_of_credit(error):
+        return ModelQuotaError(
+            "The account of a model that the graph uses cannot pay for the call; "
+            "add credit, or set another key, and resume."
+        )
+    if fault is not None and fault.kind == "unreachable":
         return ModelUnreachableError(
             "Nobody answers at the address of a model that the graph uses; "
             "start its server or correct the graph's base_url, and run again."
         )
     return None
+
+
+def _examined(scope: BoundaryScope, paid: Paid) -> Paid:
+    """Count what is wrong with a reply; the graph gets it as it is."""
+    message = paid[0]["message"]["data"]
+    info = {**(message.get("response_metadata") or {}), **(paid[0]["info"] or {})}
+    if info.get("finish_reason") in ("length", "max_tokens"):
+        scope.ledger.traffic.count("truncated")
+    elif (message.get("additional_kwargs") or {}).get("refusal"):
+        scope.ledger.traffic.count("refused")
+    elif not (message.get("content") or message.get("tool_calls")):
+        scope.ledger.traffic.count("empty")
+    return paid
 
 
 def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
@@ -339,17 +397,16 @@ def _generate(original: Callable[..., ChatResult]) -> Callable[..., ChatResult]:
             notice_stranger()
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         scope.notice(run_manager)
-        asked = _asked(self, messages, stop, kwargs)
         alone = quiet(run_manager)
-        result = scope.corrected(run_manager, messages, asked) or _decode(
-            pay_in(
-                scope,
-                asked,
-                lambda: _encode(
-                    original(self, messages, stop=stop, run_manager=alone, **kwargs)
-                ),
-            )
-        )
+
+        def call() -> Paid:
+            made = original(self, messages, stop=stop, run_manager=alone, **kwargs)
+            return _examined(scope, _encode(made))
+
+        asked = Asked(_asked(self, messages, stop, kwargs), route_of(self), run_manager)
+        result = scope.corrected(asked, messages)
+        if result is None:
+            result = _decode(pay_in(scope, asked, call))
         for tell, said, more in told(self, run_manager, result, is_async=False, **kwargs):
             tell(*said, **more)
         return result
@@ -374,13 +431,14 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
             )
             return plain
         scope.notice(run_manager)
-        asked = _asked(self, messages, stop, kwargs)
         alone = quiet(run_manager)
 
         async def call() -> Paid:
-            return _encode(await original(self, messages, stop=stop, run_manager=alone, **kwargs))
+            made = await original(self, messages, stop=stop, run_manager=alone, **kwargs)
+            return _examined(scope, _encode(made))
 
-        result = scope.corrected(run_manager, messages, asked)
+        asked = Asked(_asked(self, messages, stop, kwargs), route_of(self), run_manager)
+        result = scope.corrected(asked, messages)
         if result is None:
             result = _decode(await apay_in(scope, asked, call))
         for tell, said, more in told(self, run_manager, result, is_async=True, **kwargs):

@@ -23,6 +23,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.bodies import Api, ChatCompletions, Place, Responses, put, without_ids
 from lg_textgrad.bindings.boundary import (
+    Asked,
     address,
     apay_in,
     notice_stranger,
@@ -34,6 +35,8 @@ from lg_textgrad.bindings.boundary import (
 from lg_textgrad.bindings.rewriting import any_rewriters, rewritten
 from lg_textgrad.errors import ConfigurationError, ModelError
 from lg_textgrad.ledger import Paid
+from lg_textgrad.models._redact import shown_url
+from lg_textgrad.traffic import Route
 
 _APIS: Mapping[str, Api] = {"/chat/completions": ChatCompletions(), "/responses": Responses()}
 
@@ -88,7 +91,9 @@ class _Wrapped:
         runs = manager.on_chat_model_start(*asked.start, **asked.details) if manager else []
         scope.notice(runs[0] if runs else None)
         try:
-            result = pay_in(scope, asked.key, lambda: asked.paid(send(object, asked.whole)))
+            result = pay_in(
+                scope, asked.by(runs), lambda: asked.paid(send(object, asked.whole))
+            )
         except Exception as error:
             for run in runs:
                 run.on_llm_error(error)
@@ -119,7 +124,7 @@ class _AsyncWrapped:
             return asked.paid(await send(object, asked.whole))
 
         try:
-            result = await apay_in(scope, asked.key, call)
+            result = await apay_in(scope, asked.by(runs), call)
         except Exception as error:
             for run in runs:
                 await run.on_llm_error(error)
@@ -152,6 +157,12 @@ class _Asked:
             **{k: v for k, v in self.body.items() if k not in apart},
             **(self.options.extra_json or {}),
         }
+
+    def by(self, runs: list[Any]) -> Asked:
+        """Return what the ledger is asked, for the runs in callbacks that were told of it."""
+        model = str(self.body.get("model") or "a model")
+        route = Route(model, shown_url(self.base_url))
+        return Asked(self.key, route, runs[0] if runs else None)
 
     @property
     def key(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The one place that changes langchain-core, and only while a scope is open.
 
-What a scope needs replaced is registered here by name. The replacements look at context variables
-first, so calls outside a scope go straight through, and when the last scope is left every class is
-as it was.
+What a scope needs replaced, of chat models or tools, is registered here by name. The replacements
+look at context variables first, so calls outside a scope go straight through, and when the last
+scope is left every class is as it was.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk
+from langchain_core.runnables.config import var_child_runnable_config
 
 from lg_textgrad.bindings.streaming import as_chunk, async_events, events
 
@@ -23,21 +24,23 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _inside: ContextVar[bool] = ContextVar("lg_textgrad_inside_scope", default=False)
 
-_wraps: dict[str, Wrap] = {}
-_everywhere: set[str] = set()
+_wraps: dict[tuple[type, str], Wrap] = {}
+_everywhere: set[tuple[type, str]] = set()
 _guard = threading.Lock()
 _scopes = 0
 _originals: dict[tuple[type, str], Any] = {}
 
 
-def register(name: str, wrap: Wrap, *, subclasses: bool = False) -> None:
-    """Have `BaseChatModel.<name>` replaced by `wrap(original)` while a scope is open.
+def register(
+    name: str, wrap: Wrap, *, of: type = BaseChatModel, subclasses: bool = False
+) -> None:
+    """Have `<of>.<name>` replaced by `wrap(original)` while a scope is open.
 
-    With `subclasses`, so are the methods of that name that chat models define themselves.
+    With `subclasses`, so are the methods of that name that its subclasses define themselves.
     """
-    _wraps[name] = wrap
+    _wraps[of, name] = wrap
     if subclasses:
-        _everywhere.add(name)
+        _everywhere.add((of, name))
 
 
 @contextmanager
@@ -56,12 +59,26 @@ def _enter() -> None:
     global _scopes  # noqa: PLW0603 - counts the scopes that hold the replacements
     with _guard:
         _scopes += 1
-        for cls in _chat_models():
-            for name, wrap in _wraps.items():
-                own = cls is BaseChatModel or (name in _everywhere and name in cls.__dict__)
-                if own and (cls, name) not in _originals:
-                    original = _originals[cls, name] = cls.__dict__[name]
-                    setattr(cls, name, wrap(original))
+        for base in {of for of, _ in _wraps}:
+            for cls in _subclasses(base):
+                _replace(base, cls)
+
+
+def ensure(base: type, cls: type) -> None:
+    """Replace the methods of a class that came after the scope was opened."""
+    with _guard:
+        if _scopes:
+            for each in cls.__mro__:
+                if issubclass(each, base):
+                    _replace(base, each)
+
+
+def _replace(base: type, cls: type) -> None:
+    for (of, name), wrap in _wraps.items():
+        own = cls is of or ((of, name) in _everywhere and name in cls.__dict__)
+        if of is base and own and (cls, name) not in _originals:
+            original = _originals[cls, name] = cls.__dict__[name]
+            setattr(cls, name, wrap(original))
 
 
 def _leave() -> None:
@@ -74,16 +91,29 @@ def _leave() -> None:
             _originals.clear()
 
 
-def _chat_models() -> Iterator[type]:
-    """Yield the classes of chat models that exist by now, each once."""
+def _subclasses(base: type) -> Iterator[type]:
+    """Yield the class and its subclasses that exist by now, each once."""
     found: dict[type, None] = {}
-    waiting: list[type] = [BaseChatModel]
+    waiting: list[type] = [base]
     while waiting:
         cls = waiting.pop()
         if cls not in found:
             found[cls] = None
             waiting.extend(type.__subclasses__(cls))
     return iter(found)
+
+
+def namespace_of(*known: Any) -> str:
+    """Return LangGraph's checkpoint namespace of the node that makes the current call.
+
+    It is in the call's metadata; not where a node gives metadata of its own, but then its callback
+    manager has it, or the surrounding config. `known` are such metadata, the nearest first.
+    """
+    ambient = var_child_runnable_config.get() or {}
+    for metadata in (*known, ambient.get("metadata")):
+        if metadata and metadata.get("langgraph_checkpoint_ns"):
+            return str(metadata["langgraph_checkpoint_ns"])
+    return str((ambient.get("configurable") or {}).get("checkpoint_ns") or "")
 
 
 def _stream(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables.config import var_child_runnable_config
 
-from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.bindings.patching import namespace_of, register, replaced
 from lg_textgrad.run import node_path
 
 # Arguments of `generate` that are the call's circumstances, not what the model is asked.
@@ -68,7 +67,7 @@ def rewritten(
     messages: list[BaseMessage], options: dict[str, Any]
 ) -> tuple[list[BaseMessage], dict[str, Any]]:
     """Return what the node that runs in the current context sends in place of its own call."""
-    node = node_path(_namespace({}))
+    node = node_path(namespace_of({}))
     for rewriter in _rewriters.get():
         messages, options = rewriter.rewrite(node, messages, options)
     return messages, options
@@ -79,7 +78,8 @@ def _rewritten(
     batch: list[list[BaseMessage]],
     arguments: Mapping[str, Any],
 ) -> tuple[list[list[BaseMessage]], dict[str, Any]]:
-    node = node_path(_namespace(arguments))
+    nearest = arguments.get("metadata"), getattr(arguments.get("callbacks"), "metadata", None)
+    node = node_path(namespace_of(*nearest))
     given = {name: arguments[name] for name in _CIRCUMSTANCES if name in arguments}
     options = {name: value for name, value in arguments.items() if name not in given}
     asked = options
@@ -90,23 +90,6 @@ def _rewritten(
             messages, asked = rewriter.rewrite(node, messages, asked)
         sent.append(messages)
     return sent, {**given, **asked}
-
-
-def _namespace(arguments: Mapping[str, Any]) -> str:
-    """Return LangGraph's checkpoint namespace of the node that makes the call.
-
-    It is in the call's metadata; not where a node gives metadata of its own, but then its callback
-    manager has it, or the surrounding config.
-    """
-    ambient = var_child_runnable_config.get() or {}
-    for metadata in (
-        arguments.get("metadata"),
-        getattr(arguments.get("callbacks"), "metadata", None),
-        ambient.get("metadata"),
-    ):
-        if metadata and metadata.get("langgraph_checkpoint_ns"):
-            return str(metadata["langgraph_checkpoint_ns"])
-    return str((ambient.get("configurable") or {}).get("checkpoint_ns") or "")
 
 
 def _generate(original: Callable[..., Any]) -> Callable[..., Any]:

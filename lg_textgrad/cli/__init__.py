@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad._version import __version__
-from lg_textgrad.cli import langsmith, looking, results, scoring, serving, training
+from lg_textgrad.cli import langsmith, looking, results, scoring, serving, traffic, training
 from lg_textgrad.cli.output import own_output
 from lg_textgrad.cli.status import BAD_INPUT, DONE, FAILED, RESUMABLE, SMALL_BUDGET, status_of
 from lg_textgrad.errors import LGTextGradError
 from lg_textgrad.recording.isolation import untraced_process
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.sessions import resumable
 from lg_textgrad.store import without_password
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     people = Console(stderr=True)
+    options.redaction = Redaction()
     try:
         with untraced_process(), own_output() as options.output:
             return int(options.command(options, people))
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RESUMABLE
     except LGTextGradError as error:
         people.print("[red]Error:[/red]", end=" ")
-        people.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        said = traffic.shown(options.redaction, error)
+        people.print(said, markup=False, highlight=False, soft_wrap=True)
         status = status_of(error)
         if status in (FAILED, RESUMABLE):
             _how_to_resume(options, people)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from lg_textgrad.assembly import CRITICS
+from lg_textgrad.assembly import CRITICS, OPTIMIZERS
+from lg_textgrad.cli import traffic
 from lg_textgrad.opening import ROWS
 
 
@@ -46,10 +47,16 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
     command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
-    command.add_argument("--optimizer", metavar="NAME", help="'tgd' (the default), or MODULE:CLASS")
+    command.add_argument(
+        "--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}, or MODULE:CLASS"
+    )
+    command.add_argument(
+        "--optimizer-option", metavar="NAME=VALUE", action="append", help="one of its settings"
+    )
     for name in ("steps", "batch-size", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N")
     add_limits(command)
+    traffic.add_options(command)
     command.add_argument(
         "--min-gain", type=float, metavar="X", help="how much better a candidate must be on val"
     )
@@ -66,6 +73,8 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 def add_limits(command: argparse.ArgumentParser) -> None:
     """Add what may change between the sessions of one run."""
-    for name in ("budget-calls", "budget-tokens", "max-concurrency"):
+    for name in ("budget-calls", "budget-tokens", "max-concurrency", "retries"):
         command.add_argument(f"--{name}", type=int, metavar="N")
-    command.add_argument("--budget-seconds", type=float, metavar="S")
+    for name in ("budget-seconds", "call-timeout"):
+        command.add_argument(f"--{name}", type=float, metavar="S")
+    traffic.add_limits(command)

@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad import _render, inspecting
-from lg_textgrad.budget import Budget
-from lg_textgrad.cli import langsmith
+from lg_textgrad.cli import langsmith, traffic
 from lg_textgrad.cli.options import add_settings
 from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.settings import (
@@ -22,9 +21,10 @@ from lg_textgrad.cli.settings import (
     made_objective,
 )
 from lg_textgrad.cli.status import DONE
-from lg_textgrad.ledger import Ledger, account_of, use_ledger
-from lg_textgrad.loading import load_graph, read_prompts
+from lg_textgrad.ledger import use_ledger
+from lg_textgrad.loading import load_redact, read_prompts
 from lg_textgrad.opening import open_graph
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.store import Store
 
 
@@ -40,7 +40,8 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
 def _evaluate(options: argparse.Namespace, people: Console) -> int:
     config = configured(options)
     config.check(needs=("graph", options.split, "evaluator"))
-    graph, objective = load_graph(config.graph), made_objective(config)
+    redaction = options.redaction = Redaction(load_redact(config.redact))
+    graph, objective = traffic.graph_of(config), made_objective(config)
     prompts = read_prompts(options.prompts) if options.prompts else {}
     rows = first_rows(getattr(config, options.split), getattr(config, f"{options.split}_rows"))
     if not rows:
@@ -49,22 +50,30 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
         if config.model == "local":  # the graph may rely on it
             made_model(config, "local", people, held)
         store = held.enter_context(Store())
-        reuse = held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
+        reuse = traffic.reused(config, held)
         if prompts:  # else there is nothing to put in place of what is found
             given = {"train": first_rows(config.train, config.train_rows), "val": rows}
-            graph = open_graph(graph, config, lambda: inputs_at_hand(config, given), store, reuse)
+            graph = open_graph(
+                graph,
+                config,
+                lambda: inputs_at_hand(config, given),
+                store,
+                reuse=reuse,
+                redaction=redaction,
+            )
             inspecting.tell_found(people, graph)
-        account = account_of(store, Budget())
-        ledger = Ledger(store, account, config.max_concurrency, reuse)
+        ledger = traffic.ledger_of(config, redaction, store, reuse)
         with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
             loss = objective(graph.record(rows, prompts=prompts))
             summary = {f.key: f.score for f in objective.summarize(loss.scored)}
     _render.show_scores(people, options.split, loss, summary)
-    _render.show_spent(people, account.spent, account.by_kind, account.elapsed)
+    spent = traffic.spent_of(ledger)
+    _render.show_spent(people, spent)
     if options.json:
         document = {
             "split": options.split, "score": loss.score, "feedback": loss.by_key,
-            "rows": len(rows), **({"summary": summary} if summary else {}),
+            "rows": len(rows), "spent": spent.to_json(),
+            **({"summary": summary} if summary else {}),
         }  # fmt: skip
         write_json(options, document)
     return DONE

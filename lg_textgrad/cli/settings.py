@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lg_textgrad.assembly import read_options
 from lg_textgrad.cli import langsmith
 from lg_textgrad.data import read_examples
 from lg_textgrad.errors import ConfigurationError
@@ -37,9 +38,14 @@ def configured(options: argparse.Namespace) -> Config:
 
 def given(config: Config, options: argparse.Namespace) -> Config:
     """Put the options that were given over the configuration."""
+    if getattr(options, "optimizer", None) not in (None, config.optimizer):
+        config.optimizer_options = {}  # those are the other one's
+    config.optimizer_options |= read_options(getattr(options, "optimizer_option", None) or ())
     for f in fields(Config):
         given = getattr(options, f.name, None)
         if given is not None:
+            if f.name == "tools" and isinstance(config.tools, dict):
+                given = {**config.tools, "default": given}
             setattr(config, f.name, given)
     return config
 
@@ -51,7 +57,8 @@ def made_model(config: Config, name: str, people: Console, held: ExitStack) -> C
     if name != "local":
         key = os.environ.get(config.api_key_env)
         return models.OpenAI(
-            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env, timeout=600
+            name, base_url=config.base_url, api_key=key, api_key_env=config.api_key_env,
+            timeout=config.call_timeout,
         )
     from lg_textgrad.models.model_file import rich_progress
 

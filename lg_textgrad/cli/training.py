@@ -10,9 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad import _render, inspecting
-from lg_textgrad.assembly import make_acceptance, make_critic, make_optimizer
-from lg_textgrad.budget import Budget
-from lg_textgrad.cli import langsmith
+from lg_textgrad.assembly import check_optimizer, make_acceptance, make_critic, make_optimizer
+from lg_textgrad.cli import langsmith, traffic
 from lg_textgrad.cli.options import add_limits, add_settings
 from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.settings import (
@@ -24,9 +23,10 @@ from lg_textgrad.cli.settings import (
     made_objective,
 )
 from lg_textgrad.cli.status import DONE
-from lg_textgrad.loading import Config, load_graph, read_prompts
+from lg_textgrad.loading import Config, load_redact, read_prompts
 from lg_textgrad.opening import open_graph
 from lg_textgrad.planning import Schedule
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.sessions import fork, salvage, settings_of
 from lg_textgrad.store import Store
 from lg_textgrad.trainer import Trainer
@@ -71,23 +71,32 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
 
 def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
-    graph = load_graph(config.graph)
+    check_optimizer(config.optimizer, config.optimizer_options)
+    redact = load_redact(config.redact)
+    options.redaction = Redaction(redact)
+    graph = traffic.graph_of(config)
     objective = made_objective(config)
     splits = {
         name: first_rows(getattr(config, name), getattr(config, f"{name}_rows"))
         for name in ("train", "val", "test")
     }
     reference = read_prompts(config.reference) if config.reference else None
-    budget = Budget(config.budget_calls, config.budget_tokens, config.budget_seconds)
     schedule = Schedule(config.steps, config.batch_size, config.seed)
     with ExitStack() as held:
         store = held.enter_context(Store(config.out))
         critic = made_model(config, config.model, people, held)
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else made_model(config, name, people, held)
-        reuse = held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
+        reuse = traffic.reused(config, held)
         with people.status("finding the graph's prompts"):
-            graph = open_graph(graph, config, lambda: inputs_at_hand(config, splits), store, reuse)
+            graph = open_graph(
+                graph,
+                config,
+                lambda: inputs_at_hand(config, splits),
+                store,
+                reuse=reuse,
+                redaction=options.redaction,
+            )
         inspecting.tell_found(people, graph)
         watch = _render.Watch(people)
         session = held.enter_context(
@@ -111,13 +120,15 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
                 config.batch_size,
             ),
             acceptance=make_acceptance(config.min_gain),
-            budget=budget,
+            budget=config.budget,
             schedule=schedule,
             store=store,
             max_concurrency=config.max_concurrency,
+            patience=config.patience,
             reuse=reuse,
             on_event=on_event,
             approve=session.approver,
+            redact=redact,
         )
         with watch.live():
             result = trainer.fit(

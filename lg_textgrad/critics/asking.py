@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lg_textgrad.errors import ModelReplyError
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    ContextOverflowError,
+    CriticError,
+    ModelError,
+    ModelReplyError,
+)
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
 
@@ -19,17 +25,35 @@ async def aask_twice(
     schema: Mapping[str, Any],
     max_tokens: int,
 ) -> Any:
-    """Return the reply's data. Raises `ModelReplyError` when the second is malformed too."""
+    """Return the reply's data. Raises `ModelReplyError` when the second is malformed too.
+
+    And `CriticError` when this question could not be answered though others can: it is too long,
+    or fails on its way each time.
+    """
     asked = list(messages)
     request = ModelRequest(asked, schema=schema, max_tokens=max_tokens)
     try:
-        return (await aask(model, request, "critic")).data
+        return await _aask(model, request, 0)
     except ModelReplyError as error:
         again = f"Your last reply was refused: {error} Reply again."
     request = ModelRequest(
         [*asked, {"role": "user", "content": again}], schema=schema, max_tokens=max_tokens
     )
-    return (await aask(model, request, "critic", attempt=1)).data
+    return await _aask(model, request, 1)
+
+
+async def _aask(model: ChatModel, request: ModelRequest, attempt: int) -> Any:
+    try:
+        return (await aask(model, request, "critic", attempt=attempt)).data
+    except ModelReplyError:
+        raise
+    except ModelError as error:
+        sick = error.fault is not None or isinstance(error, ContextOverflowError)
+        if isinstance(error, SYSTEMIC) or not sick:
+            raise
+        raise CriticError(
+            f"The critic could not be asked about one execution, which is skipped: {error}"
+        ) from None
 
 
 def an_object(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lg_textgrad.critics.asking import RULE, aask_twice, an_object
 from lg_textgrad.critics.base import Critic, CriticRequest, Critique, RunRequest, tell
 from lg_textgrad.critics.cutting import cut
 from lg_textgrad.critics.showing import general, shown_values
-from lg_textgrad.errors import ConfigurationError, ModelReplyError
+from lg_textgrad.errors import ConfigurationError, CriticError, ModelReplyError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Objective
@@ -209,8 +209,8 @@ class ProvenCredit:
         schema = {**an_object(properties), **form.definitions}
         try:
             data = await aask_twice(self.model, messages, schema, self.max_tokens)
-        except ModelReplyError as error:
-            self.malformed += 1
+        except (ModelReplyError, CriticError) as error:
+            self.malformed += isinstance(error, ModelReplyError)
             logger.warning("There is no correction for %s: %s", execution.id, error)
             return None
         said = general(data.get("general_rule", ""), request.scored, execution)

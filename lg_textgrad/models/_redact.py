@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -11,40 +11,20 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from pydantic import SecretBytes, SecretStr
 
 from lg_textgrad._hashing import to_plain
+from lg_textgrad.redaction import brief, scrub, secrets_in
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SECRET_NAME = re.compile(
     r"(^|[_-])(api_?)?keys?$|(^|[_-])token$|secret|passw|credential|authorization|bearer|headers?$",
     re.IGNORECASE,
 )
-_SECRET_TEXT = re.compile(r"\bBearer\s+\S+|\b(?:sk|pk|lsv2|gsk|xai)[-_][\w*.-]{6,}", re.IGNORECASE)
-_HIDDEN = "[API key]"
-_SHORTEST = 8  # fewer characters are a setting, not a secret
 
-
-def scrub(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return `text` without the secrets, and without anything that looks like an API key."""
-    # The longest first: a secret that contains another one must not leave its rest behind.
-    for secret in sorted(secrets, key=len, reverse=True):
-        # Nobody guards a key of three letters, and replacing those would garble every sentence.
-        if len(secret) > 3:
-            text = text.replace(secret, _HIDDEN)
-    return _SECRET_TEXT.sub(_HIDDEN, text)
+__all__ = ["brief", "is_loopback", "normalised_url", "public", "scrub", "secrets_of", "shown_url"]
 
 
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values of the variables that are named like secrets."""
-    return tuple(
-        value
-        for name, value in environment.items()
-        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not value.isdigit()
-    )
-
-
-def brief(text: str, limit: int = 500) -> str:
-    """Return `text` on one line of at most `limit` characters. Scrub first: half a key is one."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+    return tuple(secrets_in(environment).values())
 
 
 def public(value: Any, secrets: Sequence[str] = ()) -> Any:

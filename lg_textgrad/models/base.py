@@ -12,6 +12,10 @@ Message = Mapping[str, str]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
 
 
+URL_VARIABLE = "LG_TEXTGRAD_LOCAL_URL"
+"""Environment variable by which a process tree shares one embedded server: its `base_url`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One question to a model. Its content is what the result is stored under."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +26,12 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.models._redact import brief, normalised_url, public, scrub
-from lg_textgrad.models.base import Message, ModelReply, ModelRequest
-from lg_textgrad.models.schema import checked_reply, in_words, whole_text
+from lg_textgrad.faults import fault_of
+from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
+from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest
+from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
 from lg_textgrad.run import Usage
+from lg_textgrad.traffic import EMBEDDED, Route
 
 _MESSAGES: Mapping[str, type[BaseMessage]] = {
     "system": SystemMessage,
@@ -92,12 +95,14 @@ class LangChain:
                 list(self._secrets()),
             ),
         }
-        for field in _ADDRESSES:
-            url = getattr(self.chat_model, field, None)
-            if isinstance(url, str) and "://" in url:
-                identity["base_url"] = normalised_url(url)
-                break
+        if (url := _address(self.chat_model)) is not None:
+            identity["base_url"] = normalised_url(url)
         return identity
+
+    @property
+    def route(self) -> Route:
+        """What shares rate limits and has a price: the model on its server."""
+        return route_of(self.chat_model)
 
     async def acall(self, request: ModelRequest) -> ModelReply:
         """Ask once and return the reply; under a schema, with `data` that satisfies it.
@@ -112,8 +117,7 @@ class LangChain:
             message, structured = await self._ask(request)
             return self._reply(message, request, structured, time.perf_counter() - started)
         except ModelReplyError as error:
-            secrets = list(self._secrets())
-            failure = ModelReplyError(scrub(str(error), secrets), reply=scrub(error.reply, secrets))
+            failure = scrubbed(error, list(self._secrets()))
         except LGTextGradError:
             raise
         # Whatever an integration raises means that the model could not be asked.
@@ -195,7 +199,7 @@ class LangChain:
         if isinstance(error, TypeError) and (named := _UNEXPECTED.search(str(error))):
             refused = named[1]
         elif _from_openai(error):
-            from lg_textgrad.models import openai as ours
+            from lg_textgrad.models import openai_errors as ours
 
             refused = ours.unsupported_parameter(error)
             if structured and request.schema is not None and ours.refuses_schema(error):
@@ -223,35 +227,45 @@ class LangChain:
             text = args if isinstance(args, str) else json.dumps(args, ensure_ascii=False)
         text = whole_text(text)
         finish_reason = _finish_reason(message)
-        data = checked_reply(
-            text,
-            schema=request.schema,
-            finish_reason=finish_reason,
-            refusal=message.additional_kwargs.get("refusal"),
-            max_tokens=request.max_tokens,
-        )
         used = getattr(message, "usage_metadata", None) or {}
         usage = Usage(
             calls=1,
             prompt_tokens=used.get("input_tokens") or 0,
             completion_tokens=used.get("output_tokens") or 0,
             seconds=seconds,
+            cached_tokens=(used.get("input_token_details") or {}).get("cache_read") or 0,
         )
+        try:
+            data = checked_reply(
+                text,
+                schema=request.schema,
+                finish_reason=finish_reason,
+                refusal=message.additional_kwargs.get("refusal"),
+                max_tokens=request.max_tokens,
+            )
+        except ModelReplyError as error:
+            error.usage, error.promised = usage, structured
+            raise
         return ModelReply(text, data, usage, finish_reason)
 
     def _explained(self, error: Exception) -> ModelError:
         secrets = list(self._secrets())
         if _from_openai(error):
-            from lg_textgrad.models import openai as ours
+            from lg_textgrad.models import openai_errors as ours
 
             return ours.model_error(error, model=self._name, secrets=secrets)
         said = brief(scrub(str(error), secrets))
+        fault = fault_of(error)
+        kind_of = fault.kind if fault else None
+        wait = fault.wait if fault else None
         about = f"The chat model {self._name!r} failed with {type(error).__name__}: {said}"
         for name, kind, remedy in _MEANINGS:
             meant = getattr(langchain_errors, name, None)
             if meant is not None and isinstance(error, meant):
-                return kind(f"{about}; {remedy}.")
-        return ModelError(f"{about}; try the chat model on its own, with `ainvoke`.")
+                return kind(f"{about}; {remedy}.", fault=kind_of, wait=wait)
+        return ModelError(
+            f"{about}; try the chat model on its own, with `ainvoke`.", fault=kind_of, wait=wait
+        )
 
     def _secrets(self) -> Iterator[str]:
         for field in type(self.chat_model).model_fields:
@@ -261,11 +275,32 @@ class LangChain:
 
     @property
     def _name(self) -> str:
-        for field in ("model_name", "model", "model_id", "deployment_name"):
-            name = getattr(self.chat_model, field, None)
-            if isinstance(name, str) and name:
-                return name
-        return type(self.chat_model).__name__
+        return _name_of(self.chat_model)
+
+
+def route_of(chat_model: BaseChatModel) -> Route:
+    """Return what shares rate limits and a price with a chat model, as `models.OpenAI` names it."""
+    url = _address(chat_model) or getattr(getattr(chat_model, "root_client", None), "base_url", "")
+    shown = shown_url(str(url)) if url else type(chat_model).__name__
+    if shown == os.environ.get(URL_VARIABLE, "").rstrip("/"):
+        return Route("the embedded model", EMBEDDED)
+    return Route(_name_of(chat_model), shown)
+
+
+def _name_of(chat_model: BaseChatModel) -> str:
+    for field in ("model_name", "model", "model_id", "deployment_name"):
+        name = getattr(chat_model, field, None)
+        if isinstance(name, str) and name:
+            return name
+    return type(chat_model).__name__
+
+
+def _address(chat_model: BaseChatModel) -> str | None:
+    for field in _ADDRESSES:
+        url = getattr(chat_model, field, None)
+        if isinstance(url, str) and "://" in url:
+            return url
+    return None
 
 
 def _messages(messages: Sequence[Message]) -> list[BaseMessage]:

@@ -21,7 +21,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ModelUnreachableError,
 )
-from lg_textgrad.models.base import ModelReply, ModelRequest
+from lg_textgrad.models.base import URL_VARIABLE, ModelReply, ModelRequest
 from lg_textgrad.models.local_server import (
     HOST,
     LocalServer,
@@ -31,12 +31,11 @@ from lg_textgrad.models.local_server import (
     is_healthy,
 )
 from lg_textgrad.models.model_file import QWEN_CODER, ModelFile, Progress
+from lg_textgrad.traffic import EMBEDDED, Route
 
 if TYPE_CHECKING:
     from lg_textgrad.models.openai import OpenAI
 
-URL_VARIABLE = "LG_TEXTGRAD_LOCAL_URL"
-"""Environment variable by which a process tree shares one server: its `base_url`."""
 _TIMEOUT = 900.0  # seconds; a request may wait behind others for a slot
 
 # One start at a time, so that two `Local`s of one process share a server.
@@ -101,6 +100,11 @@ class Local:
     def identity(self) -> Mapping[str, Any]:
         """The model's file name and sha256: not where it runs, nor how fast."""
         return {"provider": "local", **self._file.identity()}
+
+    @property
+    def route(self) -> Route:
+        """What shares the server's slots, and costs nothing."""
+        return Route("the embedded model", EMBEDDED)
 
     @property
     def model(self) -> str:

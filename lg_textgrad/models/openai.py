@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -21,14 +21,11 @@ from openai.types.chat import ChatCompletion
 from lg_textgrad._hashing import canonical
 from lg_textgrad.errors import (
     ConfigurationError,
-    ContextOverflowError,
-    ModelAuthenticationError,
     ModelBusyError,
     ModelError,
     ModelReplyError,
-    ModelUnreachableError,
-    UnknownModelError,
 )
+from lg_textgrad.faults import asked_wait
 from lg_textgrad.models._redact import (
     brief,
     is_loopback,
@@ -38,28 +35,20 @@ from lg_textgrad.models._redact import (
     shown_url,
 )
 from lg_textgrad.models.base import ModelReply, ModelRequest
-from lg_textgrad.models.schema import checked_reply, in_words, whole_text
+from lg_textgrad.models.openai_errors import (
+    BUSY,
+    model_error,
+    names_unknown_model,
+    server_message,
+    unsupported_parameter,
+)
+from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
 from lg_textgrad.run import Usage
+from lg_textgrad.traffic import Route, lane_in_scope
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _NO_KEY = "none"
 """What the SDK is given for servers that ask for no key; it insists on one."""
-
-_OVERFLOW = (
-    "context_length_exceeded",
-    "exceed_context_size_error",
-    "exceeds the available context size",
-    "exceeds the context window",
-    "maximum context length",
-    "prompt is too long",
-)
-"""How OpenAI, llama.cpp, vLLM and others say that a request does not fit."""
-
-_NOT_CONNECTED = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
-"""Transport errors by name: the SDK changed its HTTP library between versions."""
-
-_BUSY = {408, 409, 429}
-
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
@@ -77,7 +66,7 @@ class _Dialect:
 
     def after(self, error: openai.APIStatusError, request: ModelRequest) -> _Dialect | None:
         """Return the dialect to try next; None when the error is about something else."""
-        said = f"{error.param} {_server_message(error)}"
+        said = f"{error.param} {server_message(error)}"
         schema = request.schema
         if schema is not None and self.enforces(schema) and "response_format" in said:
             # One schema that is outside the server's subset says nothing about the next one.
@@ -101,6 +90,8 @@ class _Held:
     """A client, and what closes it."""
 
     client: openai.AsyncOpenAI
+    once: openai.AsyncOpenAI
+    """The same client, for callers that ask again by themselves."""
     keeper: AsyncGenerator[None]
     """Closes the client when it is closed itself, at the latest by its loop's end."""
     forgotten: finalize[..., OpenAI]
@@ -116,7 +107,8 @@ class OpenAI:
     `api_key_env` when it is not given; servers other than OpenAI may need none. `timeout` is in
     seconds, for each attempt of a call. `max_retries` counts further attempts after lost
     connections, timeouts, and answers 408, 409, 429 and 5xx, with growing pauses or those that
-    the server asks for. `extra_body` is sent along with every request.
+    the server asks for; in a run it is the run's `Patience` that decides. `extra_body` is sent
+    along with every request.
 
     What the server cannot do is found out once and remembered: a JSON schema that it refuses is
     asked for in words, with `json_object`; `max_tokens` goes out under its newer name; and a
@@ -186,6 +178,11 @@ class OpenAI:
         """Everything besides the request that decides the reply. Never the key."""
         return dict(self._identity)
 
+    @property
+    def route(self) -> Route:
+        """What shares rate limits and has a price: the model on its server."""
+        return Route(self.model, self._shown)
+
     async def acall(self, request: ModelRequest) -> ModelReply:
         """Ask once and return the reply; under a schema, with `data` that satisfies it.
 
@@ -196,10 +193,10 @@ class OpenAI:
         started = time.perf_counter()
         client = await self._client()
         try:
-            completion = await self._complete(client, request)
-            return self._reply(completion, request, time.perf_counter() - started)
+            completion, held = await self._complete(client, request)
+            return self._reply(completion, request, held, time.perf_counter() - started)
         except ModelReplyError as error:
-            failure = ModelReplyError(self._scrub(str(error)), reply=self._scrub(error.reply))
+            failure = scrubbed(error, self._secrets)
         except openai.OpenAIError as error:
             failure = await self._explained(client, error)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -227,7 +224,7 @@ class OpenAI:
         with self._guard:
             held = self._clients.get(loop)
             if held is not None:
-                return held.client
+                return held.client if lane_in_scope() is None else held.once
             for other in [known for known in self._clients if known.is_closed()]:
                 self._clients.pop(other).forgotten.detach()
             client = openai.AsyncOpenAI(
@@ -235,22 +232,24 @@ class OpenAI:
                 base_url=self._base_url,
                 timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
                 max_retries=self._max_retries,
-                http_client=(
-                    openai.DefaultAsyncHttpxClient(trust_env=False)
-                    if is_loopback(self._base_url)
-                    else None
+                http_client=openai.DefaultAsyncHttpxClient(
+                    trust_env=not is_loopback(self._base_url), event_hooks={"response": [_heed]}
                 ),
             )
             keeper = _keep(client, loop, self._clients, self._guard)
             forgotten = finalize(self, _close_soon, keeper, loop)
             forgotten.atexit = False
-            self._clients[loop] = _Held(client, keeper, forgotten)
+            once = client.with_options(max_retries=0)
+            self._clients[loop] = _Held(client, once, keeper, forgotten)
         # A loop closes its unfinished async generators when it is shut down: the only way to
         # learn of it in time to close the connections too.
         await anext(keeper)
-        return client
+        return client if lane_in_scope() is None else once
 
-    async def _complete(self, client: openai.AsyncOpenAI, request: ModelRequest) -> Any:
+    async def _complete(
+        self, client: openai.AsyncOpenAI, request: ModelRequest
+    ) -> tuple[Any, bool]:
+        """Return the completion, and whether the server took on the schema."""
         known = dialect = self._dialect
         while True:
             payload = self._payload(request, dialect)
@@ -265,7 +264,8 @@ class OpenAI:
                 # Only what helped is worth remembering; and another call may have learned since.
                 if dialect is not known:
                     self._dialect = dialect
-                return completion
+                schema = request.schema
+                return completion, schema is not None and dialect.enforces(schema)
 
     def _payload(self, request: ModelRequest, dialect: _Dialect) -> dict[str, Any]:
         messages, schema = request.messages, request.schema
@@ -291,30 +291,38 @@ class OpenAI:
             payload["extra_body"] = self._extra_body
         return payload
 
-    def _reply(self, completion: Any, request: ModelRequest, seconds: float) -> ModelReply:
+    def _reply(
+        self, completion: Any, request: ModelRequest, held: bool, seconds: float
+    ) -> ModelReply:
         # The SDK checks nothing of what it received, so each part may be missing.
         choices = getattr(completion, "choices", None) or [None]
         message = getattr(choices[0], "message", None)
         if not isinstance(completion, ChatCompletion) or message is None:
             # Some gateways report their upstream's failure under status 200.
             said = (getattr(completion, "model_extra", None) or {}).get("error")
-            raise self._no_api(canonical(said) if said else "")
+            raise self._no_api(canonical(said) if said else "", *_meant(said))
         text = whole_text(getattr(message, "content", None) or "")
         finish_reason = getattr(choices[0], "finish_reason", None)
-        data = checked_reply(
-            text,
-            schema=request.schema,
-            finish_reason=finish_reason,
-            refusal=getattr(message, "refusal", None),
-            max_tokens=request.max_tokens,
-        )
         used = getattr(completion, "usage", None)
+        details = getattr(used, "prompt_tokens_details", None)
         usage = Usage(
             calls=1,
             prompt_tokens=getattr(used, "prompt_tokens", None) or 0,
             completion_tokens=getattr(used, "completion_tokens", None) or 0,
             seconds=seconds,
+            cached_tokens=getattr(details, "cached_tokens", None) or 0,
         )
+        try:
+            data = checked_reply(
+                text,
+                schema=request.schema,
+                finish_reason=finish_reason,
+                refusal=getattr(message, "refusal", None),
+                max_tokens=request.max_tokens,
+            )
+        except ModelReplyError as error:
+            error.usage, error.promised = usage, held
+            raise
         return ModelReply(text, data, usage, finish_reason)
 
     async def _explained(self, client: openai.AsyncOpenAI, error: openai.OpenAIError) -> ModelError:
@@ -331,182 +339,39 @@ class OpenAI:
             ),
         )
 
-    def _no_api(self, said: str) -> ModelError:
+    def _no_api(self, said: str, status: int | None = None) -> ModelError:
         detail = f" ({brief(self._scrub(said))})" if said else ""
+        if status is not None and (status in BUSY or status >= 500):
+            return ModelBusyError(
+                f"The server at {self._shown} reported {status} from the model behind it{detail}. "
+                "Wait and resume.",
+                fault="rate_limited" if status == 429 else "server_error",
+            )
         return ModelError(
             f"The server at {self._shown} answered with something other than a chat completion"
             f"{detail}; check that base_url is the address of an OpenAI-compatible API, which"
-            " usually ends in /v1."
+            " usually ends in /v1.",
+            fault="garbled",
         )
 
     def _scrub(self, text: str) -> str:
         return scrub(text, self._secrets)
 
 
-def model_error(
-    error: Exception,
-    *,
-    model: str,
-    server: str | None = None,
-    remedy: str = "give the chat model a valid key",
-    secrets: Sequence[str] = (),
-    known: Sequence[str] = (),
-) -> ModelError:
-    """Return what an exception of the SDK means, without secrets and without the exception.
-
-    `server` is the address to show, by default the one that the exception knows; `remedy` says
-    how to give a key; `known` are models that the server has, the likeliest first. Raise the
-    result outside of the `except` block, or `from None`: the SDK's exceptions hold the request's
-    headers.
-    """
-    at = server or _server_of(error)
-    said = brief(scrub(_server_message(error), secrets))
-    because = f": {said}" if said else ""
-    status = error.status_code if isinstance(error, openai.APIStatusError) else None
-    if isinstance(error, openai.LengthFinishReasonError):
-        return _reply_error(error, "was cut off before it was complete; raise max_tokens", secrets)
-    if isinstance(error, openai.ContentFilterFinishReasonError):
-        return _reply_error(error, "was withheld by a content filter; rephrase it", secrets)
-    if isinstance(error, openai.APIConnectionError):
-        return _connection_error(error, at, secrets)
-    if status in {401, 403} or _refuses_key(error):
-        # A 401 tells no more than this, and tends to repeat the key. A 403 may have another cause.
-        detail = because if status == 403 else ""
-        return ModelAuthenticationError(f"The server at {at} refused the API key{detail}; {remedy}")
-    if _overflows(error):
-        return ContextOverflowError(
-            f"The request does not fit into the context of {model!r} at {at}{because}. Shorten the"
-            " prompt, the examples or max_tokens, or use a model with a longer context."
-        )
-    if names_unknown_model(error):
-        return UnknownModelError(f"The server at {at} has no model {model!r}; {_advice(known)}")
-    if status is not None and (status in _BUSY or status >= 500):
-        return ModelBusyError(
-            f"The server at {at} still answered {status} after every retry{because}. Wait and"
-            " resume, ask for less at once, or raise max_retries."
-        )
-    if status is not None:
-        return ModelError(
-            f"The server at {at} refused the request with {status}{because}. Change what it names,"
-            " or use another model."
-        )
-    return ModelError(
-        f"The server at {at} could not be asked ({type(error).__name__}){because}. Check the"
-        " model's settings."
-    )
+def _meant(said: Any) -> tuple[int, ...]:
+    """Return the status that a gateway means by an error under status 200, if it says."""
+    code = said.get("code") if isinstance(said, Mapping) else None
+    return (code,) if isinstance(code, int) else ()
 
 
-def names_unknown_model(error: Exception) -> bool:
-    """Return whether the server says that it lacks the model."""
-    if isinstance(error, openai.NotFoundError):
-        return True
-    return isinstance(error, openai.APIStatusError) and error.code == "model_not_found"
-
-
-def refuses_schema(error: Exception) -> bool:
-    """Return whether the server says that it will not hold the reply to the schema."""
-    return (
-        isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-        and "response_format" in f"{error.param} {_server_message(error)}"
-    )
-
-
-def unsupported_parameter(error: Exception) -> str | None:
-    """Return the sampling parameter that the model does not take, when the error is about one."""
-    if (
-        isinstance(error, openai.BadRequestError)
-        and error.code in {"unsupported_parameter", "unsupported_value"}
-        and error.param in {"temperature", "seed"}
-    ):
-        return error.param
-    return None
-
-
-def _refuses_key(error: Exception) -> bool:
-    """Return whether the key is what is wrong, though the status says only `bad request`."""
-    return isinstance(error, openai.BadRequestError) and (
-        error.code == "invalid_api_key" or "api key not valid" in _server_message(error).lower()
-    )
-
-
-def _overflows(error: Exception) -> bool:
-    if not isinstance(error, openai.APIError):
-        return False
-    said = f"{error.code} {error.type} {_server_message(error)}"
-    return any(mark in said for mark in _OVERFLOW)
-
-
-def _connection_error(
-    error: openai.APIConnectionError, at: str, secrets: Sequence[str]
-) -> ModelError:
-    names: set[str] = set()
-    cause: BaseException | None = error
-    detail = ""
-    # langchain-openai wraps the SDK's exception once more, so the transport's is further down.
-    while cause is not None:
-        names.add(type(cause).__name__)
-        detail = str(cause) or detail
-        cause = cause.__cause__
-        if names & _NOT_CONNECTED:
-            break
-    detail = brief(scrub(detail, secrets))
-    if names & _NOT_CONNECTED:
-        return ModelUnreachableError(
-            f"Nobody answers at {at} ({detail}); start the server or correct --base-url."
-        )
-    if isinstance(error, openai.APITimeoutError):
-        return ModelBusyError(
-            f"The server at {at} did not answer in time, retries included; ask for less at once,"
-            " or raise timeout."
-        )
-    return ModelBusyError(
-        f"The server at {at} closed the connection without an answer, retries included"
-        f" ({detail}); see its log, then resume."
-    )
-
-
-def _reply_error(
-    error: openai.LengthFinishReasonError | openai.ContentFilterFinishReasonError,
-    what: str,
-    secrets: Sequence[str],
-) -> ModelReplyError:
-    # Older versions of the SDK keep no completion with a content filter's error.
-    choices = getattr(getattr(error, "completion", None), "choices", None)
-    text = (choices[0].message.content or "") if choices else ""
-    return ModelReplyError(f"The model's reply {what}.", reply=scrub(whole_text(text), secrets))
-
-
-def _advice(known: Sequence[str]) -> str:
-    if not known:
-        return (
-            "name one that it has, or correct --base-url, which usually ends in /v1. It did not"
-            " list its models."
-        )
-    listed = ", ".join(brief(name, limit=80) for name in known[:8])
-    more = f", and {len(known) - 8} more" if len(known) > 8 else ""
-    return f"name one of those that it has: {listed}{more}."
-
-
-def _server_message(error: Exception) -> str:
-    """Return what the server said; an empty string when it said nothing."""
-    if not isinstance(error, openai.APIError):
-        return str(error)
-    body: Any = error.body
-    if isinstance(body, Mapping):
-        said = body.get("message") or body.get("detail")
-        if said:
-            return said if isinstance(said, str) else canonical(said)
-        return canonical(body) if body else ""
-    if isinstance(body, str):
-        return body
-    return "" if isinstance(error, openai.APIStatusError) else error.message
-
-
-def _server_of(error: Exception) -> str:
-    request = getattr(error, "request", None)
-    if request is None:
-        return "an unknown address"
-    return shown_url(str(request.url)).removesuffix("/chat/completions").removesuffix("/responses")
+async def _heed(response: Any) -> None:
+    """Wait, before the next call, when the server says that this was the last one for now."""
+    lane = lane_in_scope()
+    if lane is None or response.status_code != 200:
+        return  # what a refusal says is heeded with the refusal
+    limits = {name: value for name, value in response.headers.items() if "ratelimit" in name}
+    if limits and (wait := asked_wait(limits)) is not None:
+        lane.wait(wait)
 
 
 async def _known_models(client: openai.AsyncOpenAI) -> list[str]:

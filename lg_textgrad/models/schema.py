@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from lg_textgrad.errors import ConfigurationError, ModelReplyError
-from lg_textgrad.models._redact import brief
+from lg_textgrad.models._redact import brief, scrub
 from lg_textgrad.models.base import Message
 
 _FENCED = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
@@ -49,6 +50,7 @@ def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
         raise ModelReplyError(
             "The model's reply is empty where JSON was asked for; ask again, or use another model.",
             reply=text,
+            kind="empty",
         )
     stripped = text.strip()
     fenced = _FENCED.match(stripped)
@@ -63,6 +65,7 @@ def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
             f"The model's reply is malformed JSON ({brief(str(error))}); ask again, or use a model"
             " that supports JSON-schema output.",
             reply=text,
+            kind="garbled",
         ) from None
     violation = _violation(data, schema)
     if violation:
@@ -92,6 +95,7 @@ def checked_reply(
             f"The model refused to answer: {brief(refusal)} Rephrase the request, or use another"
             " model.",
             reply=refusal,
+            kind="refused",
         )
     empty = not text.strip()
     if finish_reason == "length" and (empty or schema is not None):
@@ -101,13 +105,27 @@ def checked_reply(
             + ("said anything" if empty else "was complete")
             + "; raise max_tokens or ask for less.",
             reply=text,
+            kind="truncated",
         )
     if empty:
         why = " (withheld by a content filter)" if finish_reason == "content_filter" else ""
         raise ModelReplyError(
-            f"The model's reply is empty{why}; ask again, or use another model.", reply=text
+            f"The model's reply is empty{why}; ask again, or use another model.",
+            reply=text,
+            kind="empty",
         )
     return None if schema is None else parse_reply(text, schema)
+
+
+def scrubbed(error: ModelReplyError, secrets: Sequence[str]) -> ModelReplyError:
+    """Return the same error without secrets, and without where it was raised."""
+    return ModelReplyError(
+        scrub(str(error), secrets),
+        reply=scrub(error.reply, secrets),
+        usage=error.usage,
+        kind=error.kind,
+        promised=error.promised,
+    )
 
 
 def whole_text(text: str) -> str:
@@ -117,11 +135,8 @@ def whole_text(text: str) -> str:
 
 def _violation(data: Any, schema: Mapping[str, Any]) -> str:
     """Return where and how `data` breaks `schema`; an empty string when it does not."""
-    kind = validator_for(schema, default=Draft202012Validator)
     try:
-        kind.check_schema(schema)
-        # The empty registry keeps an outside `$ref` from being downloaded.
-        error = best_match(kind(schema, registry=Registry()).iter_errors(data))
+        error = best_match(_validator(json.dumps(schema)).iter_errors(data))
     except (SchemaError, Unresolvable) as broken:
         raise ConfigurationError(
             f"The reply's JSON schema is itself invalid: {brief(str(broken))}. Correct the schema;"
@@ -134,6 +149,16 @@ def _violation(data: Any, schema: Mapping[str, Any]) -> str:
     # jsonschema puts the value first; when that is long, the rule that it breaks would be cut off.
     rule = brief(f"{error.validator}: {error.validator_value}", 200)
     return f"at {error.json_path}: {brief(error.message, 100)} (breaks {rule})"
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(schema: str) -> Any:
+    """Return what checks values against `schema`, in JSON: checking a schema itself is slow."""
+    loaded = json.loads(schema)
+    kind = validator_for(loaded, default=Draft202012Validator)
+    kind.check_schema(loaded)
+    # The empty registry keeps an outside `$ref` from being downloaded.
+    return kind(loaded, registry=Registry())
 
 
 def _no_number(name: str) -> NoReturn:

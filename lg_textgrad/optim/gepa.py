@@ -69,7 +69,7 @@ class GEPA(Search):
         seed: int = 0,
     ) -> None:
         if importlib.util.find_spec("gepa") is None:
-            raise MissingExtraError("GEPA needs the gepa package: pip install 'lg_textgrad[gepa]'")
+            raise MissingExtraError("GEPA needs gepa: pip install 'lg-textgrad[gepa]'.")
         if min(iterations, minibatch, max_records) < 1 or merges < 0:
             raise ConfigurationError(
                 "GEPA needs iterations, minibatch and max_records of at least 1, and merges of at "

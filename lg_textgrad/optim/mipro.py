@@ -88,7 +88,7 @@ class MIPRO(Search):
         seed: int = 0,
     ) -> None:
         if importlib.util.find_spec("optuna") is None:
-            raise MissingExtraError("MIPRO needs optuna: pip install 'lg_textgrad[mipro]'")
+            raise MissingExtraError("MIPRO needs optuna: pip install 'lg-textgrad[mipro]'.")
         if instructions < 0 or sets < 0 or min(bootstrap, trials, parallel, minibatch) < 1:
             raise ConfigurationError(
                 "MIPRO needs bootstrap, trials, parallel and minibatch of at least 1, and "

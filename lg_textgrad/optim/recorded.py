@@ -11,7 +11,7 @@ from lg_textgrad._hashing import digest
 from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.ledger import ledger_in_scope
-from lg_textgrad.objective import Scored
+from lg_textgrad.objective import Scored, masked
 from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, merged
 from lg_textgrad.run import Candidate, Example
 
@@ -91,8 +91,10 @@ class FromRuns(Search):
         self.optimizer.bind(working)
         self.optimizer.zero_grad()
         runs = [replace(s, run=replace(s.run, parameters=working)) for s in scored]
-        gradients = await bench.abackward(runs)
         if (ledger := ledger_in_scope()) is not None:
+            runs = [masked(s, ledger.redaction) for s in runs]
+        gradients = await bench.abackward(runs)
+        if ledger is not None:
             ledger.store.put_gradients(step, gradients)
         _tell(bench, "gradients", step=step, gradients=gradients)
         proposals = []

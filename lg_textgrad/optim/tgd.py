@@ -1,33 +1,55 @@
-"""Textual gradient descent by edits: the rewriter changes single lines, each for a reason."""
+"""Textual gradient descent: the rewriter changes single lines, or the whole, each for a reason."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lg_textgrad import templates
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
-from lg_textgrad.errors import ModelReplyError, ParameterError
+from lg_textgrad.errors import (
+    SYSTEMIC,
+    ConfigurationError,
+    ModelError,
+    ModelReplyError,
+    ParameterError,
+)
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
 from lg_textgrad.optim.base import Optimizer, Proposal
+from lg_textgrad.optim.rewriting import (
+    read_whole,
+    several,
+    share,
+    tried,
+    whole_schema,
+    whole_tokens,
+    with_examples,
+)
 from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
 from lg_textgrad.reduction import Note, Reduced, reduce_gradients
 
 logger = logging.getLogger(__name__)
 
 _MOST_TEXT = 300  # characters of one new line
+_BEAM_TEMPERATURE = 0.7
 
 
 class TextualGradientDescent(Optimizer):
-    """Asks `model` for edits of each blamed parameter: one call per parameter, all at once.
+    """Asks `model` for edits of each blamed parameter: `beam` calls per parameter, all at once.
 
     The rewriter sees the whole prompt with numbered lines, the `max_notes` heaviest gradients and
     the last edits that did not help. Each blamed parameter gets a proposal of its own, the most
     blamed first. With `notes_as_lines` a second one adds the heaviest gradients themselves as new
     lines: that costs no call, and is often better than what a small rewriter makes of them.
+
+    `edits="whole"` has the whole prompt written anew, as TextGrad does; it is told and joined as
+    edits of lines all the same. `beam` proposals are made for each parameter: the first answers
+    all notes, the others a part of them each. With `momentum`, the rewriter sees so many of the
+    last tries with the change of the score that was measured, in place of those that failed.
+    `constraints` and `in_context_examples` are told to it as they are.
     After Yuksekgonul et al. 2024 (TextGrad) and Pryzant et al. 2023 (ProTeGi).
     """
 
@@ -36,7 +58,11 @@ class TextualGradientDescent(Optimizer):
         model: ChatModel,
         *,
         parameters: Mapping[str, Parameter] | Iterable[Parameter] = (),
+        edits: Literal["lines", "whole"] = "lines",
+        beam: int = 1,
+        momentum: int = 0,
         constraints: Sequence[str] = (),
+        in_context_examples: Sequence[str] = (),
         max_notes: int = 8,
         max_note_tokens: int = 800,
         max_edits: int = 4,
@@ -45,9 +71,17 @@ class TextualGradientDescent(Optimizer):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
+        if edits not in ("lines", "whole"):
+            raise ConfigurationError(f"`edits` is 'lines' or 'whole', not {edits!r}.")
+        if beam < 1 or momentum < 0:
+            raise ConfigurationError("`beam` must be at least 1, and `momentum` at least 0.")
         super().__init__(parameters)
         self.model = model
-        self.constraints = tuple(constraints)
+        self.edits = edits
+        self.beam = beam
+        self.momentum = momentum
+        self.constraints = several("constraints", constraints)
+        self.in_context_examples = several("in_context_examples", in_context_examples)
         self.max_notes = max_notes
         self.max_note_tokens = max_note_tokens
         self.max_edits = max_edits
@@ -61,8 +95,12 @@ class TextualGradientDescent(Optimizer):
         return {
             "optimizer": "textual_gradient_descent",
             "model": dict(self.model.identity),
-            "templates": templates.fingerprint("rewriter", "rewriter_case"),
+            "templates": templates.fingerprint(*self._templates()),
+            "edits": self.edits,
+            "beam": self.beam,
+            "momentum": self.momentum,
             "constraints": list(self.constraints),
+            "in_context_examples": list(self.in_context_examples),
             "max_notes": self.max_notes,
             "max_note_tokens": self.max_note_tokens,
             "max_edits": self.max_edits,
@@ -71,6 +109,13 @@ class TextualGradientDescent(Optimizer):
             "temperature": self.temperature,
             "seed": self.seed,
         }
+
+    def _templates(self) -> list[str]:
+        """Return the names of what the model is asked with."""
+        system = "rewriter" if self.edits == "lines" else "rewriter_whole"
+        more = ["rewriter_tried"] if self.momentum else []
+        more += ["rewriter_examples"] if self.in_context_examples else []
+        return [system, f"{system}_case", *more]
 
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
@@ -81,17 +126,21 @@ class TextualGradientDescent(Optimizer):
         ]
         blamed.sort(key=lambda p: -sum(g.weight for g in p.grad if g.change))
         async with task_group() as group:
-            tasks = [group.create_task(self._edits(p)) for p in blamed]
+            tasks = [
+                [group.create_task(self._edits(p, sample)) for sample in range(self.beam)]
+                for p in blamed
+            ]
         now = candidate_of(self.parameters)
         proposals: dict[str, Proposal] = {}
-        for parameter, task in zip(blamed, tasks, strict=True):
-            written = [("edits", task.result())]
+        kind = "edits" if self.edits == "lines" else "rewrite"
+        for parameter, samples in zip(blamed, tasks, strict=True):
+            written = [(kind, task.result()) for task in samples]
             if self.notes_as_lines:
                 written.append(("gradients as lines", self._note_lines(parameter)))
-            for kind, edits in written:
+            for made, edits in written:
                 if edits:
                     text = render_demos(apply_edits(parameter.value, edits), parameter.demos)
-                    proposal = Proposal({**now, parameter.name: text}, tuple(edits), kind)
+                    proposal = Proposal({**now, parameter.name: text}, tuple(edits), made)
                     proposals.setdefault(proposal.hash, proposal)
         return list(proposals.values())
 
@@ -123,12 +172,15 @@ class TextualGradientDescent(Optimizer):
             return "This was tried before and did not help; propose something else."
         return None
 
-    async def _edits(self, parameter: Parameter) -> list[Edit]:
+    async def _edits(self, parameter: Parameter, sample: int) -> list[Edit]:
         """Return the edits of one parameter that keep its promises; none when there are none."""
-        reduced = self._reduced(parameter)
+        reduced = self._reduced(parameter, sample)
         notes = reduced.notes
         messages = self._messages(parameter, reduced)
-        schema = _schema(parameter, len(notes), self.max_edits)
+        schema, max_tokens = _schema(parameter, len(notes), self.max_edits), self.max_tokens
+        if self.edits == "whole":
+            schema, max_tokens = whole_schema(), whole_tokens(parameter, self.max_tokens)
+        temperature = max(self.temperature, _BEAM_TEMPERATURE) if sample else self.temperature
         reason = ""
         for attempt in range(2):
             asked = messages
@@ -136,14 +188,22 @@ class TextualGradientDescent(Optimizer):
                 again = f"Your last reply was refused: {reason} Reply again."
                 asked = [*messages, {"role": "user", "content": again}]
             request = ModelRequest(
-                asked, schema, self.max_tokens, self.temperature, self.seed + attempt
+                asked, schema, max_tokens, temperature, self.seed + 2 * sample + attempt
             )
             try:
                 reply = await aask(self.model, request, "rewriter", attempt=attempt)
             except ModelReplyError as error:
                 reason = str(error)
                 continue
-            edits = _read(parameter, reply.data, notes)
+            except ModelError as error:
+                if error.fault is None or isinstance(error, SYSTEMIC):
+                    raise
+                reason = f"The rewriter could not be asked: {error}"
+                break  # it was asked often enough
+            if self.edits == "whole":
+                edits = read_whole(parameter, reply.data, [i for note in notes for i in note.ids])
+            else:
+                edits = _read(parameter, reply.data, notes)
             unusable = self._usable(parameter, edits)
             if unusable is None:
                 return edits
@@ -152,9 +212,11 @@ class TextualGradientDescent(Optimizer):
         logger.info("No usable edit for '%s': %s", parameter.name, reason)
         return []
 
-    def _reduced(self, parameter: Parameter) -> Reduced:
+    def _reduced(self, parameter: Parameter, sample: int = 0) -> Reduced:
         return reduce_gradients(
-            parameter.grad, max_notes=self.max_notes, max_tokens=self.max_note_tokens
+            share(parameter.grad, sample, self.beam),
+            max_notes=self.max_notes,
+            max_tokens=self.max_note_tokens,
         )
 
     def _messages(self, parameter: Parameter, reduced: Reduced) -> list[dict[str, str]]:
@@ -179,28 +241,36 @@ class TextualGradientDescent(Optimizer):
             if attempt.stage == "review"
             and any(edit.parameter == parameter.name for edit in attempt.proposal.edits)
         ]
-        tried = [
+        failed = [
             edit.text
             for attempt in self.history[-6:]
             if not attempt.accepted
             for edit in attempt.proposal.edits
             if edit.parameter == parameter.name and edit.text
         ]
-        if tried:
+        if self.momentum:
+            results = tried(self.history, parameter.name, self.momentum)
+            if results:
+                shown += f"\nTried before, with the change of the score:\n{results}"
+                more.append(templates.source("rewriter_tried"))
+        elif failed:
             # Inside the fence: these lines were written by a model that had read users' texts.
-            shown += "\nTried before without success: " + " | ".join(dict.fromkeys(tried[-4:]))
+            shown += "\nTried before without success: " + " | ".join(dict.fromkeys(failed[-4:]))
+        system, template, *_ = self._templates()
+        prompt = {"lines": lines} if self.edits == "lines" else {"prompt": parameter.value}
         case = templates.fill(
-            "rewriter_case",
+            template,
             role=parameter.role or parameter.name,
-            lines=lines,
+            **prompt,
             mark=templates.fence(shown),
             notes=shown,
             more="\n".join(more),
         )
-        return [
-            {"role": "system", "content": templates.source("rewriter")},
+        messages = [
+            {"role": "system", "content": templates.source(system)},
             {"role": "user", "content": case},
         ]
+        return with_examples(messages, self.in_context_examples)
 
 
 def _schema(parameter: Parameter, notes: int, max_edits: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
+from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
@@ -52,7 +53,10 @@ class LiveSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of nodes, edges, channels and the nodes' own code, of every graph in it."""
+        """A hash of nodes, edges, channels and the nodes' own code, of every graph in it.
+
+        Worked out once: every run's id is made from it, and reading code takes time.
+        """
         return fingerprint(self.graph)
 
     @property
@@ -73,6 +77,7 @@ class LiveSource:
         """
         recorder = Recorder(self._structure)
         scope.witness, scope.stranger = recorder.witness, recorder.stranger
+        scope.place = recorder.place
         resume = resume_values(example)
         # What runs have in a checkpointer is theirs alone.
         graph = observing(self.graph) if self._saves else self._observing
@@ -99,8 +104,12 @@ class LiveSource:
                 notes.append(at_breakpoint(stopped))
             return outputs
 
+        def note_read(name: str, text: str) -> None:
+            note_dependence()
+            recorder.note_read(name, text)
+
         async def invoke() -> Any:
-            with isolated(), observe_reads(recorder.note_read), pay_through(scope):
+            with isolated(), observe_reads(note_read), pay_through(scope):
                 return await _entered([binding.scope(candidate) for binding in bindings], run)
 
         outputs: Any = None

@@ -16,13 +16,12 @@ from lg_textgrad.recording.structure import AnyGraph
 class Substitution(Runnable[Any, Any]):
     """Puts `text` in place of what the `number`th execution of a node, from 0, writes to `channel`.
 
-    One object serves one run. `done` tells whether that execution came and wrote to the channel.
+    One object serves one run. Whether that execution came is for the recording to tell.
     """
 
     def __init__(self, channel: str, number: int, text: str) -> None:
         self.channel = channel
         self.text = text
-        self.done = False
         self._before = number
         self._guard = threading.Lock()
 
@@ -45,7 +44,6 @@ class Substitution(Runnable[Any, Any]):
     def _changed(self, update: Any) -> Any:
         """Return what the node wrote, with the text in place where it wrote to the channel."""
         if isinstance(update, Mapping) and self.channel in update:
-            self.done = True
             return {**update, self.channel: self.text}
         if isinstance(update, Command):
             return replace(update, update=self._changed(update.update))

@@ -56,6 +56,8 @@ class Task:
     inputs: Any
     plain_inputs: Any
     started: float
+    place: str = ""
+    """Its name while the run goes on; see `Places`."""
     ended: float = 0.0
     finished: int = 0
     """When its last attempt ended, in the count of events; 0 while it runs."""

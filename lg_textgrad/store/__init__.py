@@ -10,9 +10,11 @@ from lg_textgrad.store.postgres import is_url, run_name, without_password
 from lg_textgrad.store.records import decode_run, encode_run
 from lg_textgrad.store.salvage import Salvaged
 from lg_textgrad.store.store import Store
+from lg_textgrad.store.tables import TOOL
 
 __all__ = [
     "FILE_NAME",
+    "TOOL",
     "Salvaged",
     "Store",
     "decode_run",

@@ -76,7 +76,7 @@ class File:
                 create(connection)
         elif found < SCHEMA:
             with self._transaction() as connection:
-                upgrade(connection)
+                upgrade(connection, found)
         with suppress(OSError):
             self._spare.write_bytes(secrets.token_bytes(SPARE_BYTES))
 
@@ -99,7 +99,7 @@ class File:
             raise StoreError(f"There is no run in '{self.directory}': its {FILE_NAME} is empty.")
         self._refuse(found)
         if found < SCHEMA:
-            self._upgrade_copy()
+            self._upgrade_copy(found)
 
     def _open_unwritable(self) -> None:
         self.engine.dispose()
@@ -113,7 +113,7 @@ class File:
         self._path = folder / FILE_NAME
         self.engine = self._engine("rw")
 
-    def _upgrade_copy(self) -> None:
+    def _upgrade_copy(self, found: int) -> None:
         """Read an older layout through a copy in memory, since the file is not ours to change."""
         memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         with self.engine.connect() as connection:
@@ -123,7 +123,7 @@ class File:
         self.engine = sa.create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
         _begin_explicitly(self.engine)
         with self._transaction() as connection:
-            upgrade(connection)
+            upgrade(connection, found)
 
     def _layout(self) -> int | None:
         with self.engine.connect() as connection:

@@ -161,6 +161,11 @@ class Postgres:
             )
         if found is not None and found > SCHEMA:
             raise too_new(str(self.shown), found)
+        if found is not None and found < SCHEMA:
+            raise StoreError(
+                f"The run in '{self.shown}' was written by a version that was never released. "
+                "Use another ?run=NAME."
+            )
         return found
 
     def _prepare(self, connection: sa.Connection) -> None:

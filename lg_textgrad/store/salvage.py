@@ -24,7 +24,7 @@ from lg_textgrad.store.claims import Claim, sync_directory
 from lg_textgrad.store.file import FILE_NAME, NEW_NAME, SPARE_NAME
 from lg_textgrad.store.pages import rows_in
 from lg_textgrad.store.places import cause, create
-from lg_textgrad.store.tables import checksum, results, tables, unpack
+from lg_textgrad.store.tables import SCHEMA, checksum, results, tables, unpack
 from lg_textgrad.store.upgrading import new_row
 
 _BY_HAND = ("schema", "written_by")
@@ -196,10 +196,10 @@ def _pieces(
             for row in connection.execute(query, (first, last)):
                 first = row["at"] + 1
                 if "crc" in row.keys():  # noqa: SIM118 - a Row is not a dict
-                    yield table.name, {c.name: row[c.name] for c in table.c}
+                    yield table.name, new_row(table, dict(row), SCHEMA)
                 else:  # of layout 1, which had no checks: what can be read is taken
                     with suppress(ValueError, TypeError, zlib.error):
-                        yield table.name, new_row(table, dict(row))
+                        yield table.name, new_row(table, dict(row), 1)
         except sqlite3.Error:
             if first < last:
                 middle = (first + last) // 2

@@ -121,9 +121,7 @@ class Store:
         if not rows:
             return None
         row = rows[0]
-        return unpack(row.reply), Usage(
-            1, 0, row.prompt_tokens, row.completion_tokens, row.seconds
-        )
+        return unpack(row.reply), _usage(row)
 
     async def aget_result(self, key: str) -> tuple[Any, Usage] | None:
         """`get_result`, without holding up the event loop."""
@@ -138,12 +136,15 @@ class Store:
         usage: Usage,
         *,
         origin: str | None = None,
+        model: object = None,
     ) -> None:
         """Keep a reply; what is there already stays. `origin` is the run that paid, if not this.
 
+        `model` names, for people, the model that was asked, and where.
+
         It is on disk when this returns.
         """
-        self._put(self._result(key, kind, request, reply, usage, origin))
+        self._put(self._result(key, kind, request, reply, usage, origin, model))
 
     async def aput_result(
         self,
@@ -154,12 +155,20 @@ class Store:
         usage: Usage,
         *,
         origin: str | None = None,
+        model: object = None,
     ) -> None:
         """`put_result`, without holding up the event loop."""
-        await self._aput(self._result(key, kind, request, reply, usage, origin))
+        await self._aput(self._result(key, kind, request, reply, usage, origin, model))
 
     def _result(
-        self, key: str, kind: str, request: Any, reply: Any, usage: Usage, origin: str | None
+        self,
+        key: str,
+        kind: str,
+        request: Any,
+        reply: Any,
+        usage: Usage,
+        origin: str | None,
+        model: object,
     ) -> Write:
         return _row(
             tables.results,
@@ -170,8 +179,11 @@ class Store:
             seconds=usage.seconds,
             created=time.time(),
             origin=_text(origin),
+            model=_text(model, 200),
+            cached_tokens=usage.cached_tokens or None,
+            usd=usage.dollars,
             reply=pack(reply),
-            request=pack(to_plain(request)),
+            request=pack(request),
         )
 
     def results(self, kinds: Collection[str], after: float = 0.0) -> list[dict[str, Any]]:
@@ -188,7 +200,7 @@ class Store:
                 "kind": row.kind,
                 "request": unpack(row.request),
                 "reply": unpack(row.reply),
-                "usage": Usage(1, 0, row.prompt_tokens, row.completion_tokens, row.seconds),
+                "usage": _usage(row),
                 "created": row.created,
             }
             for row in self._checked(t, query)
@@ -204,12 +216,24 @@ class Store:
                 sa.func.sum(c.prompt_tokens).label("prompt_tokens"),
                 sa.func.sum(c.completion_tokens).label("completion_tokens"),
                 sa.func.sum(c.seconds).label("seconds"),
+                sa.func.sum(c.cached_tokens).label("cached_tokens"),
+                sa.func.sum(c.usd).label("usd"),
+                sa.func.count(c.usd).label("priced"),
             )
-            .where(c.origin.is_(None))
+            .where(c.origin.is_(None), c.kind != tables.TOOL)
             .group_by(c.kind)
         )
         return {
-            row.kind: Usage(row.calls, 0, row.prompt_tokens, row.completion_tokens, row.seconds)
+            row.kind: Usage(
+                row.calls,
+                0,
+                row.prompt_tokens,
+                row.completion_tokens,
+                row.seconds,
+                row.cached_tokens or 0,
+                row.usd or 0.0,
+                row.calls - row.priced,
+            )
             for row in self._rows(query)
         }
 
@@ -428,6 +452,20 @@ class Store:
                 key = ", ".join(str(values[c.name]) for c in table.primary_key)
                 raise self._place.damaged(f"row {key!r} of '{table.name}' is not as written")
         return rows
+
+
+def _usage(row: Any) -> Usage:
+    """Return what a result cost."""
+    return Usage(
+        1,
+        0,
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.seconds,
+        row.cached_tokens or 0,
+        row.usd or 0.0,
+        int(row.usd is None),
+    )
 
 
 def _row(table: sa.Table, **row: Any) -> Write:

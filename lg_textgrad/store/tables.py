@@ -14,8 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA = 2
-"""The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were."""
+from lg_textgrad._hashing import to_plain
+
+SCHEMA = 3
+"""The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were. 2 had no prices."""
 
 _COMPRESSED_FROM = 256
 """Bytes: below, compression gains less than it costs."""
@@ -38,6 +40,9 @@ results = sa.Table(
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("origin", sa.String(200)),  # the run that paid for it; None for this one
+    sa.Column("model", sa.String(200)),  # which was asked, and where; only for people
+    sa.Column("cached_tokens", sa.Integer),
+    sa.Column("usd", sa.Float),  # None where the price is not known
     sa.Column("reply", sa.LargeBinary, nullable=False),
     sa.Column("request", sa.LargeBinary, nullable=False),
     sa.Column("crc", sa.BigInteger),
@@ -51,6 +56,8 @@ sa.Index(
     results.c.prompt_tokens,
     results.c.completion_tokens,
     results.c.seconds,
+    results.c.cached_tokens,
+    results.c.usd,
 )
 runs = sa.Table(
     "runs",
@@ -110,8 +117,14 @@ events = sa.Table(
     sa.Column("crc", sa.BigInteger),
 )
 
+TOOL = "tool"
+"""The kind of results that are no model's and cost nothing: what the graph's tools answered."""
+
 CONTENT_ADDRESSED = (results, runs, feedback)
 """The same key always means the same, in whichever run: these may go from one to another."""
+
+_ADDED = frozenset({"model", "cached_tokens", "usd"})
+"""Columns of results that layout 2 didn't have. Without a value they don't count for the check."""
 
 _CHECKED = {
     table.name: [
@@ -124,14 +137,16 @@ _CHECKED = {
 
 
 def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
-    """Return the check of a row, the same on every database.
+    """Return the check of a row, the same on every database and in every layout that has checks.
 
     A result's request is left out: it is only for people, has a check of its own where it is
     compressed, and need not be read for the reply.
     """
     said: list[bytes] = []
     for name, is_float in _CHECKED[table.name]:
-        value = row[name]
+        value = row.get(name) if name in _ADDED else row[name]
+        if value is None and name in _ADDED:
+            continue
         if is_float and value is not None:
             value = float(value)  # SQLite hands whole ones back as it likes
         if not isinstance(value, bytes):
@@ -142,11 +157,13 @@ def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
 
 def dump(value: Any) -> str:
     """Return JSON that people can read; with escapes where the text has no UTF-8 form."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=to_plain)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value)
+        return json.dumps(value, default=to_plain)
     return text
 
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Annotated, TypedDict
 
 import openai
@@ -16,6 +17,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
+from langgraph.types import Send
 from pydantic import BaseModel
 
 import lg_textgrad as tg
@@ -25,11 +27,13 @@ from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
     BudgetExceededError,
     ModelAuthenticationError,
+    ModelDownError,
+    ModelQuotaError,
     ModelUnreachableError,
     UnknownModelError,
 )
-from tests.parts import Chat, echo
-from tests.servers.openai_server import Fault, OpenAIServer, Reply
+from tests.parts import QUICK, Chat, echo
+from tests.servers.openai_server import Fault, OpenAIServer, Reply, error_body
 
 METHODS = (
     "generate",
@@ -224,6 +228,74 @@ async def test_same_question_twice_in_one_run_is_two_paid_calls_and_stays_so():
     assert ledger.account.spent.cached_calls == 2
 
 
+@pytest.mark.parametrize("send", [True, False])
+async def test_executions_that_ask_the_same_side_by_side_keep_their_replies_in_any_order(send):
+    """The store has two replies to one question; who gets which must not be left to chance."""
+    replies = iter("ab")
+    model = Chat(answer=lambda m: next(replies))
+    order: list[str] = []
+    asked: dict[str, asyncio.Event] = {}
+
+    async def ask(name):
+        while order[0] != name:
+            asked[name] = asyncio.Event()
+            await asked[name].wait()
+        reply = await model.ainvoke("the same")
+        del order[0]
+        for event in asked.values():
+            event.set()
+        return {"items": [f"{name}:{reply.content}"]}
+
+    started: list[str] = []
+
+    async def worker(s):
+        started.append(f"worker{len(started)}")
+        return await ask(started[-1])
+
+    builder = StateGraph(S)
+    if send:
+        builder.add_node("worker", worker)
+        targets = [Send("worker", {"q": "same"}), Send("worker", {"q": "same"})]
+        builder.add_conditional_edges(START, lambda s: targets, ["worker"])
+    else:
+        for name in ("worker0", "worker1"):
+
+            async def node(s, name=name):
+                return await ask(name)
+
+            builder.add_node(name, node)
+            builder.add_edge(START, name)
+    graph = tg.TrainableGraph(builder.compile())
+    ledger = tg.Ledger()
+    said = []
+    for turns in (["worker1", "worker0"], ["worker0", "worker1"]):
+        order[:], started[:] = turns, []
+        source = tg.Ledger(reuse=ledger.store)  # results are known, runs are not
+        with tg.use_ledger(ledger if not said else source):
+            [run] = await graph.arecord([{"inputs": {"q": "hi", "items": []}}])
+        assert run.error is None
+        said.append(run.outputs["items"])
+    assert said[0] == said[1] == ["worker0:b", "worker1:a"]
+    assert len(model.calls) == 2
+
+
+async def test_loop_that_asks_the_same_again_gets_another_reply_each_time():
+    replies = iter("abc")
+    model = Chat(answer=lambda m: next(replies))
+
+    async def node(s):
+        return {"items": [(await model.ainvoke("the same")).content]}
+
+    builder = StateGraph(S).add_node("n", node).add_edge(START, "n")
+    builder.add_conditional_edges("n", lambda s: "n" if len(s["items"]) < 3 else "__end__")
+    graph = tg.TrainableGraph(builder.compile())
+    ledger = tg.Ledger()
+    for known in (None, ledger.store):
+        with tg.use_ledger(tg.Ledger(reuse=known) if known else ledger):
+            [run] = await graph.arecord([{"inputs": {"items": []}}])
+        assert run.outputs["items"] == ["a", "b", "c"]
+
+
 async def test_each_sample_of_a_run_pays_for_itself():
     model = Chat(answer=echo)
     ledger = tg.Ledger()
@@ -362,9 +434,12 @@ def test_unreachable_server_is_raised_to_sync_callers():
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
-async def test_faults_that_pass_are_data(make, status):
-    with OpenAIServer(lambda body: Fault(status)) as server:
+async def test_faults_of_one_run_are_data(make, status):
+    ledger = tg.Ledger(patience=QUICK)
+    with OpenAIServer(lambda body: Fault(status)) as server, tg.use_ledger(ledger):
         [run] = await calling(make(server)).arecord(BATCH)
+        assert len(server.chats) == (1 if status == 400 else QUICK.attempts)
+    assert run.provisional is (status != 400)
     assert run.failed_in == "n#0"
     assert f"fault {status}" in run.error
     assert run.executions[0].model_calls[0].error == run.executions[0].error
@@ -373,8 +448,112 @@ async def test_faults_that_pass_are_data(make, status):
 
 async def test_timeout_is_data(make):
     with OpenAIServer(lambda body: Fault.hang(1)) as server:
-        [run] = await calling(make(server, timeout=0.1)).arecord(BATCH)
+        with tg.use_ledger(tg.Ledger(patience=QUICK)):
+            [run] = await calling(make(server, timeout=0.1)).arecord(BATCH)
+        assert len(server.chats) == QUICK.timeouts
     assert "TimeoutError" in run.error
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_graphs_own_call_is_asked_again_after_faults_of_every_kind(make, sync):
+    faults = [
+        Fault(429, headers={"retry-after-ms": "5"}),
+        Fault(500),
+        Fault(200, body='{"id": "chatcmpl', headers={"content-type": "application/json"}),
+        Fault(200, body="not even that"),
+        Fault(200, body={"error": {"code": 502, "message": "upstream"}}),
+        Fault.reset(),
+        Fault.hang(30),
+    ]
+    script = iter(["first", *faults, "hello"])
+    patience = replace(QUICK, attempts=9, timeout=0.3)
+    ledger = tg.Ledger(patience=patience)
+    with OpenAIServer(lambda body: next(script)) as server:
+        model = make(server)
+        with paying(ledger) as scope:
+            for text in ("a", "b"):
+                if sync:
+                    said = (await asyncio.to_thread(model.invoke, text)).content
+                else:
+                    said = (await model.ainvoke(text)).content
+        assert said == "hello"
+        assert server.chats[1:] == server.chats[1:2] * (len(faults) + 1)
+    assert (scope.lost, scope.failure, scope.usage.calls) == (False, None, 2)
+    assert ledger.traffic.faults == {
+        "rate_limited": 1, "server_error": 2, "garbled": 2, "reset": 1, "timeout": 1
+    }  # fmt: skip
+
+
+async def test_replies_that_are_wrong_in_themselves_are_counted_and_given_to_the_graph(make):
+    script = iter([Reply("cut", finish_reason="length"), Reply(refusal="no"), Reply("")])
+    ledger = tg.Ledger()
+    with OpenAIServer(lambda body: next(script)) as server, paying(ledger):
+        said = [(await make(server).ainvoke(str(i))).content for i in range(3)]
+    assert said == ["cut", "", ""]
+    assert ledger.traffic.faults == {"truncated": 1, "refused": 1, "empty": 1}
+
+
+async def test_run_that_chance_had_a_hand_in_is_neither_stored_nor_is_its_score(make):
+    answers = {"sick": [Fault(500)] * QUICK.attempts}
+
+    def handler(body):
+        waiting = answers.get(body["messages"][0]["content"])
+        return waiting.pop() if waiting else "well"
+
+    batch = [{"inputs": {"q": q}} for q in ("fine", "sick")]
+    objective = tg.Objective([lambda outputs: outputs["a"] == "well"])
+    with OpenAIServer(handler) as server, tg.use_ledger(tg.Ledger(patience=QUICK)):
+        graph = calling(make(server))
+        first = await objective.acall(await graph.arecord(batch))
+        again = await objective.acall(await graph.arecord(batch))
+    assert [s.score for s in first.scored] == [1, 0]
+    assert [s.run.provisional for s in first.scored] == [False, True]
+    assert [s.score for s in again.scored] == [1, 1]
+
+
+async def test_judge_that_cannot_be_reached_for_one_run_does_not_end_the_batch(make):
+    def handler(body):
+        text = body["messages"][0]["content"]
+        return Fault(503) if text == "judge sick" and len(server.chats) < 12 else "0.5"
+
+    with OpenAIServer(handler) as server, tg.use_ledger(tg.Ledger(patience=QUICK)):
+        model = make(server)
+
+        async def judge(inputs):
+            return float((await model.ainvoke("judge " + inputs["q"])).content)
+
+        graph = one_node(lambda s: {"a": "x"})
+        runs = await graph.arecord([{"inputs": {"q": q}} for q in ("fine", "sick")])
+        first = await tg.Objective([judge]).acall(runs)
+        while len(server.chats) < 12:
+            await model.ainvoke("pass the time")
+        again = await tg.Objective([judge]).acall(runs)
+    assert [s.score for s in first.scored] == [0.5, 0]
+    assert "could not be reached" in first.scored[1].feedback[0].comment
+    assert [s.score for s in again.scored] == [0.5, 0.5]
+
+
+async def test_server_that_fails_everybody_stops_the_run_within_a_few_calls(make):
+    with OpenAIServer(lambda body: Fault(500)) as server:
+        with tg.use_ledger(tg.Ledger(patience=QUICK)), pytest.raises(ModelDownError) as caught:
+            await calling(make(server)).arecord([{"inputs": {"q": str(i)}} for i in range(200)])
+        assert len(server.chats) < 40
+    assert f"test-model at {server.base_url}" in str(caught.value)
+
+
+async def test_requests_that_are_all_refused_stop_the_run_within_a_few_calls(make):
+    with OpenAIServer(lambda body: Fault(400)) as server:
+        with tg.use_ledger(tg.Ledger(max_concurrency=4)), pytest.raises(ModelDownError):
+            await calling(make(server)).arecord([{"inputs": {"q": str(i)}} for i in range(200)])
+        assert len(server.chats) < 30
+
+
+async def test_account_without_credit_stops_the_run_at_once(make):
+    wrong = error_body("You exceeded your current quota.", code="insufficient_quota")
+    with OpenAIServer(lambda body: Fault(429, wrong)) as server:
+        with tg.use_ledger(tg.Ledger(max_concurrency=1)), pytest.raises(ModelQuotaError):
+            await calling(make(server)).arecord(BATCH * 3)
+        assert len(server.chats) == 1
 
 
 async def test_run_that_failed_for_good_is_not_stored():

@@ -49,10 +49,11 @@ def reply(messages):
     return f"We will see to it. {'Kind regards' if 'Kind regards' in messages[0].content else 'Bye'}"
 
 
-def build(**options):
+def build(said=lambda answer: answer, **options):
+    """Return a fresh graph. `said` may wrap what its models answer."""
     triage = tg.Parameter("triage", "You route.\nName the team.", role="routes", **options)
     answer = tg.Parameter("answer", "You answer.")
-    router, writer = Chat(answer=route), Chat(answer=reply)
+    router, writer = Chat(answer=said(route)), Chat(answer=said(reply))
 
     async def first(state):
         said = await router.ainvoke([triage.message(), HumanMessage(state["message"])])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,10 @@ from tests.parts import Scripted
 
 OPTIMIZERS = {
     "textual_gradient_descent": tg.optim.TextualGradientDescent,
+    "whole_rewrites": partial(tg.optim.TextualGradientDescent, edits="whole"),
+    "beam_with_momentum": partial(
+        tg.optim.TextualGradientDescent, beam=3, momentum=4, in_context_examples=["Name the floor."]
+    ),
 }
 
 
@@ -65,6 +71,9 @@ def make(request):
 
 def helpful(r):
     """Adds one line that answers the first note."""
+    if "prompt" in r.schema["properties"]:
+        prompt = re.search(r"^Prompt:\n(.*?)\n\n<data-", r.messages[1]["content"], re.S | re.M)[1]
+        return {"prompt": prompt.replace("\n", "\nUse one word.\n", 1)}
     return from_schema(r.schema, lambda low, high: max(low, min(high, 1)) if high < 9 else low) | {
         "edits": [{"op": "add", "line": 1, "text": "Use one word.", "notes": [1]}]
     }
@@ -157,7 +166,7 @@ async def test_resumed_optimizer_pays_nothing_again(make):
             found.append(await make(model, parameters=named).aproposals())
             asked = len(model.requests)
     assert found[0] == found[1]
-    assert len(model.requests) == asked <= 2
+    assert len(model.requests) == asked <= 2 * getattr(make, "keywords", {}).get("beam", 1)
 
 
 async def test_what_was_refused_is_not_proposed_again(make):

@@ -131,7 +131,7 @@ def test_prints_nothing(capfd):
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gepa", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'lg_textgrad\[gepa\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'lg-textgrad\[gepa\]'"):
         GEPA(Scripted(reflects))
 
 

@@ -183,7 +183,7 @@ def test_prints_nothing_and_leaves_the_verbosity_of_optuna(capfd):
 
 def test_without_optuna_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'lg_textgrad\[mipro\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'lg-textgrad\[mipro\]'"):
         MIPRO(Scripted(writes))
 
 

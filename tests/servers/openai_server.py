@@ -84,7 +84,7 @@ class OpenAIServer:
 
     `models` are the ids that it lists and answers for; with None it answers for any and has no
     list. `api_key`, when set, is the only one that it lets in. `latency` is in seconds, before
-    each chat reply, and may be changed at any time.
+    each chat reply, and may be changed at any time. `headers` go with each answer of a model.
     """
 
     def __init__(
@@ -94,11 +94,13 @@ class OpenAIServer:
         models: Sequence[str] | None = ("test-model",),
         api_key: str | None = None,
         latency: float = 0.0,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.handler = handler
         self.models = None if models is None else list(models)
         self.api_key = api_key
         self.latency = latency
+        self.headers = headers
         self.requests: list[dict[str, Any]] = []
         """Every request in the order of arrival: `method`, `path`, `headers`, `body`."""
         self.connections = 0
@@ -249,7 +251,7 @@ class OpenAIServer:
             return await self._fail(writer, answer)
         if body.get("stream"):
             return await self._stream(writer, body, answer)
-        return await self._send(writer, 200, shape(body, answer))
+        return await self._send(writer, 200, shape(body, answer), self.headers)
 
     async def _fail(self, writer: asyncio.StreamWriter, fault: Fault) -> bool:
         if fault.kind == "hang":

@@ -62,7 +62,7 @@ def old(tmp_path):
 
 
 def check(store):
-    assert store.paid() == {"critic": Usage(1200, 0, 2400, 3600, 600.0)}
+    assert store.paid() == {"critic": Usage(1200, 0, 2400, 3600, 600.0, unpriced=1200)}
     assert all(store.get_result(f"k{n}")[0] == {"text": f"ü{n}" * (n % 200)} for n in range(1200))
     assert store.get_run("r", EXAMPLE) == RUN
     assert store.get_feedback("r", "o") == [Feedback("k", 1.0)]

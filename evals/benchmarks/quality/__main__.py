@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import lg_textgrad as tg
+from evals.benchmarks.peers_environment import interpreter
 from evals.benchmarks.quality.ours import (
     evaluator_of,
     examples_of,
@@ -129,7 +129,7 @@ def _test(task: Task, rows: Rows, prompt: str, options: argparse.Namespace) -> f
 def _peer(
     task: Task, method: str, seed: int, rows: Rows, options: argparse.Namespace
 ) -> dict[str, Any]:
-    python = _environment()
+    python = interpreter()
     job = {
         "task": task.name, "peer": method, "seed": seed, "calls": options.calls,
         "base_url": options.base_url, "model": options.model,
@@ -144,18 +144,6 @@ def _peer(
         raise RuntimeError(done.stderr[-400:])
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def _environment() -> Path:
-    """Return the peers' interpreter, installed when it is not there yet."""
-    home = HERE.parents[2] / ".venv-peers"
-    python = home / "bin" / "python"
-    if not (home / ".ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        wanted = str(HERE / "peers.txt")
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", wanted], check=True)
-        (home / ".ready").touch()
-    return python
 
 
 def _line(result: dict[str, Any]) -> str:

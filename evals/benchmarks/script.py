@@ -1,0 +1,78 @@
+"""The words of the server that plays the models of the chain in `chain.py`.
+
+A node adds the right word when its prompt has the rule for it. The evaluator names the rules that
+are missing, the critic repeats that of its node, and the rewriter makes a line of it. All is a
+function of the request, so runs repeat exactly. Imports nothing that is slow to import.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MODEL = "bench"
+WORDS = ("amber", "birch", "cedar", "daisy", "elder", "fjord", "grove", "hazel")
+
+
+def prompt(step: int) -> str:
+    return f"You are step {step} of the chain.\nReply with the text and one more sentence."
+
+
+def rule(step: int) -> str:
+    return f"Step {step} says {WORDS[step]}."
+
+
+def reply(request: Mapping[str, Any]) -> str:
+    """Return the answer to a chat request, whoever asks."""
+    texts = [_text(m["content"]) for m in request["messages"]]
+    schema = request.get("response_format", {}).get("json_schema", {}).get("schema")
+    if schema is not None:
+        write = _rewritten if "edits" in schema["properties"] else _judged
+        return json.dumps(write(texts, schema))
+    whole = "\n".join(texts)
+    if "IMPROVED_VARIABLE" in whole:  # TextGrad's optimizer
+        found = re.search(r"You are step (\d) of the chain", whole)
+        step = int(found[1]) if found else 0
+        return f"<IMPROVED_VARIABLE>{prompt(step)}\n{rule(step)}</IMPROVED_VARIABLE>"
+    found = re.search(r"You are step (\d) of the chain", texts[0])
+    if found and len(texts) > 1:
+        step = int(found[1])
+        said = WORDS[step] if rule(step) in texts[0] else "nothing"
+        return f"{texts[1]} Then {said}."
+    return "The text lacks a word; say it in the last sentence."
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content)
+
+
+def _judged(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    found = re.search(r"You are step (\d) of the chain", texts[-1])
+    own = rule(int(found[1])) if found else ""
+    complaint = texts[-1].split("Complaint:")[-1]
+    said: dict[str, Any] = {
+        "general_rule": own if own in complaint else "",
+        "keep": "",
+        "evidence": "",
+        "weight": 0.8,
+        "upstream": [],
+    }
+    if "upstream" in schema["properties"]:
+        steps = schema["properties"]["upstream"]["items"]["properties"]["step"]["enum"]
+        rules = " ".join(dict.fromkeys(re.findall(r"Step \d says \w+\.", complaint)))[:110]
+        said["upstream"] = [{"step": s, "complaint": rules, "weight": 0.9} for s in steps]
+    return {name: said[name] for name in schema["required"]}
+
+
+def _rewritten(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    notes = re.findall(r"^(\d+)\. (.+)$", texts[-1], re.MULTILINE)
+    most = int(schema["properties"]["edits"]["maxItems"])
+    edits = [
+        {"op": "add", "line": 1, "text": note, "notes": [int(number)]}
+        for number, note in notes[:most]
+    ]
+    return {"edits": edits}

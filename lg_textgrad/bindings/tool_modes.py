@@ -1,0 +1,330 @@
+"""What the graph's tools do in tuning runs: called, recorded, or answered from the recording.
+
+Works at `BaseTool`, so it covers `ToolNode`, `create_agent`, and tools that a node calls itself. A
+recording is kept under the tool's name, its arguments without injected ones, the example, and how
+often the run had asked that before. So every candidate that is tried on an example gets what the
+first one got, and nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.tools import BaseTool
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.types import interrupt
+
+from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad.bindings.boundary import scope_in_place, warn
+from lg_textgrad.bindings.nesting import Inside, inside_tool
+from lg_textgrad.bindings.patching import ensure, register
+from lg_textgrad.bindings.recorded import (
+    UnrecordableError,
+    decode,
+    decode_error,
+    encode,
+    encode_error,
+)
+from lg_textgrad.errors import ConfigurationError, ToolReplayError
+from lg_textgrad.ledger import Ledger
+
+LIVE, RECORD, REPLAY, REPLAY_ELSE_LIVE = MODES = ("live", "record", "replay", "replay-else-live")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What tools do in tuning runs, by name; `default` is for those that `modes` doesn't name.
+
+    `live`: each call is made. `record`: each call is made, and its answer kept. `replay`: answered
+    from the recording, and refused where there is none. `replay-else-live`: answered from the
+    recording, and made, and kept, where there is none.
+    """
+
+    default: str = REPLAY_ELSE_LIVE
+    modes: Mapping[str, str] = field(default_factory=dict)
+    shared: Iterable[str] = ()
+    """Tools whose answer depends on their arguments alone: recorded once for all examples."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modes", dict(self.modes))
+        object.__setattr__(self, "shared", frozenset(self.shared))
+        for name, mode in {"the default": self.default, **self.modes}.items():
+            if mode not in MODES:
+                raise ConfigurationError(
+                    f"'{mode}' is no mode for {name}: tools are {', '.join(MODES)}."
+                )
+
+    @classmethod
+    def of(cls, setting: str | Mapping[str, Any]) -> Tools:
+        """Return what a configuration's `tools` says: a mode, or a table like this class."""
+        if isinstance(setting, str):
+            return cls(setting)
+        unknown = set(setting) - {"default", "modes", "shared"}
+        if unknown:
+            raise ConfigurationError(
+                f"The table 'tools' has an unknown entry '{min(unknown)}'; there are default, "
+                "shared, and the table modes of tool = mode."
+            )
+        modes, shared = setting.get("modes", {}), setting.get("shared", [])
+        if not isinstance(modes, Mapping) or not isinstance(shared, list):
+            raise ConfigurationError(
+                "In 'tools', modes must be a table of tool = mode, and shared a list of tools."
+            )
+        return cls(setting.get("default", REPLAY_ELSE_LIVE), modes, shared)
+
+    def mode(self, name: str) -> str:
+        return self.modes.get(name, self.default)
+
+    @property
+    def identity(self) -> Any:
+        """What decides runs, as plain data; None for what every graph has without being asked."""
+        if self == Tools():
+            return None
+        return {"default": self.default, "modes": self.modes, "shared": sorted(self.shared)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a tool, as somebody asked for it."""
+
+    tool: BaseTool
+    args: Any
+    id: str | None
+    """The model's id of the call, which the answer carries; None where no model asked."""
+
+
+_call: ContextVar[Call | None] = ContextVar("lg_textgrad_tool_call", default=None)
+
+
+class ToolDesk:
+    """Answers the tool calls of one run."""
+
+    def __init__(self, ledger: Ledger, tools: Tools, example: Any) -> None:
+        self._ledger = ledger
+        self._tools = tools
+        self._example = example
+        self._counts: Counter[str] = Counter()
+        self._guard = threading.Lock()
+
+    def answer(self, call: Call, make: Callable[[], Any]) -> Any:
+        """Return the tool's output, as the mode says. Raises what the tool raises, or raised."""
+        mode = self._tools.mode(call.tool.name)
+        if mode == LIVE:
+            return make()
+        made = _Made(call)
+        while True:
+            key, request = self._next(call)
+            if mode == REPLAY:
+                known = self._known(self._ledger.recorded(key, request), call)
+            else:
+                known = self._ledger.keep(
+                    key, request, lambda: made.of(make), renew=mode == RECORD
+                )
+            if made.done:
+                return made.result(known)
+            if self._again(known, mode, call):
+                return make()
+            if "interrupt" not in known:
+                return _given(known, call)
+            interrupt(decode(known["interrupt"]))  # if it had an answer, the next call follows
+
+    async def aanswer(self, call: Call, make: Callable[[], Awaitable[Any]]) -> Any:
+        """`answer` for async tools."""
+        mode = self._tools.mode(call.tool.name)
+        if mode == LIVE:
+            return await make()
+        made = _Made(call)
+        while True:
+            key, request = self._next(call)
+            if mode == REPLAY:
+                known = self._known(await self._ledger.arecorded(key, request), call)
+            else:
+                known = await self._ledger.akeep(
+                    key, request, lambda: made.aof(make), renew=mode == RECORD
+                )
+            if made.done:
+                return made.result(known)
+            if self._again(known, mode, call):
+                return await make()
+            if "interrupt" not in known:
+                return _given(known, call)
+            interrupt(decode(known["interrupt"]))
+
+    def _next(self, call: Call) -> tuple[str, dict[str, Any]]:
+        name = call.tool.name
+        asked: dict[str, Any] = {"tool": name, "args": to_plain(_visible(call))}
+        if name not in self._tools.shared:
+            asked["example"] = self._example
+        base = digest("tool", asked)
+        with self._guard:
+            count = self._counts[base]
+            self._counts[base] += 1
+        return f"{base}.{count}", asked
+
+    def _known(self, known: Any, call: Call) -> Mapping[str, Any]:
+        """Return what is recorded. Raises `ToolReplayError` where nothing is."""
+        if known is None:
+            raise self._refusal(call, "nothing is recorded")
+        found: Mapping[str, Any] = known
+        return found
+
+    def _again(self, known: Mapping[str, Any], mode: str, call: Call) -> bool:
+        """Return whether the tool has to be called though there is a recording."""
+        if "unrecordable" in known and mode == REPLAY:
+            raise self._refusal(call, f"a {known['unrecordable']} could not be recorded")
+        return "agent" in known or "unrecordable" in known
+
+    def _refusal(self, call: Call, why: str) -> ToolReplayError:
+        text = (
+            f"The tool '{call.tool.name}' may only be replayed, and {why} for its arguments "
+            f"{to_plain(_visible(call))}. Give it the mode replay-else-live to have it called."
+        )
+        warn(text)
+        return ToolReplayError(text)
+
+
+class _Made:
+    """What a real call came to: kept as data, and given on as it is."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.done = False
+        self._kept: dict[str, Any] = {}
+        self._output: Any = None
+        self._error: BaseException | None = None
+
+    def result(self, known: Mapping[str, Any]) -> Any:
+        """Return or raise what the call came to: as it is, or masked where `known` differs."""
+        if known is not self._kept and ("output" in known or "error" in known):
+            return _given(known, self._call)
+        if self._error is not None:
+            raise self._error
+        return self._output
+
+    def of(self, make: Callable[[], Any]) -> dict[str, Any]:
+        with inside_tool() as inside:
+            try:
+                self._output = make()
+            except Exception as error:  # a tool's error is an answer too
+                self._error = error
+        self._kept = self._data(inside)
+        return self._kept
+
+    async def aof(self, make: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+        with inside_tool() as inside:
+            try:
+                self._output = await make()
+            except Exception as error:
+                self._error = error
+        self._kept = self._data(inside)
+        return self._kept
+
+    def _data(self, inside: Inside) -> dict[str, Any]:
+        self.done = True
+        error = self._error
+        if inside.depends:
+            return {"agent": True}
+        try:
+            if isinstance(error, GraphInterrupt) and len(error.args[0]) == 1:
+                return {"interrupt": encode(error.args[0][0].value)}
+            if isinstance(error, GraphBubbleUp):
+                raise error  # goes where it has to go, and is no answer
+            if isinstance(error, Exception):
+                return {"error": encode_error(error, self._call.id)}
+            return {"output": encode(self._output, self._call.id)}
+        except UnrecordableError as refused:
+            warn(
+                f"The tool '{self._call.tool.name}' returns a {refused}, which cannot be recorded, "
+                "so it is called again each time; let it return JSON data."
+            )
+            return {"unrecordable": str(refused)}
+
+
+def _given(known: Mapping[str, Any], call: Call) -> Any:
+    if "error" in known:
+        raise decode_error(known["error"], call.id)
+    return decode(known["output"], call.id)
+
+
+def _visible(call: Call) -> Any:
+    """Return the arguments that the model chose, without what LangGraph injects."""
+    visible = getattr(call.tool, "_filter_injected_args", None)
+    if not isinstance(call.args, Mapping) or visible is None:
+        return call.args
+    return visible(dict(call.args))
+
+
+def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note what `run` and `arun` are asked, for the tool's own method to be answered."""
+
+    @functools.wraps(original)
+    def run(self: BaseTool, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = scope_in_place()
+        if scope is None or scope.tools is None:
+            return original(self, tool_input, *args, **kwargs)
+        ensure(BaseTool, type(self))
+        token = _call.set(Call(self, tool_input, kwargs.get("tool_call_id")))
+        try:
+            return original(self, tool_input, *args, **kwargs)
+        finally:
+            _call.reset(token)
+
+    return run
+
+
+def _aasked(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def arun(self: BaseTool, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = scope_in_place()
+        if scope is None or scope.tools is None:
+            return await original(self, tool_input, *args, **kwargs)
+        ensure(BaseTool, type(self))
+        token = _call.set(Call(self, tool_input, kwargs.get("tool_call_id")))
+        try:
+            return await original(self, tool_input, *args, **kwargs)
+        finally:
+            _call.reset(token)
+
+    return arun
+
+
+def _answered(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def _run(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
+        call, scope = _call.get(), scope_in_place()
+        if call is None or call.tool is not self or scope is None or scope.tools is None:
+            return original(self, *args, **kwargs)
+        token = _call.set(None)  # its super class's method, or another tool's, is not this call
+        try:
+            return scope.tools.answer(call, lambda: original(self, *args, **kwargs))
+        finally:
+            _call.reset(token)
+
+    return _run
+
+
+def _aanswered(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def _arun(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
+        call, scope = _call.get(), scope_in_place()
+        if call is None or call.tool is not self or scope is None or scope.tools is None:
+            return await original(self, *args, **kwargs)
+        token = _call.set(None)
+        try:
+            return await scope.tools.aanswer(call, lambda: original(self, *args, **kwargs))
+        finally:
+            _call.reset(token)
+
+    return _arun
+
+
+register("run", _asked, of=BaseTool, subclasses=True)
+register("arun", _aasked, of=BaseTool, subclasses=True)
+register("_run", _answered, of=BaseTool, subclasses=True)
+register("_arun", _aanswered, of=BaseTool, subclasses=True)

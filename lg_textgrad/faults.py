@@ -1,0 +1,214 @@
+"""What went wrong on the way to a model, and whether asking again may help.
+
+Exceptions of SDKs are known by their names and attributes, so that no SDK is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from lg_textgrad.errors import LGTextGradError, ModelError
+
+KINDS = ("rate_limited", "server_error", "timeout", "reset", "garbled", "unreachable")
+"""Faults of the way; all may pass."""
+
+_BUSY = frozenset({408, 409, 425, 429})
+_CROWDED = frozenset({429, 503, 529})
+"""Statuses that ask for fewer calls at once; 529 is Anthropic's `overloaded`."""
+_HOPELESS = frozenset({501, 505})
+
+_TIMEOUTS = frozenset(
+    {"APITimeoutError", "ModelTimeoutError", "TimeoutException", "ReadTimeout", "Timeout",
+     "ReadTimeoutError", "DeadlineExceeded", "ServerTimeoutError"}
+)  # fmt: skip
+_NOT_CONNECTED = frozenset(
+    {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "ConnectTimeoutError",
+     "ClientConnectorError", "EndpointConnectionError", "ConnectionRefusedError"}
+)  # fmt: skip
+_RESETS = frozenset(
+    {"APIConnectionError", "ModelConnectionError", "ReadError", "WriteError", "CloseError",
+     "RemoteProtocolError", "ServerDisconnectedError", "ChunkedEncodingError", "ProtocolError",
+     "IncompleteRead", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError",
+     "ClientOSError", "ClientPayloadError", "ConnectionClosedError"}
+)  # fmt: skip
+_LIMITS = frozenset(
+    {"ModelRateLimitError", "RateLimitError", "ResourceExhausted", "TooManyRequests",
+     "ThrottlingException"}
+)  # fmt: skip
+_SERVER = frozenset(
+    {"ModelAPIError", "InternalServerError", "ServiceUnavailable", "OverloadedError"}
+)
+
+_NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A failure of the way that may pass."""
+
+    kind: str
+    """One of `KINDS`."""
+    wait: float | None = None
+    """Seconds that the server asks to wait; None when it did not say."""
+    crowded: bool = False
+    """Whether the server asks for fewer calls at once."""
+
+
+def fault_of(error: BaseException) -> Fault | None:
+    """Return the fault that `error` stands for; None where asking again would change nothing."""
+    if isinstance(error, ModelError) and error.fault is not None:
+        return Fault(error.fault, error.wait, error.fault == "rate_limited")
+    if isinstance(error, LGTextGradError):
+        return None
+    status, headers = status_of(error), headers_of(error)
+    if status is not None:
+        if out_of_credit(error) or headers.get("x-should-retry") == "false":
+            return None
+        wait = asked_wait(headers)
+        if status == 429:
+            return Fault("rate_limited", wait, crowded=True)
+        if status in _BUSY or (status >= 500 and status not in _HOPELESS):
+            return Fault("server_error", wait, status in _CROWDED)
+        if status != 200:
+            return None
+    return _by_name(error)
+
+
+def _by_name(error: BaseException) -> Fault | None:
+    names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
+    if names & _NOT_CONNECTED:
+        return Fault("unreachable")
+    if names & _TIMEOUTS or isinstance(error, TimeoutError):
+        return Fault("timeout")
+    if names & _RESETS:
+        return Fault("reset")
+    if isinstance(error, ConnectionError):
+        return Fault("unreachable")
+    if names & _LIMITS:
+        return Fault("rate_limited", crowded=True)
+    if names & _SERVER:
+        return Fault("server_error")
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return Fault("garbled")  # SDKs let their decoders' own errors through
+    if isinstance(error, ValueError) and "Unexpected response type from" in str(error):
+        return Fault("garbled")  # langchain-openai, of a body that is no JSON object
+    return None
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that the server answered with; None when it is not known."""
+    for each in _chain(error):
+        response = getattr(each, "response", None)
+        for found in (
+            getattr(each, "status_code", None),
+            getattr(response, "status_code", None),
+            _of_boto(response),
+            _of_gateway(each),
+        ):
+            if isinstance(found, int) and not isinstance(found, bool):
+                return found
+    return None
+
+
+def _of_boto(response: Any) -> Any:
+    if not isinstance(response, Mapping):
+        return None
+    return (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
+
+
+def _of_gateway(error: BaseException) -> Any:
+    """Return the code that a gateway reports under status 200, as langchain-openai raises it."""
+    said = error.args[0] if isinstance(error, ValueError) and error.args else None
+    return said.get("code") if isinstance(said, Mapping) and "message" in said else None
+
+
+def headers_of(error: BaseException) -> Mapping[str, str]:
+    """Return the answer's headers, names in lower case; empty when there are none."""
+    for each in _chain(error):
+        headers = getattr(getattr(each, "response", None), "headers", None)
+        if headers is not None and hasattr(headers, "items"):
+            return {str(name).lower(): str(value) for name, value in headers.items()}
+    return {}
+
+
+def out_of_credit(error: BaseException) -> bool:
+    """Return whether waiting would not help: the account cannot pay."""
+    if status_of(error) == 402:
+        return True
+    return any(
+        str(getattr(each, name, "")) in _NO_CREDIT
+        for each in _chain(error)
+        for name in ("code", "type")
+    )
+
+
+def asked_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Return how many seconds the server asks to wait, by `Retry-After` or its rate limits.
+
+    `headers` have names in lower case. `now` is the time of day in seconds, for dates.
+    """
+    now = time.time() if now is None else now
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return max(0.0, milliseconds / 1000)
+    after = headers.get("retry-after")
+    if after is not None:
+        seconds = _number(after)
+        return max(0.0, seconds) if seconds is not None else _until(after, now)
+    waits = [
+        _span(headers.get(name.replace("remaining", "reset")), now)
+        for name, left in headers.items()
+        if "ratelimit" in name and "remaining" in name and _number(left) == 0
+    ]
+    known = [wait for wait in waits if wait is not None]
+    return max(known) if known else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text) if text is not None else None
+    except ValueError:
+        return None
+    return number if number is not None and abs(number) < 1e12 else None
+
+
+def _span(text: str | None, now: float) -> float | None:
+    """Return the seconds that `6m0s`, `120ms`, `2.5`, or a time of day in RFC 3339 are away."""
+    if text is None:
+        return None
+    number = _number(text)
+    if number is not None:  # a large one is a time of day
+        return max(0.0, number - now if number > 1e9 else number)
+    if _SPAN.sub("", text) == "":
+        return sum(float(count) * _SECONDS[unit] for count, unit in _SPAN.findall(text))
+    return _until(text, now)
+
+
+def _until(date: str, now: float) -> float | None:
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            at = read(date)
+        except ValueError:
+            continue
+        return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it was raised from, at most a handful."""
+    at: BaseException | None = error
+    for _ in range(8):
+        if at is None:
+            return
+        yield at
+        at = at.__cause__

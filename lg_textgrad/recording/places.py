@@ -1,0 +1,42 @@
+"""Which execution is which, while a run goes on, whoever comes first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lg_textgrad._hashing import digest
+from lg_textgrad.recording.tasks import Task
+
+
+class Places:
+    """Names each execution in words that every repetition of the run repeats.
+
+    A name is the path of the node, counters of graphs that nodes call included. Where several
+    `Send`s of one superstep, or calls of one `@task`, gave the same node the same, it also says
+    which of them: they are issued in an order, and may be carried out in any. What a run does
+    elsewhere changes no name, so that a candidate that changes one node finds the others' results.
+    """
+
+    def __init__(self) -> None:
+        self._alike: dict[tuple[Any, ...], list[int]] = {}
+
+    def name(self, task: Task) -> str:
+        """Return the name of an execution that begins; its caller's was asked for before."""
+        host = task.caller
+        parts = task.namespace.split("|")[len(host.namespace.split("|")) if host else 0 :]
+        own = "/".join(part.split(":")[0] for part in parts)
+        name = f"{host.place}/{own}" if host else own
+        issued = _number(task)
+        if issued is None:
+            return name
+        known = self._alike.setdefault((name, task.superstep, digest(task.plain_inputs)), [])
+        rank = sum(other < issued for other in known)
+        known.append(issued)
+        return f"{name}~{rank}" if rank else name
+
+
+def _number(task: Task) -> int | None:
+    """Return which of the `Send`s or calls of its superstep a task is; None for any other."""
+    if not (task.is_sent or task.is_call):
+        return None
+    return next((p for p in task.route[1:] if isinstance(p, int) and not isinstance(p, bool)), None)

@@ -1,0 +1,262 @@
+"""What may be shown, stored or sent on: values without secrets.
+
+What models and tools answer is masked before anyone has it, the graph included. So a run that is
+repeated from the store goes the way that it went first, and nothing that was masked once comes up
+again in a prompt, a trace or an export.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lg_textgrad._hashing import to_plain
+from lg_textgrad.errors import RedactionError
+from lg_textgrad.run import Example, Execution, Run
+
+Redact = Callable[[Any], Any]
+"""A hook: takes a text or a number and returns what may be known of it."""
+
+HIDDEN = "[API key]"
+"""What stands in the place of a secret."""
+
+_SECRET_TEXT = re.compile(r"\bBearer\s+\S+|\b(?:sk|pk|lsv2|gsk|xai)[-_][\w*.-]{6,}", re.IGNORECASE)
+
+# In a graph's own values a key has to look like one: `pk_customer_id` and the bearer of bad news
+# are part of the work.
+_DIGIT = r"(?=[\w.~+/-]*\d)"
+_SECRET_VALUE = re.compile(
+    rf"\b[Bb]earer\s+{_DIGIT}[\w.~+/-]{{16,}}=*"
+    rf"|\b(?:sk|pk|rk)[-_]{_DIGIT}[\w-]{{20,}}"
+    rf"|\b(?:lsv2|gsk|xai|hf|github_pat|glpat|gh[pousr])[-_]{_DIGIT}[\w-]{{20,}}"
+    r"|\bxox[abeprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+_BEGINNINGS = (
+    "sk", "pk", "rk", "earer", "lsv2", "gsk", "xai", "hf_", "gh", "glpat", "xox", "AKIA", "AIza",
+    "eyJ", "PRIVATE KEY",
+)  # fmt: skip
+"""One of these is in every such secret: looking for them is what most texts cost."""
+
+_SECRET_VARIABLE = re.compile(
+    r"KEY(?!BOARD|MAP)|TOKEN(?!IZ)|SECRET|PASSW|CREDENTIAL|AUTHORIZATION|BEARER|HEADERS?$",
+    re.IGNORECASE,
+)
+_NO_SECRET = re.compile(r"_(FILE|PATH|DIR|URL|URI|HOST|NAME|ENV|VAR|SOCK|CONTROL)$", re.IGNORECASE)
+_SHORTEST = 8  # fewer characters are a setting, not a secret
+
+
+def scrub(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` without the secrets, and without anything that looks like an API key."""
+    return _SECRET_TEXT.sub(HIDDEN, _without(text, _longest_first(secrets)))
+
+
+def _longest_first(secrets: Iterable[str]) -> list[str]:
+    # A secret that contains another one must not leave its rest behind. Nobody guards a key of
+    # three letters, and replacing those would garble every sentence.
+    return sorted((s for s in secrets if len(s) > 3), key=len, reverse=True)
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def brief(text: str, limit: int = 500) -> str:
+    """Return `text` on one line of at most `limit` characters. Scrub first: half a key is one."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def secrets_in(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return name -> value of the variables that are named like keys, tokens and passwords."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if _SECRET_VARIABLE.search(name)
+        and not _NO_SECRET.search(name)
+        and len(value) >= _SHORTEST
+        and not value.isdigit()
+    }
+
+
+class Redaction:
+    """Masks values: secrets of the environment, what looks like a key, and what `hook` says.
+
+    `hook` is called with each text of what models and tools answer, and with each text and number
+    of examples and traces, after the secrets are masked. What it returns is what is stored, shown,
+    given to evaluators and sent to critics. Prompts are not asked about. `environment` is the
+    process' own by default.
+    """
+
+    def __init__(
+        self, hook: Redact | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.hook = hook
+        self._named = secrets_in(os.environ if environment is None else environment)
+        self._secrets = tuple(_longest_first(set(self._named.values())))
+
+    def variable_in(self, text: str) -> str | None:
+        """Return the name of a variable whose secret the text has in it."""
+        return next((name for name, value in self._named.items() if value in text), None)
+
+    def text(self, text: str) -> str:
+        """Return a text without secrets, and as the hook would have it."""
+        masked = self._masked(text)
+        if self.hook is None:
+            return masked
+        found = self._asked(masked)
+        if not isinstance(found, str):
+            raise RedactionError(
+                f"The redaction hook returned a {type(found).__name__} for a text; it must return "
+                "a text for a text."
+            )
+        return found
+
+    def answer(self, value: Any) -> Any:
+        """Return the JSON data of a reply, its texts masked; the same object where none is.
+
+        Numbers are left as they are: they belong to the form of a reply.
+        """
+        return _Walk(self, numbers=False).value(value)
+
+    def value(self, value: Any) -> Any:
+        """Return JSON data, texts and numbers masked; the same object where nothing is."""
+        return _Walk(self).value(value)
+
+    def without_secrets(self, value: Any) -> Any:
+        """Return JSON data without secrets, the hook not asked."""
+        return _Walk(Redaction(environment=self._named), numbers=False).value(value)
+
+    def example(self, example: Example) -> Example:
+        """Return an example as evaluators and critics may know it; the graph gets it as it is."""
+        walk = _Walk(self)
+        inputs, outputs = walk.value(dict(example.inputs)), example.outputs
+        if outputs is not None:
+            outputs = walk.value(dict(outputs))
+        if inputs == example.inputs and outputs == example.outputs:
+            return example
+        return replace(example, inputs=inputs, outputs=outputs)
+
+    def run(self, run: Run) -> Run:
+        """Return a run as everybody may know it; its example is `example`'s to mask."""
+        walk = _Walk(self)
+        plain = to_plain(run.outputs)
+        outputs = walk.value(plain)
+        return replace(
+            run,
+            # Evaluators get live objects wherever there is nothing to mask in them.
+            outputs=run.outputs if outputs is plain else outputs,
+            executions=tuple(_execution(e, walk) for e in run.executions),
+            error=walk.value(run.error),
+            warnings=tuple(map(walk.value, run.warnings)),
+        )
+
+    def _masked(self, text: str) -> str:
+        if len(text) < _SHORTEST:
+            return text
+        text = _without(text, self._secrets)
+        if any(beginning in text for beginning in _BEGINNINGS):
+            masked = _SECRET_VALUE.sub(HIDDEN, text)
+            return text if masked == text else masked
+        return text
+
+    def number(self, number: float) -> Any:
+        """Return a number as the hook would have it."""
+        return number if self.hook is None else self._asked(number)
+
+    def name(self, name: Any) -> Any:
+        """Return a key of a mapping without secrets."""
+        return self._masked(name) if type(name) is str else name
+
+    def _asked(self, value: Any) -> Any:
+        assert self.hook is not None, "asked only where there is one"
+        try:
+            found = self.hook(value)
+        except Exception as error:
+            # Without the exception's words: they may be what had to be masked.
+            raise RedactionError(
+                f"The redaction hook raised {type(error).__name__}; nothing is stored, shown or "
+                "sent without it. Mend it and resume."
+            ) from None
+        if found is not None and not isinstance(found, str | int | float):
+            raise RedactionError(
+                f"The redaction hook returned a {type(found).__name__}; it must return a text for "
+                "a text, and a number, a text or None for a number."
+            )
+        return found
+
+
+class _Walk:
+    """Goes through values; what several of them share is looked at once."""
+
+    def __init__(self, redaction: Redaction, *, numbers: bool = True) -> None:
+        self._redaction = redaction
+        self._numbers = numbers
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def value(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is str:
+            return self._redaction.text(value)
+        if kind is int or kind is float:
+            return self._redaction.number(value) if self._numbers else value
+        if kind is not dict and kind is not list and kind is not tuple:
+            return value
+        found = self._known.get(id(value))
+        if found is not None:
+            return found[1]
+        masked = self._mapping(value) if kind is dict else self._sequence(value)
+        self._known[id(value)] = value, masked  # held, so that its id stays its own
+        return masked
+
+    def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        name = self._redaction.name
+        again = {name(key): self.value(part) for key, part in value.items()}
+        same = len(again) == len(value) and all(
+            a is b and again[a] is value[b] for a, b in zip(again, value, strict=True)
+        )
+        return value if same else again
+
+    def _sequence(self, value: Any) -> Any:
+        items = [self.value(part) for part in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return items if type(value) is list else tuple(items)
+
+
+def _execution(execution: Execution, walk: _Walk) -> Execution:
+    """Return an execution without what nobody may know; prompts are not a run's own words."""
+    value = walk.value
+    return replace(
+        execution,
+        inputs=value(execution.inputs),
+        writes=tuple((channel, value(written)) for channel, written in execution.writes),
+        model_calls=tuple(
+            replace(
+                call,
+                messages=value(call.messages),
+                output=value(call.output),
+                error=value(call.error),
+            )
+            for call in execution.model_calls
+        ),
+        tool_calls=tuple(
+            replace(
+                call,
+                inputs=value(call.inputs),
+                output=value(call.output),
+                error=value(call.error),
+            )
+            for call in execution.tool_calls
+        ),
+        error=value(execution.error),
+        interrupts=value(execution.interrupts),
+    )

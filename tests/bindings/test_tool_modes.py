@@ -1,0 +1,494 @@
+"""Tools of real graphs: called, recorded, or answered from the recording."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain.agents import create_agent
+from langchain.tools import ToolRuntime
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, ToolException, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import InjectedState, ToolNode
+from langgraph.types import Command, interrupt
+
+import lg_textgrad as tg
+from lg_textgrad.errors import ConfigurationError, ToolReplayError
+from tests.parts import Chat
+
+
+class S(TypedDict, total=False):
+    q: str
+    a: Any
+
+
+class Bench:
+    """Tools that note each real call, and a graph that calls them as told."""
+
+    def __init__(self):
+        self.calls = []
+
+        @tool
+        def refund(order: str) -> str:
+            """Refund an order."""
+            self.calls.append(("refund", order))
+            return f"refunded {order} ({len(self.calls)})"
+
+        @tool
+        async def look_up(order: str) -> dict:
+            """Look an order up."""
+            self.calls.append(("look_up", order))
+            await asyncio.sleep(0)
+            return {"order": order, "number": len(self.calls)}
+
+        self.refund, self.look_up = refund, look_up
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def graph_of(node, tools=None, parameters=()):
+    built = StateGraph(S).add_node("n", node).add_edge(START, "n").compile()
+    return tg.TrainableGraph(built, parameters, tools=tools)
+
+
+def rows(*questions):
+    return [{"id": q, "inputs": {"q": q}} for q in questions]
+
+
+@pytest.fixture
+def ledger():
+    ledger = tg.Ledger()
+    with tg.use_ledger(ledger):
+        yield ledger
+
+
+# How a tool may be called.
+
+
+def by_node(bench, how):
+    async def direct(s):
+        if how == "invoke":
+            return {"a": bench.refund.invoke({"order": s["q"]})}
+        if how == "ainvoke":
+            return {"a": await bench.refund.ainvoke({"order": s["q"]})}
+        if how == "async":
+            return {"a": await bench.look_up.ainvoke({"order": s["q"]})}
+        return {"a": await asyncio.to_thread(bench.refund.invoke, {"order": s["q"]})}
+
+    return direct
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "async", "thread"])
+async def test_tool_that_a_node_calls_is_called_once_for_all_candidates(bench, ledger, how):
+    prompt = tg.Parameter("p", "first")
+    node = by_node(bench, how)
+
+    async def reading(s):
+        str(prompt)
+        return await node(s)
+
+    graph = graph_of(reading, parameters=[prompt])
+    outputs = []
+    for text in ("first", "second", "third"):
+        [run] = await graph.arecord(rows("o1"), prompts={"p": text})
+        outputs.append(run.outputs["a"])
+        [call] = run.executions[0].tool_calls
+        assert (call.inputs, call.error) == ({"order": "o1"}, None)
+    assert len(bench.calls) == 1
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert ledger.account.spent.calls == 0  # tools are no model calls
+
+
+def test_sync_graph_node_is_answered_too(bench, ledger):
+    graph = graph_of(lambda s: {"a": bench.refund.invoke({"order": s["q"]})})
+    for sample in range(3):
+        [run] = graph.record(rows("o1"), sample=sample)
+        assert run.outputs["a"] == "refunded o1 (1)"
+    assert len(bench.calls) == 1
+
+
+def agent_model(*calls):
+    """Ask for the tools, then say what they returned. The ids differ from run to run."""
+    numbers = iter(range(1000))
+
+    def answer(messages):
+        results = [m for m in messages if isinstance(m, ToolMessage)]
+        if results:
+            return " | ".join(str(m.content) for m in results)
+        asked = [{"name": n, "args": a, "id": f"call_{next(numbers)}"} for n, a in calls]
+        return AIMessage("", tool_calls=asked)
+
+    class WithTools(Chat):
+        def bind_tools(self, tools, **kwargs):
+            return self
+
+    return WithTools(answer=answer)
+
+
+@pytest.mark.parametrize("kind", ["create_agent", "ToolNode"])
+async def test_agents_tools_are_answered_with_the_id_of_the_present_call(bench, kind):
+    model = agent_model(("refund", {"order": "o1"}), ("look_up", {"order": "o2"}))
+    if kind == "create_agent":
+        built = create_agent(model, [bench.refund, bench.look_up])
+    else:
+
+        async def ask(s):
+            return {"messages": [await model.ainvoke(s["messages"])]}
+
+        builder = StateGraph(MessagesState).add_node("ask", ask)
+        builder.add_node("tools", ToolNode([bench.refund, bench.look_up]))
+        builder.add_edge(START, "ask").add_edge("ask", "tools").add_edge("tools", "say")
+        built = builder.add_node("say", ask).compile()
+    graph = tg.TrainableGraph(built)
+    said, ids = [], []
+    batch = [{"inputs": {"messages": [HumanMessage("hi", id="h")]}}]
+    store = tg.Store()
+    for sample in (0, 1):
+        with tg.use_ledger(tg.Ledger(store)):
+            [run] = await graph.arecord(batch, sample=sample)
+        assert run.error is None
+        messages = run.outputs["messages"]
+        said.append(messages[-1].content)
+        ids.append([m.tool_call_id for m in messages if isinstance(m, ToolMessage)])
+        assert ids[-1] == [c["id"] for c in messages[1].tool_calls]
+    assert said[0] == said[1]
+    assert ids[0] != ids[1]
+    assert sorted(bench.calls) == [("look_up", "o2"), ("refund", "o1")]
+
+
+async def test_classes_that_are_made_during_a_run_are_answered_too(ledger):
+    made = []
+
+    def node(s):
+        class Late(BaseTool):
+            name: str = "late"
+            description: str = "Comes late."
+
+            def _run(self, order: str) -> str:
+                made.append(order)
+                return "late " + order
+
+        return {"a": Late().invoke({"order": s["q"]})}
+
+    graph = graph_of(node)
+    for sample in (0, 1):
+        [run] = await graph.arecord(rows("o1"), sample=sample)
+        assert run.outputs["a"] == "late o1"
+    assert made == ["o1"]
+
+
+async def test_subclass_that_hands_on_to_its_super_class_is_one_call(ledger):
+    made = []
+
+    class Logged(StructuredTool):
+        def _run(self, *args, config: RunnableConfig, run_manager=None, **kwargs):
+            made.append("outer")
+            return super()._run(*args, config=config, run_manager=run_manager, **kwargs)
+
+    logged = Logged.from_function(lambda order: made.append("inner") or order, name="l", description="d")
+    graph = graph_of(lambda s: {"a": logged.invoke({"order": s["q"]})})
+    for sample in (0, 1):
+        [run] = await graph.arecord(rows("o1"), sample=sample)
+        assert run.error is None
+        assert run.outputs["a"] == "o1"
+    assert made == ["outer", "inner"]
+
+
+async def test_outside_of_runs_tools_are_as_ever(bench):
+    before = (BaseTool.run, BaseTool._run, StructuredTool._run, StructuredTool._arun)
+    gate, inside = asyncio.Event(), asyncio.Event()
+
+    async def node(s):
+        inside.set()
+        await gate.wait()
+        return {"a": bench.refund.invoke({"order": s["q"]})}
+
+    with tg.use_ledger(tg.Ledger()):
+        task = asyncio.create_task(graph_of(node).arecord(rows("o1")))
+        await inside.wait()
+        for _ in range(2):
+            bench.refund.invoke({"order": "o1"})
+        gate.set()
+        await task
+    assert len(bench.calls) == 3
+    assert (BaseTool.run, BaseTool._run, StructuredTool._run, StructuredTool._arun) == before
+
+
+# What is one and the same call.
+
+
+async def test_what_decides_whether_it_is_the_same_call(bench, ledger):
+    graph = graph_of(by_node(bench, "ainvoke"))
+    await graph.arecord([*rows("o1", "o2"), {"id": "again", "inputs": {"q": "o1"}}])
+    assert sorted(bench.calls) == [("refund", "o1"), ("refund", "o1"), ("refund", "o2")]
+
+
+async def test_shared_tools_are_recorded_once_for_all_examples(bench, ledger):
+    graph = graph_of(by_node(bench, "ainvoke"), tg.Tools(shared=["refund"]))
+    await graph.arecord([*rows("o1"), {"id": "again", "inputs": {"q": "o1"}}])
+    assert bench.calls == [("refund", "o1")]
+
+
+async def test_tool_that_is_asked_the_same_twice_in_a_run_is_called_twice_and_stays_so(bench, ledger):
+    def node(s):
+        return {"a": [bench.refund.invoke({"order": "o"}) for _ in range(2)]}
+
+    for sample in (0, 1):
+        [run] = await graph_of(node).arecord(rows("q"), sample=sample)
+        assert run.outputs["a"] == ["refunded o (1)", "refunded o (2)"]
+    assert len(bench.calls) == 2
+
+
+async def test_candidates_that_come_at_the_same_time_share_one_call(bench, ledger):
+    prompt = tg.Parameter("p", "x")
+    node = by_node(bench, "async")
+
+    async def reading(s):
+        str(prompt)
+        return await node(s)
+
+    graph = graph_of(reading, parameters=[prompt])
+    found = await asyncio.gather(
+        *(graph.arecord(rows("o1"), prompts={"p": str(n)}) for n in range(8))
+    )
+    assert bench.calls == [("look_up", "o1")]
+    assert {run.outputs["a"]["number"] for [run] in found} == {1}
+
+
+async def test_injected_arguments_do_not_make_it_another_call(ledger):
+    made = []
+
+    @tool
+    def book(
+        day: str,
+        state: Annotated[dict, InjectedState],
+        call: Annotated[str, InjectedToolCallId],
+        runtime: ToolRuntime,
+    ) -> Command:
+        """Book a day."""
+        made.append(day)
+        return Command(update={"messages": [ToolMessage(f"booked {day}", tool_call_id=call)]})
+
+    model = agent_model(("book", {"day": "monday"}))
+    graph = tg.TrainableGraph(create_agent(model, [book]))
+    for text in ("please", "now"):
+        example = {"id": "e", "inputs": {"messages": [HumanMessage("book", id="h")]}}
+        [run] = await graph.arecord([example], sample=len(text))
+        assert run.error is None
+        assert run.outputs["messages"][-1].content == "booked monday"
+    assert made == ["monday"]
+
+
+async def test_resumed_run_calls_no_tool_again(bench, tmp_path):
+    for sample in (0, 1):
+        with tg.Store(tmp_path) as store, tg.use_ledger(tg.Ledger(store)):
+            [run] = await graph_of(by_node(bench, "async")).arecord(rows("o1"), sample=sample)
+            assert run.outputs["a"] == {"order": "o1", "number": 1}
+            assert store.paid() == {}
+    assert len(bench.calls) == 1
+
+
+# Modes.
+
+
+async def test_live_tools_are_called_each_time_and_nothing_is_kept(bench, ledger):
+    graph = graph_of(by_node(bench, "ainvoke"), tg.Tools("live"))
+    for sample in (0, 1):
+        await graph.arecord(rows("o1"), sample=sample)
+    await graph_of(by_node(bench, "ainvoke")).arecord(rows("o1"))
+    assert len(bench.calls) == 3
+
+
+async def test_recorded_tools_are_called_each_time_and_replayed_later(bench, ledger):
+    recording = graph_of(by_node(bench, "ainvoke"), tg.Tools("record"))
+    for sample in (0, 1):
+        [run] = await recording.arecord(rows("o1"), sample=sample)
+    assert run.outputs["a"] == "refunded o1 (2)"
+    [run] = await graph_of(by_node(bench, "ainvoke"), tg.Tools("replay")).arecord(rows("o1"))
+    assert run.outputs["a"] == "refunded o1 (1)"
+    assert len(bench.calls) == 2
+
+
+async def test_replayed_tool_refuses_what_it_cannot_answer(bench, ledger):
+    graph = graph_of(by_node(bench, "ainvoke"), tg.Tools(modes={"refund": "replay"}))
+    [run] = await graph.arecord(rows("o1"))
+    assert run.failed_in == "n#0"
+    assert "ToolReplayError: The tool 'refund' may only be replayed, and nothing is recorded" in run.error
+    assert "{'order': 'o1'}" in run.warnings[0]
+    [run] = await graph_of(by_node(bench, "async"), graph.tools).arecord(rows("o2"))
+    assert run.error is None
+    assert bench.calls == [("look_up", "o2")]
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize(
+    "error", [ToolException("out of stock"), ValueError("bad", 3), type("Own", (Exception,), {})("x")]
+)
+async def test_errors_are_answers_too(ledger, error, is_async):
+    made = []
+
+    def fails(order: str) -> str:
+        made.append(order)
+        raise error
+
+    async def afails(order: str) -> str:
+        return fails(order)
+
+    failing = StructuredTool.from_function(
+        None if is_async else fails, afails if is_async else None, name="f", description="Fails."
+    )
+
+    async def node(s):
+        try:
+            await failing.ainvoke({"order": s["q"]})
+        except Exception as caught:
+            return {"a": f"{type(caught).__name__}: {caught}"}
+
+    for sample in (0, 1):
+        [run] = await graph_of(node).arecord(rows("o1"), sample=sample)
+        assert run.outputs["a"] == f"{type(error).__name__}: {error}"
+        assert run.executions[0].tool_calls[0].error == run.outputs["a"]
+    assert made == ["o1"]
+
+
+async def test_error_that_the_tool_node_tells_the_model_is_told_again(bench, ledger):
+    @tool
+    def buy(order: str) -> str:
+        """Buy."""
+        bench.calls.append(order)
+        raise ToolException("sold out")
+
+    buy.handle_tool_error = True
+    graph = tg.TrainableGraph(create_agent(agent_model(("buy", {"order": "o"})), [buy]))
+    for sample in (0, 1):
+        example = {"id": "e", "inputs": {"messages": [HumanMessage("hi", id="h")]}}
+        [run] = await graph.arecord([example], sample=sample)
+        assert run.outputs["messages"][2].status == "error"
+        assert run.outputs["messages"][-1].content == "sold out"
+    assert bench.calls == ["o"]
+
+
+async def test_value_that_cannot_be_kept_is_told_and_made_again(bench, ledger):
+    @tool
+    def odd(order: str) -> object:
+        """Return something odd."""
+        bench.calls.append(order)
+        return object()
+
+    def node(s):
+        return {"a": type(odd.invoke({"order": s["q"]})).__name__}
+
+    for sample in (0, 1):
+        [run] = await graph_of(node).arecord(rows("o1"), sample=sample)
+        assert run.outputs["a"] == "object"
+    assert len(bench.calls) == 2
+    [run] = await graph_of(node, tg.Tools("replay")).arecord(rows("o1"))
+    assert "a builtins.object could not be recorded" in run.error
+    assert len(bench.calls) == 2
+
+
+async def test_first_run_tells_that_a_value_cannot_be_kept(ledger):
+    odd = StructuredTool.from_function(lambda order: object(), name="odd", description="d")
+    [run] = await graph_of(lambda s: {"a": str(type(odd.invoke({"order": "x"})))}).arecord(rows("o"))
+    assert "The tool 'odd' returns a builtins.object, which cannot be recorded" in run.warnings[0]
+
+
+# Agents in tools.
+
+
+async def test_agent_behind_a_tool_is_no_recording_but_its_own_tools_are(bench, ledger):
+    """A candidate for the inner prompt must have an effect."""
+    prompt = tg.Parameter("inner", "be kind")
+    model = Chat(answer=lambda m: f"[{m[0].content}]")
+
+    @tool
+    async def expert(question: str) -> str:
+        """Ask an expert."""
+        found = await bench.look_up.ainvoke({"order": question})
+        reply = await model.ainvoke([prompt.message(), HumanMessage(str(found["number"]))])
+        return str(reply.content)
+
+    async def node(s):
+        return {"a": await expert.ainvoke({"question": s["q"]})}
+
+    graph = graph_of(node, parameters=[prompt])
+    for text in ("be kind", "be brief", "be kind"):
+        [run] = await graph.arecord(rows("o1"), prompts={"inner": text})
+        assert run.outputs["a"] == f"[{text}]"
+    assert bench.calls == [("look_up", "o1")]
+
+
+async def test_tool_that_reads_a_parameter_is_no_recording(ledger):
+    policy = tg.Parameter("policy", "no refunds")
+
+    @tool
+    def rules(topic: str) -> str:
+        """Return the rules."""
+        return f"{topic}: {policy}"
+
+    graph = graph_of(lambda s: {"a": rules.invoke({"topic": s["q"]})}, parameters=[policy])
+    for text in ("no refunds", "refunds"):
+        [run] = await graph.arecord(rows("t"), prompts={"policy": text})
+        assert run.outputs["a"] == f"t: {text}"
+
+
+# Interrupts.
+
+
+async def test_tool_that_asks_a_person_asks_again_in_each_run_and_acts_once(ledger):
+    made = []
+
+    @tool
+    def pay(order: str) -> str:
+        """Pay, when a person agrees."""
+        agreed = interrupt({"pay": order})
+        made.append(order)
+        return f"paid {order}: {agreed}"
+
+    built = (
+        StateGraph(S)
+        .add_node("n", lambda s: {"a": pay.invoke({"order": s["q"]})})
+        .add_edge(START, "n")
+        .compile(checkpointer=InMemorySaver())
+    )
+    graph = tg.TrainableGraph(built)
+    example = {"id": "e", "inputs": {"q": "o1"}, "metadata": {"resume": ["yes"]}}
+    for sample in (0, 1):
+        [run] = await graph.arecord([example], sample=sample)
+        assert (run.error, run.outputs.get("a")) == (None, "paid o1: yes")
+        assert run.warnings == ()
+    assert made == ["o1"]
+
+
+# The policy.
+
+
+@pytest.mark.parametrize("given", ["lively", {"modes": {"refund": "never"}}, {"tool": "live"}, {"modes": "live"}, {"shared": "x"}])
+def test_policy_that_makes_no_sense_is_refused(given):
+    with pytest.raises(ConfigurationError):
+        tg.Tools.of(given)
+
+
+def test_policy_of_a_configuration():
+    assert tg.Tools.of("live") == tg.Tools("live")
+    given = {"default": "replay", "modes": {"search": "live"}, "shared": ["search"]}
+    assert tg.Tools.of(given) == tg.Tools("replay", {"search": "live"}, ["search"])
+
+
+def test_another_policy_makes_other_runs_and_the_usual_one_does_not(bench):
+    graph = graph_of(by_node(bench, "invoke"))
+    usual = graph.fingerprint
+    assert graph_of(by_node(bench, "invoke"), tg.Tools()).fingerprint == usual
+    graph.tools = tg.Tools("live")
+    assert graph.fingerprint != usual
+
+
+def test_refusal_is_an_error_of_the_tree():
+    assert issubclass(ToolReplayError, tg.LGTextGradError)

@@ -1,0 +1,116 @@
+"""What holds for every optimizer in a whole training: killed, or out of budget, it loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lg_textgrad as tg
+from lg_textgrad.assembly import OPTIMIZERS
+from lg_textgrad.demos import split_demos
+from lg_textgrad.parameter import apply_edits, candidate_of
+from tests.optim import router
+from tests.optim.everyone import ALL, STEPPERS, TRAIN, fit, write
+from tests.optim.test_search_contract import Knows, same_but_for_seconds
+from tests.parts import Scripted
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Each training from beginning to end."""
+    return {name: fit(name)[0] for name in ALL}
+
+
+@pytest.fixture(scope="module")
+def killed(whole, tmp_path_factory):
+    """Run directories of trainings that were killed after two thirds."""
+    folder = tmp_path_factory.mktemp("killed")
+    calls = {name: max(2, result.spent.usage.calls * 2 // 3) for name, result in whole.items()}
+    subprocess.run(
+        [sys.executable, "-m", "tests.optim.everyone", folder, json.dumps(calls)],
+        cwd=ROOT, check=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return folder
+
+
+def test_every_optimizer_is_here():
+    assert OPTIMIZERS.keys() <= ALL.keys()
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_killed_training_goes_on_repays_nothing_and_ends_the_same(name, whole, killed):
+    with tg.Store(killed / name, read_only=True) as store:
+        paid = sum(usage.calls for usage in store.paid().values())
+    asked = []
+    resumed, _ = fit(name, store=killed / name, at_call=lambda: asked.append(None))
+    assert same_but_for_seconds(resumed) == same_but_for_seconds(whole[name])
+    assert resumed.spent.usage.calls == whole[name].spent.usage.calls
+    assert 0 < paid == resumed.spent.usage.calls - len(asked)
+
+
+@pytest.mark.parametrize("name", sorted(STEPPERS))
+@pytest.mark.parametrize("part", [0.4, 0.9])
+def test_used_up_budget_keeps_what_was_accepted_until_then(name, part, whole):
+    calls = max(9, int(whole[name].spent.usage.calls * part))
+    result, graph = fit(name, budget=tg.Budget(calls=calls))
+    assert result.stopped_by == "budget_calls"
+    assert result.spent.usage.calls <= calls
+    assert candidate_of(graph.parameters) == result.after
+    assert list(result.lineage) == list(whole[name].lineage[: len(result.lineage)])
+    assert result.best.val >= result.baseline.val
+
+
+# The rules of outputs tell the form of replies, and no reply of this graph has a wrong one.
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"output_rules"}))
+def test_whole_training_ends_better_than_it_began(name, whole):
+    assert whole[name].best.val > whole[name].baseline.val
+    assert len(whole[name].lineage) > 1
+
+
+async def proposed(name, **options):
+    """Let an optimizer see a recorded batch, its gradients included. Returns what it proposes, and the graph."""
+    graph = router.build(**options)
+    graph.parameters["answer"].requires_grad = False
+    examples = router.examples(TRAIN)
+    loss = await router.OBJECTIVE.acall(await graph.arecord(examples))
+    optimizer = STEPPERS[name](Scripted(write))
+    optimizer.bind(graph.parameters)
+    optimizer.see_examples(examples)
+    optimizer.see(loss.scored)
+    await loss.abackward(Knows())
+    return await optimizer.aproposals(), graph
+
+
+@pytest.mark.parametrize("name", sorted(STEPPERS.keys() - {"output_rules"}))
+async def test_what_is_proposed_keeps_every_promise_and_is_not_applied(name):
+    promises = {"locked": ["Name the team."], "forbidden": ["size goes"], "max_tokens": 200}
+    proposals, graph = await proposed(name, **promises)
+    untouched = {n: (p.value, p.demos) for n, p in router.build(**promises).parameters.items()}
+    assert {n: (p.value, p.demos) for n, p in graph.parameters.items()} == untouched
+    assert proposals
+    assert len({p.hash for p in proposals}) == len(proposals)
+    for proposal in proposals:
+        assert proposal.candidate.keys() == untouched.keys()
+        assert proposal.changed(candidate_of(graph.parameters)) == {"triage"}
+        graph.parameters["triage"].check(proposal.candidate["triage"])
+        edited = apply_edits(graph.parameters["triage"].value, proposal.edits)
+        assert edited == split_demos(proposal.candidate["triage"])[0]
+
+
+@pytest.mark.parametrize("name", sorted(STEPPERS))
+async def test_same_batch_makes_the_same_proposals(name):
+    (one, _), (two, _) = await proposed(name), await proposed(name)
+    assert one == two
+
+
+def test_fingerprints_are_plain_data_and_differ():
+    prints = {name: dict(make(Scripted(write)).fingerprint) for name, make in ALL.items()}
+    assert json.loads(json.dumps(prints)) == prints
+    assert len({json.dumps(found, sort_keys=True) for found in prints.values()}) == len(ALL)

@@ -1,0 +1,149 @@
+"""Which failures may pass, known by what the SDKs raise."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lg_textgrad.errors import (
+    BudgetExceededError,
+    ModelBusyError,
+    ModelError,
+    ModelReplyError,
+    ModelUnreachableError,
+)
+from lg_textgrad.faults import Fault, asked_wait, fault_of, out_of_credit, status_of
+
+
+class Response:
+    def __init__(self, status_code, headers=()):
+        self.status_code = status_code
+        self.headers = dict(headers)
+
+
+class StatusError(Exception):
+    """As openai, anthropic, httpx and others shape it."""
+
+    def __init__(self, status, headers=(), code=None):
+        super().__init__(f"Error code: {status}")
+        self.response = Response(status, headers)
+        self.code = code
+
+
+def named(name, *bases):
+    return type(name, bases or (Exception,), {})("it failed")
+
+
+def boto(status):
+    error = Exception("ThrottlingException")
+    error.response = {"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return error
+
+
+def caused(error):
+    outer = RuntimeError("wrapped by an integration")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StatusError(429), Fault("rate_limited", None, True)),
+        (StatusError(429, {"Retry-After": "7"}), Fault("rate_limited", 7.0, True)),
+        (StatusError(503), Fault("server_error", None, True)),
+        (StatusError(529), Fault("server_error", None, True)),
+        (StatusError(500), Fault("server_error")),
+        (StatusError(408), Fault("server_error")),
+        (StatusError(500, {"x-should-retry": "false"}), None),
+        (StatusError(400), None),
+        (StatusError(401), None),
+        (StatusError(404), None),
+        (StatusError(501), None),
+        (StatusError(429, code="insufficient_quota"), None),
+        (StatusError(402), None),
+        (boto(429), Fault("rate_limited", None, True)),
+        (boto(400), None),
+        (caused(StatusError(502)), Fault("server_error")),
+        (ValueError({"message": "upstream failed", "code": 502}), Fault("server_error")),
+        (ValueError({"message": "bad", "code": 400}), None),
+        (named("APITimeoutError", named("APIConnectionError").__class__), Fault("timeout")),
+        (named("ReadTimeout"), Fault("timeout")),
+        (TimeoutError(), Fault("timeout")),
+        (named("APIConnectionError"), Fault("reset")),
+        (ConnectionResetError(), Fault("reset")),
+        (named("RemoteProtocolError"), Fault("reset")),
+        (named("ConnectError"), Fault("unreachable")),
+        (ConnectionRefusedError(), Fault("unreachable")),
+        (named("ModelRateLimitError"), Fault("rate_limited", None, True)),
+        (named("ResourceExhausted"), Fault("rate_limited", None, True)),
+        (json.JSONDecodeError("no", "{", 0), Fault("garbled")),
+        (ValueError("Unexpected response type from OpenAI-compatible endpoint."), Fault("garbled")),
+        (ValueError("some bug"), None),
+        (KeyError("some bug"), None),
+        (ModelBusyError("busy", fault="rate_limited", wait=2.0), Fault("rate_limited", 2.0, True)),
+        (ModelUnreachableError("gone", fault="unreachable"), Fault("unreachable")),
+        (ModelError("no"), None),
+        (ModelReplyError("cut off"), None),
+        (BudgetExceededError("no"), None),
+    ],
+)  # fmt: skip
+def test_fault_of(error, expected):
+    assert fault_of(error) == expected
+
+
+def test_connection_error_is_unreachable_when_the_transport_never_connected():
+    error = named("APIConnectionError")
+    error.__cause__ = named("ConnectError")
+    assert fault_of(error) == Fault("unreachable")
+
+
+def test_circle_of_causes_ends():
+    one, other = RuntimeError("a"), RuntimeError("b")
+    one.__cause__, other.__cause__ = other, one
+    assert (fault_of(one), status_of(one)) == (None, None)
+
+
+def test_credit():
+    assert out_of_credit(caused(StatusError(429, code="insufficient_quota")))
+    assert out_of_credit(StatusError(402))
+    assert not out_of_credit(StatusError(429))
+
+
+NOON = 1_780_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, 3),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "Thu, 28 May 2026 20:26:45 GMT"}, 5),
+        ({"retry-after": "Thu, 28 May 2026 20:26:35 GMT"}, 0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m2.5s"}, 62.5),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "120ms"}, 0.12),
+        ({"x-ratelimit-remaining-tokens": "9", "x-ratelimit-reset-tokens": "120ms"}, None),
+        (
+            {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s",
+             "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "3s"}, 3,
+        ),
+        (
+            {"anthropic-ratelimit-requests-remaining": "0",
+             "anthropic-ratelimit-requests-reset": "2026-05-28T20:26:50Z"}, 10,
+        ),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1780000004"}, 4),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "4"}, 4),
+        ({"x-ratelimit-remaining": "0"}, None),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "whenever"}, None),
+    ],
+)  # fmt: skip
+def test_wait_that_the_server_asks_for(headers, seconds):
+    found = asked_wait(headers, NOON)
+    assert found == (seconds if seconds is None else pytest.approx(seconds))

@@ -1,0 +1,287 @@
+"""What is masked, where: nothing that is stored, shown or sent to a critic has a secret in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from langchain_core.tools import tool
+from langgraph.graph import START, StateGraph
+
+import lg_textgrad as tg
+from lg_textgrad.errors import ParameterError, RedactionError
+from lg_textgrad.objective import Scored
+from lg_textgrad.redaction import HIDDEN, Redaction, secrets_in
+from lg_textgrad.store import Store, tables
+from tests import desk
+from tests.parts import Chat
+from tests.servers.openai_server import OpenAIServer
+from tests.test_trainer import TRAIN, VAL, clean, make
+
+@pytest.fixture
+def server(monkeypatch):
+    clean(monkeypatch)
+    with OpenAIServer(desk.Script()) as server:
+        monkeypatch.setenv("DESK_BASE_URL", server.base_url)
+        yield server
+
+
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PASSWORD = "correct-horse-battery"
+ENVIRONMENT = {"DB_PASSWORD": PASSWORD}
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "GH_TOKEN", "my_secret", "DB_PASSWORD", "APIKEY", "AWS_SECRET_ACCESS_KEY"]
+)
+def test_variables_named_like_secrets_are_secret(name):
+    assert secrets_in({name: "abcdefgh1"}) == {name: "abcdefgh1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOME", "/home/somebody"), ("TOKENIZERS_PARALLELISM", "sometimes"), ("MAX_TOKENS", "100000000"),
+        ("KEYBOARD", "colemak-dh"), ("SSH_KEY_PATH", "/home/a/.ssh/id"), ("API_KEY", "short"),
+    ],
+)  # fmt: skip
+def test_other_variables_are_settings(name, value):
+    assert secrets_in({name: value}) == {}
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-abcdefghij0123456789klm", "ghp_abcdefghij0123456789klmnop", "xoxb-1234567890-abcdef",
+        "AKIAABCDEFGHIJKLMNOP", "Bearer abcdef0123456789.xyz", "lsv2_pt_0123456789abcdef0123456789",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nab\n-----END RSA PRIVATE KEY-----",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_key_is_masked(secret):
+    assert Redaction(environment={}).text(f"before {secret} after") == f"before {HIDDEN} after"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT pk_customer_identification_number FROM t", "the bearer of bad news", "sk-learn pipelines",
+        "hf_transfer", "a risk-averse-and-long-hyphenated-adjective", "ghosts",
+    ],
+)  # fmt: skip
+def test_ordinary_words_stay(text):
+    assert Redaction(environment={}).text(text) == text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@QUIET
+@given(JSON)
+def test_value_without_secrets_is_the_same_object(value):
+    redaction = Redaction(environment=ENVIRONMENT)
+    assert redaction.value(value) is value
+    assert redaction.answer(value) is value
+
+
+@QUIET
+@given(JSON, st.text(), st.text())
+def test_no_secret_survives_wherever_it_stands(value, before, after):
+    text = before + PASSWORD + after
+    planted = {"a": [value, text, {text: (text,)}], "b": value}
+    masked = Redaction(environment=ENVIRONMENT).value(planted)
+    assert PASSWORD not in repr(masked)
+    assert masked["b"] == value
+    assert masked["a"][0] == value
+
+
+def test_longer_secret_leaves_nothing_of_itself_behind():
+    redaction = Redaction(environment={"A_KEY": "abcdefgh", "B_KEY": "abcdefgh-and-more"})
+    assert redaction.text("x abcdefgh-and-more y abcdefgh") == f"x {HIDDEN} y {HIDDEN}"
+
+
+def test_hook_sees_each_text_and_number_after_the_secrets_are_masked():
+    seen = []
+
+    def hook(value):
+        seen.append(value)
+        return "[name]" if value == "Bob" else 0 if value == 49 else value
+
+    redaction = Redaction(hook, ENVIRONMENT)
+    value = {"who": ["Bob", 49, None, True], "said": f"it is {PASSWORD}"}
+    assert redaction.value(value) == {"who": ["[name]", 0, None, True], "said": f"it is {HIDDEN}"}
+    assert seen == ["Bob", 49, f"it is {HIDDEN}"]
+    assert redaction.answer({"n": 49, "t": "Bob"}) == {"n": 49, "t": "[name]"}
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        (lambda v: 1 / 0, "raised ZeroDivisionError"),
+        (lambda v: None, "returned a NoneType for a text"),
+        (lambda v: [v], "returned a list"),
+    ],
+)
+def test_hook_that_fails_lets_nothing_pass(hook, said):
+    with pytest.raises(RedactionError, match=said) as caught:
+        Redaction(hook, {}).text("something private")
+    assert "private" not in str(caught.value)
+
+
+# In runs.
+
+
+def graph_with(ask):
+    built = StateGraph(dict).add_node("n", ask).add_edge(START, "n").compile()
+    return tg.TrainableGraph(built)
+
+
+def test_run_is_masked_in_every_part_and_evaluators_see_what_is_kept(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+
+    @tool
+    def vault(name: str) -> dict:
+        """Open it."""
+        return {"name": name, "password": PASSWORD}
+
+    model = Chat(answer=lambda messages: f"said {messages[-1].content}")
+    given_to_model = []
+
+    def node(state):
+        found = vault.invoke({"name": state["q"]})
+        given_to_model.append(found)
+        return {"a": model.invoke(found["password"]).content, "raw": PASSWORD}
+
+    graph = graph_with(node)
+    with tg.use_ledger(tg.Ledger()):
+        [run] = graph.record([{"inputs": {"q": f"open {PASSWORD}"}, "outputs": {"a": PASSWORD}}])
+    assert PASSWORD not in repr(run)
+    assert run.outputs["a"] == f"said {HIDDEN}"
+    assert run.example.outputs == {"a": HIDDEN}
+    assert run.executions[0].tool_calls[0].output is not None
+    # What the tool answered was masked before the graph had it.
+    assert given_to_model == [{"name": f"open {HIDDEN}", "password": HIDDEN}]
+
+
+def test_answer_of_a_live_tool_reaches_the_graph_as_it_is_and_the_trace_masked(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+
+    @tool
+    def vault(name: str) -> str:
+        """Open it."""
+        return PASSWORD
+
+    got = []
+    graph = graph_with(lambda s: got.append(vault.invoke({"name": "x"})) or {"a": 1})
+    graph.tools = tg.Tools("live")
+    with tg.use_ledger(tg.Ledger()):
+        [run] = graph.record([{"inputs": {"q": "q"}}])
+    assert got == [PASSWORD]
+    assert run.executions[0].tool_calls[0].output == HIDDEN
+
+
+def test_error_of_a_run_is_masked(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+
+    def node(state):
+        raise ValueError(f"cannot log in with {PASSWORD}")
+
+    [run] = graph_with(node).record([{"inputs": {"q": "q"}}])
+    assert run.error == f"ValueError: cannot log in with {HIDDEN}"
+    assert PASSWORD not in repr(run)
+
+
+def test_run_that_is_read_back_is_the_run_that_was_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    model = Chat(answer=lambda messages: f"it is {PASSWORD}")
+    graph = graph_with(lambda s: {"a": model.invoke(s["q"]).content})
+    rows = [{"inputs": {"q": f"tell {PASSWORD}"}}]
+    with tg.Store(tmp_path) as store, tg.use_ledger(tg.Ledger(store)):
+        [first], [again] = graph.record(rows), graph.record(rows)
+    assert len(model.calls) == 1
+    assert again == replace(first, outputs=again.outputs)
+    assert again.outputs == first.outputs
+    assert again.example == first.example
+
+
+# In training.
+
+
+def everything_in(where):
+    """Return all that a store holds, unpacked, as one text."""
+    found = []
+    with Store(where, read_only=True) as store:
+        for table in tables.tables.sorted_tables:
+            for row in store._rows(tables.sa.select(table)):
+                for value in row:
+                    found.append(repr(tables.unpack(value) if isinstance(value, bytes) else value))
+    return "\n".join(found)
+
+
+def test_training_lets_no_private_word_into_store_prompts_or_critics_questions(server, tmp_path):
+    def hook(value):
+        return value.replace("Bergen", "[city]").replace("Oslo", "[city]") if isinstance(value, str) else value
+
+    result = make(server, store=tmp_path, redact=hook).fit(TRAIN, VAL)
+    kept = everything_in(tmp_path)
+    assert result.best.val == 1
+    assert "[city]" in kept
+    asked = {"rollout": "", "critic": "", "rewriter": ""}
+    for body in server.chats:
+        asked[desk.who(body)[0]] += json.dumps(body)
+    cities = {c for c in ("Bergen", "Oslo") if c in json.dumps([*TRAIN, *VAL])}
+    assert cities
+    for city in cities:
+        assert city not in kept
+        assert city not in asked["critic"] + asked["rewriter"]
+        assert city in asked["rollout"]  # the graph has to work with it
+    with pytest.raises(tg.errors.RunMismatchError, match="redaction"):
+        make(server, store=tmp_path).fit(TRAIN, VAL)
+
+
+async def test_runs_from_elsewhere_reach_the_critic_masked(server, monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    example = tg.Example("e", {"message": f"I use {PASSWORD} at Bergen"})
+    run = desk.build().record([TRAIN[0]])[0]
+    told = tg.run.Feedback("ending", 0.0, f"{desk.ENDING} And not {PASSWORD}, Bergen.")
+    scored = Scored(replace(run, example=example), 0.0, [told])
+    server.chats.clear()
+    model = tg.models.OpenAI("test-model", base_url=server.base_url, api_key="k", max_retries=0)
+    learner = tg.optim.FromRuns(tg.optim.TextualGradientDescent(model), [scored], steps=1)
+    trainer = tg.Trainer(
+        desk.build(), tg.Objective(desk.EVALUATORS), critic=tg.LLMCritic(model), optimizer=learner,
+        redact=lambda v: v.replace("Bergen", "[city]") if isinstance(v, str) else v,
+    )  # fmt: skip
+    await trainer.afit(TRAIN, VAL)
+    asked = [json.dumps(b) for b in server.chats if desk.who(b)[0] != "rollout"]
+    assert any("And not [API key], [city]" in question for question in asked)
+    assert not any(PASSWORD in question or "Bergen" in question for question in asked)
+    await model.aclose()
+
+
+def test_comment_of_an_evaluator_is_masked(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    graph = graph_with(lambda s: {"a": 1})
+
+    def judge(outputs):
+        return {"key": "k", "score": 0, "comment": f"log in with {PASSWORD}"}
+
+    with tg.use_ledger(tg.Ledger()):
+        loss = tg.Objective([judge])(graph.record([{"inputs": {"q": "q"}}]))
+    assert loss.scored[0].feedback[0].comment == f"log in with {HIDDEN}"
+
+
+def test_prompt_with_a_secret_in_it_is_refused_before_the_first_call(server, monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    graph = desk.build(prompts={"writer": f"You are the desk's writer. Log in with {PASSWORD}."})
+    with pytest.raises(ParameterError, match="'writer' contains the value of the .* DB_PASSWORD") as caught:
+        make(server, graph).fit(TRAIN, VAL)
+    assert PASSWORD not in str(caught.value)
+    assert server.chats == []
