@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lg_textgrad.budget import Account
+from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
@@ -68,6 +69,7 @@ def estimate(
     parameters: int,
     schedule: Schedule,
     splits: Mapping[str, Sequence[Example]],
+    critic: Critic | None = None,
     calls_a_run: int | None = None,
 ) -> dict[str, int]:
     """Return upper bounds in model calls of a run that goes by steps.
@@ -78,7 +80,7 @@ def estimate(
     calls = calls_a_run or proposals
     batch = min(schedule.batch_size, len(splits["train"]))
     rollouts = batch * (2 + proposals) + len(splits["val"])
-    step = calls * rollouts + calls * batch + proposals
+    step = calls * rollouts + most_calls(critic, calls) * batch + proposals
     tests = 2 * calls * len(splits["test"])
     baseline = calls * len(splits["val"])
     return {

@@ -49,6 +49,8 @@ _SECRET_VARIABLE = re.compile(
 )
 _NO_SECRET = re.compile(r"_(FILE|PATH|DIR|URL|URI|HOST|NAME|ENV|VAR|SOCK|CONTROL)$", re.IGNORECASE)
 _SHORTEST = 8  # fewer characters are a setting, not a secret
+_SHORT = 64
+_MOST_CLEAN = 4096
 
 
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
@@ -102,6 +104,8 @@ class Redaction:
         self.hook = hook
         self._named = secrets_in(os.environ if environment is None else environment)
         self._secrets = tuple(_longest_first(set(self._named.values())))
+        # Short texts that have nothing secret in them: names, roles and types come again and again.
+        self._clean: set[str] = set()
 
     def variable_in(self, text: str) -> str | None:
         """Return the name of a variable whose secret the text has in it."""
@@ -162,10 +166,15 @@ class Redaction:
     def _masked(self, text: str) -> str:
         if len(text) < _SHORTEST:
             return text
-        text = _without(text, self._secrets)
-        if any(beginning in text for beginning in _BEGINNINGS):
-            masked = _SECRET_VALUE.sub(HIDDEN, text)
-            return text if masked == text else masked
+        if text in self._clean:
+            return text
+        masked = _without(text, self._secrets)
+        if any(beginning in masked for beginning in _BEGINNINGS):
+            masked = _SECRET_VALUE.sub(HIDDEN, masked)
+        if masked != text:
+            return masked
+        if len(text) <= _SHORT and len(self._clean) < _MOST_CLEAN:
+            self._clean.add(text)
         return text
 
     def number(self, number: float) -> Any:

@@ -194,7 +194,7 @@ class Trainer:
         self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
         known = store.get_meta("calls_a_run")  # where discovery ran the graph
-        expected = estimate(len(self.graph.parameters), self.schedule, splits, known)
+        expected = estimate(len(self.graph.parameters), self.schedule, splits, self.critic, known)
         self._event(
             "start",
             resumed=not first,

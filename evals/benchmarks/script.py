@@ -51,6 +51,8 @@ def _text(content: Any) -> str:
 
 
 def _judged(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    if "faults" in schema["properties"]:
+        return _judged_whole(texts, schema)
     found = re.search(r"You are step (\d) of the chain", texts[-1])
     own = rule(int(found[1])) if found else ""
     complaint = texts[-1].split("Complaint:")[-1]
@@ -66,6 +68,20 @@ def _judged(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
         rules = " ".join(dict.fromkeys(re.findall(r"Step \d says \w+\.", complaint)))[:110]
         said["upstream"] = [{"step": s, "complaint": rules, "weight": 0.9} for s in steps]
     return {name: said[name] for name in schema["required"]}
+
+
+def _judged_whole(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    faults = schema["properties"]["faults"]
+    fields = faults["items"]["properties"]
+    complaint = texts[-1].split("Complaint about")[-1]
+    steps = [s for s in fields["step"]["enum"] if rule(int(s[1])) in complaint]
+    said = {"evidence": "", "weight": 0.9}
+    return {
+        "faults": [
+            {name: {**said, "step": s, "general_rule": rule(int(s[1]))}[name] for name in fields}
+            for s in steps[: int(faults["maxItems"])]
+        ]
+    }
 
 
 def _rewritten(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def middleware_for(parameter: Parameter) -> AgentMiddleware[Any, Any, Any]:
         from langchain.agents.middleware.types import AgentMiddleware
     except ImportError:
         raise MissingExtraError(
-            "Parameter.middleware() needs langchain: pip install 'lg_textgrad[langchain]'"
+            "Parameter.middleware() needs langchain: pip install 'lg-textgrad[langchain]'"
         ) from None
 
     known = parameter.value  # acceptance changes the value, but not what the agent was made with

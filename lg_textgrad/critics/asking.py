@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lg_textgrad import templates
 from lg_textgrad.errors import (
     SYSTEMIC,
     ContextOverflowError,
@@ -35,7 +36,9 @@ async def aask_twice(
     try:
         return await _aask(model, request, 0)
     except ModelReplyError as error:
-        again = f"Your last reply was refused: {error} Reply again."
+        # The reason may quote the reply, and that may quote a user, so it is fenced too.
+        reason = str(error)
+        again = templates.fill("again", mark=templates.fence(reason), reason=reason)
     request = ModelRequest(
         [*asked, {"role": "user", "content": again}], schema=schema, max_tokens=max_tokens
     )
@@ -52,7 +55,7 @@ async def _aask(model: ChatModel, request: ModelRequest, attempt: int) -> Any:
         if isinstance(error, SYSTEMIC) or not sick:
             raise
         raise CriticError(
-            f"The critic could not be asked about one execution, which is skipped: {error}"
+            f"The critic could not be asked about one execution or run, which is skipped: {error}"
         ) from None
 
 

@@ -42,7 +42,7 @@ class AutoCritic:
         self.model = model
         self.share = share
         self.node = LLMCritic(model, brief=brief)
-        self.trace = TraceCritic(model, max_trace_tokens=max_trace_tokens)
+        self.trace = TraceCritic(model, brief=brief, max_trace_tokens=max_trace_tokens)
 
     @property
     def malformed(self) -> int:

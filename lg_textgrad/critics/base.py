@@ -55,6 +55,12 @@ class Critique:
     """Producer's execution id -> what it is blamed for."""
 
 
+def most_calls(critic: Any, nodes: int) -> int:
+    """Return how many calls at most a critic makes about a run of `nodes` model calls."""
+    told = getattr(critic, "most_calls", None)
+    return nodes if told is None else int(told(nodes))
+
+
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """One run below full marks to judge."""
@@ -118,6 +124,8 @@ class Critic(Protocol):
       once; None asks to be given this run execution by execution.
     - `async aweigh(request: RunRequest, gradients: Sequence[Gradient]) -> Sequence[Gradient]` is
       told what was found in a run, and returns it with better weights.
+    - `most_calls(nodes: int) -> int` is how many calls a run of so many model-calling executions
+      costs at most; without it, one for each.
 
     A critic that learns also has `observe(edits, gain)`, which is told how much every proposal
     gained over its incumbent, and `reset()`, which is called before a run begins or goes on.

@@ -15,7 +15,7 @@ from lg_textgrad.models.base import ChatModel
 from lg_textgrad.parameter import Gradient
 
 _EXAMPLES = ("critic_example_group", "critic_example_form")
-_TEMPLATES = ("critic", "critic_case", "critic_detail", "critic_upstream", *_EXAMPLES)
+_TEMPLATES = ("critic", "critic_case", "critic_detail", "critic_upstream", "again", *_EXAMPLES)
 
 
 class LLMCritic:

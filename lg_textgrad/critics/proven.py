@@ -12,10 +12,18 @@ from langchain_core.messages import AIMessage
 
 from lg_textgrad import templates
 from lg_textgrad._hashing import to_plain
-from lg_textgrad.critics.asking import RULE, aask_twice, an_object
-from lg_textgrad.critics.base import Critic, CriticRequest, Critique, RunRequest, tell
+from lg_textgrad.critics.asking import aask_twice, an_object
+from lg_textgrad.critics.base import (
+    Blame,
+    Critic,
+    CriticRequest,
+    Critique,
+    RunRequest,
+    most_calls,
+    tell,
+)
 from lg_textgrad.critics.cutting import cut
-from lg_textgrad.critics.showing import general, shown_values
+from lg_textgrad.critics.showing import message_text, shown_values
 from lg_textgrad.errors import ConfigurationError, CriticError, ModelReplyError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.models.base import ChatModel
@@ -25,19 +33,11 @@ from lg_textgrad.run import Execution, ModelCall
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATES = ("correction", "correction_case", "correction_rule")
+_TEMPLATES = ("correction", "correction_case", "again")
 _ENOUGH = 0.95
 """A correction that wins back this share of the loss has found the fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Correction:
-    """What the critic says that an execution should have replied."""
-
-    reply: AIMessage | None
-    """None where it repeats what the execution did reply."""
-    rule: str = ""
-    """The rule that its prompt lacks; empty where the critic was not asked, or knew none."""
+_MOST_LENGTH = 1000
+"""Characters of a text whose length the schema limits."""
 
 
 class ProvenCredit:
@@ -48,7 +48,9 @@ class ProvenCredit:
     share of the loss that this wins back is the weight. What a correction further up wins back as
     well is not this execution's to answer for. Cost for each suspect: a call for the correction,
     and those of the nodes that then get something else to read; what comes before is answered from
-    the ledger. Once the loss is won back, what comes later is not tried.
+    the ledger. Once the loss is won back, what comes later is not tried. An execution that is
+    proven to be at fault and that `critic` had not blamed is shown to it once more, with the reply
+    that would have been right.
 
     `most` suspects are tried at most, those that `critic` blames first. Where nothing is proven the
     critic's own weights count for `unproven` of their size. An execution without a chat model's
@@ -105,6 +107,13 @@ class ProvenCredit:
             "max_tokens": self.max_tokens,
         }
 
+    def most_calls(self, nodes: int) -> int:
+        """Return the calls of the critic inside, of corrections, explanations and reruns."""
+        tried = min(nodes, self.most)
+        # What is put right first has the most that follows it.
+        reruns = sum(nodes - 1 - n for n in range(tried))
+        return most_calls(self.critic, nodes) + 2 * tried + reruns
+
     def reset(self) -> None:
         """Tell a critic that learns that a run begins or goes on."""
         tell(self.critic, "reset")
@@ -130,15 +139,15 @@ class ProvenCredit:
         weights: dict[str, float] = {}
         found = list(gradients)
         for execution in self._suspects(request, gradients):
-            correction = await self._acorrect(request, execution, rule=execution.id not in known)
-            if correction is None or correction.reply is None:
+            reply = await self._acorrect(request, execution)
+            if reply is None:
                 continue
-            gains[execution.id] = await self._again(request, execution, correction.reply)
+            gains[execution.id] = await self._again(request, execution, reply)
             before = request.trace.reached_from([execution.id]) - {execution.id}
             upstream = max((gains[e] for e in gains if e in before), default=0.0)
             weights[execution.id] = max(0.0, gains[execution.id] - upstream)
-            if weights[execution.id] >= request.threshold and correction.rule:
-                found += _gradients(request, execution, correction)
+            if weights[execution.id] >= request.threshold and execution.id not in known:
+                found += await self._aexplain(request, execution, reply)
             if gains[execution.id] >= _ENOUGH:
                 break
         left = self.unproven * (1 - min(1.0, sum(weights.values())))
@@ -172,10 +181,29 @@ class ProvenCredit:
         after = (await self.objective.acall([replayed])).score
         return min(1.0, max(0.0, (after - score) / (1 - score)))
 
-    async def _acorrect(
-        self, request: RunRequest, execution: Execution, *, rule: bool
-    ) -> _Correction | None:
-        """Return what the execution should have replied; None where the critic cannot say."""
+    async def _aexplain(
+        self, request: RunRequest, execution: Execution, reply: AIMessage
+    ) -> list[Gradient]:
+        """Return what the critic says of an execution that it missed, told the right reply."""
+        parameters = request.scored.run.parameters
+        own = {n: parameters[n] for n in execution.prompts if n in request.trainable}
+        right = message_text({"content": reply.content, "tool_calls": reply.tool_calls})
+        told = Blame(f"This step should have written: {right}", 1.0, "proof")
+        blames = [b for blames in request.blames.values() for b in blames]
+        try:
+            critique = await self.critic.acriticize(
+                CriticRequest(request.scored, execution, own, [], [*blames, told])
+            )
+        except CriticError as error:
+            logger.warning("%s", error)
+            return []
+        return [g for g in critique.gradients if g.change]
+
+    async def _acorrect(self, request: RunRequest, execution: Execution) -> AIMessage | None:
+        """Return what the execution should have replied.
+
+        None where that is what it did reply, and where the critic cannot say.
+        """
         form = _form(execution)
         assert form is not None, "suspects have a reply that can be put right"
         blames = [b.text for blames in request.blames.values() for b in blames]
@@ -187,9 +215,6 @@ class ProvenCredit:
         parameters = [
             request.scored.run.parameters[n] for n in execution.prompts if n in request.trainable
         ]
-        more = [form.wish] if form.wish else []
-        if rule:
-            more.append(templates.source("correction_rule"))
         case = templates.fill(
             "correction_case",
             node=execution.path,
@@ -199,42 +224,20 @@ class ProvenCredit:
             inputs=given,
             output=wrote,
             complaint=complaint,
-            more="\n".join(more),
+            more=form.wish,
         )
         messages = [
             {"role": "system", "content": templates.source("correction")},
             {"role": "user", "content": case},
         ]
-        properties = {"output": form.schema, **({"general_rule": RULE} if rule else {})}
-        schema = {**an_object(properties), **form.definitions}
+        schema = {**an_object({"output": form.schema}), **form.definitions}
         try:
             data = await aask_twice(self.model, messages, schema, self.max_tokens)
         except (ModelReplyError, CriticError) as error:
             self.malformed += isinstance(error, ModelReplyError)
             logger.warning("There is no correction for %s: %s", execution.id, error)
             return None
-        said = general(data.get("general_rule", ""), request.scored, execution)
-        return _Correction(form.reply(data["output"]), said)
-
-
-def _gradients(
-    request: RunRequest, execution: Execution, correction: _Correction
-) -> list[Gradient]:
-    """Return what follows for the prompts of an execution that the critic had not blamed."""
-    run = request.scored.run
-    return [
-        Gradient(
-            parameter=name,
-            run_id=run.id,
-            execution=execution.id,
-            change=correction.rule,
-            evidence=cut(shown_values(execution)[1], 120),
-            example_id=run.example.id,
-            score=request.scored.score,
-        )
-        for name in execution.prompts
-        if name in request.trainable
-    ]
+        return form.reply(data["output"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +290,16 @@ def _form(execution: Execution) -> _Form | None:
             return _Form(json.loads(said), call.format, "json")
         except (TypeError, ValueError):
             return _Form(said, call.format, "json")
-    return _Form(said, {"type": "string"}) if isinstance(said, str) else None
+    return _Form(said, _text_like(said)) if isinstance(said, str) else None
+
+
+def _text_like(said: str) -> dict[str, Any]:
+    """Return the schema of a text of that kind: of a short one, no model has to write a long one.
+
+    Servers make a grammar of the limit, which has to stay small.
+    """
+    most = 2 * len(said) + 120
+    return {"type": "string", **({"maxLength": most} if most <= _MOST_LENGTH else {})}
 
 
 def _arguments(call: ModelCall, name: str) -> Mapping[str, Any] | None:

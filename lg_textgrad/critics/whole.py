@@ -16,7 +16,7 @@ from lg_textgrad.errors import CriticError, ModelReplyError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.parameter import Gradient
 
-_TEMPLATES = ("critic_run", "critic_run_case", "critic_run_step")
+_TEMPLATES = ("critic_run", "critic_run_case", "critic_run_detail", "critic_run_step", "again")
 _MOST_FAULTS = 3
 """Steps that one reply may blame: a fault is mostly in one place."""
 
@@ -27,18 +27,25 @@ class TraceCritic:
     It sees each step's prompt, what it was given and what it wrote, in `max_trace_tokens` tokens:
     what is longer is cut around what the complaint speaks of, and each cut is marked. The reply
     names the steps that are to blame, three at most: a quotation as evidence, a rule, a weight.
-    `max_tokens` caps the reply.
+    `max_tokens` caps the reply. `brief` asks for no quotation: what small models need; the
+    complaint then is the evidence.
     """
 
     def __init__(
-        self, model: ChatModel, *, max_trace_tokens: int = 2000, max_tokens: int = 800
+        self,
+        model: ChatModel,
+        *,
+        brief: bool = False,
+        max_trace_tokens: int = 2000,
+        max_tokens: int = 800,
     ) -> None:
         self.model = model
+        self.brief = brief
         self.max_trace_tokens = max_trace_tokens
         self.max_tokens = max_tokens
         self.malformed = 0
         """Replies that failed their schema twice and were skipped."""
-        self._alone = LLMCritic(model)
+        self._alone = LLMCritic(model, brief=brief)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -46,9 +53,13 @@ class TraceCritic:
             "critic": "trace",
             "model": dict(self.model.identity),
             "templates": templates.fingerprint(*_TEMPLATES),
+            "brief": self.brief,
             "max_trace_tokens": self.max_trace_tokens,
             "max_tokens": self.max_tokens,
         }
+
+    def most_calls(self, nodes: int) -> int:
+        return min(1, nodes)
 
     async def acriticize(self, request: CriticRequest) -> Critique:
         """Judge one execution alone, as `LLMCritic` does. The reverse pass never asks for it."""
@@ -64,9 +75,8 @@ class TraceCritic:
         if not shown.judged:
             return []
         try:
-            data = await aask_twice(
-                self.model, _messages(shown, request), _schema(shown), self.max_tokens
-            )
+            messages = _messages(shown, request, brief=self.brief)
+            data = await aask_twice(self.model, messages, self._schema(shown), self.max_tokens)
         except ModelReplyError as error:
             self.malformed += 1
             raise CriticError(
@@ -75,6 +85,15 @@ class TraceCritic:
                 run_id=request.scored.run.id,
             ) from None
         return _gradients(request, shown, data)
+
+    def _schema(self, shown: Compact) -> dict[str, Any]:
+        targets = list(_targets(shown))
+        quotation = {} if self.brief else {"evidence": {"type": "string", "maxLength": 80}}
+        step = {"step": {"type": "string", "enum": targets}}
+        fault = an_object({**step, **quotation, "general_rule": RULE, "weight": WEIGHT})
+        most = min(_MOST_FAULTS, len(targets))
+        faults = {"type": "array", "minItems": 1, "maxItems": most, "items": fault}
+        return an_object({"faults": faults})
 
 
 def _labels(shown: Compact) -> list[str]:
@@ -95,7 +114,7 @@ def _targets(shown: Compact) -> dict[str, tuple[Step, str]]:
     }
 
 
-def _messages(shown: Compact, request: RunRequest) -> list[dict[str, str]]:
+def _messages(shown: Compact, request: RunRequest, *, brief: bool) -> list[dict[str, str]]:
     mark = templates.fence(*shown.texts())
     known: dict[tuple[str, str], int] = {}
     steps = []
@@ -121,7 +140,8 @@ def _messages(shown: Compact, request: RunRequest) -> list[dict[str, str]]:
         mark=mark,
         complaint=shown.complaint,
         names=", ".join(_targets(shown)),
-    )
+        more="" if brief else templates.source("critic_run_detail"),
+    ).strip()
     return [
         {"role": "system", "content": templates.source("critic_run")},
         {"role": "user", "content": case},
@@ -139,20 +159,6 @@ def _prompts(shown: Compact, step: Step, known: dict[tuple[str, str], int]) -> s
         said = text if first == step.number else f"(the same as in step {first})"
         texts.append(said if len(step.parameters) == 1 else f"[{name}]\n{said}")
     return "\n\n".join(texts)
-
-
-def _schema(shown: Compact) -> dict[str, Any]:
-    targets = list(_targets(shown))
-    fault = {
-        "step": {"type": "string", "enum": targets},
-        "evidence": {"type": "string", "maxLength": 80},
-        "general_rule": RULE,
-        "weight": WEIGHT,
-    }
-    most = min(_MOST_FAULTS, len(targets))
-    return an_object(
-        {"faults": {"type": "array", "minItems": 1, "maxItems": most, "items": an_object(fault)}}
-    )
 
 
 def _gradients(request: RunRequest, shown: Compact, data: Mapping[str, Any]) -> list[Gradient]:
@@ -177,7 +183,7 @@ def _gradients(request: RunRequest, shown: Compact, data: Mapping[str, Any]) -> 
                     execution=step.execution.id,
                     change=change,
                     evidence=evidence(
-                        fault["evidence"], step.wrote, *shown.texts(), instead=complaint
+                        fault.get("evidence", ""), step.wrote, *shown.texts(), instead=complaint
                     ),
                     weight=round(fault["weight"] * loss, 6),
                     example_id=scored.run.example.id,

@@ -92,7 +92,7 @@ class LocalServer:
         """
         if importlib.util.find_spec("xllamacpp") is None:
             raise MissingExtraError(
-                "The embedded model needs xllamacpp: pip install 'lg_textgrad[local]'"
+                "The embedded model needs xllamacpp: pip install 'lg-textgrad[local]'"
             )
         try:
             process = self._launch()

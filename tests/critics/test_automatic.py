@@ -16,7 +16,7 @@ from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.loading import Config
 from tests import desk
 from tests.critics.test_whole import chain, loss_of
-from tests.desk import RULES, START_PROMPTS, Script, judge, play, schema_of, who
+from tests.desk import RULES, START_PROMPTS, Script, play, schema_of, who
 from tests.parts import BlamesUpstream, Chat, Scripted
 from tests.servers.openai_server import OpenAIServer
 
@@ -170,9 +170,7 @@ class Knows(Script):
             if "output" in wanted:
                 name = who(body)[1]
                 given_ = text.split("It was given:\n")[1].split("\n\nIt wrote:")[0]
-                said = {"output": play(name, "\n".join(RULES[name]), given_)}
-                said["general_rule"] = judge(name, text.replace("Complaints", "Complaint:"))["general_rule"]
-                return {k: said[k] for k in schema_of(body)["required"]}
+                return {"output": play(name, "\n".join(RULES[name]), given_)}
         return await super().__call__(body)
 
 

@@ -194,7 +194,8 @@ async def test_second_try_says_why_and_is_another_call():
     with tg.use_ledger(tg.Ledger()):
         assert (await tg.LLMCritic(model).acriticize(request())).gradients
     assert len(model.requests) == 2
-    assert model.requests[1].messages[-1]["content"] == "Your last reply was refused: It is not JSON. Reply again."
+    again = model.requests[1].messages[-1]["content"]
+    assert re.fullmatch(r".*refused.*\n<(data-\w+)>\nIt is not JSON.\n</\1>\nReply again.", again)
 
 
 async def test_malformed_twice_over_http_is_a_critic_error_with_its_place():

@@ -12,7 +12,7 @@ from langgraph.graph import END, START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.critics import Blame, Critique
-from lg_textgrad.errors import BudgetExceededError, ConfigurationError, ModelReplyError
+from lg_textgrad.errors import BudgetExceededError, ConfigurationError, CriticError, ModelReplyError
 from tests.parts import BlamesUpstream, Chat, Scripted, gradient_for
 
 
@@ -63,7 +63,7 @@ def right(inputs, outputs):
     return {"key": "right", "score": hits, "comment": f"It must be {wanted!r}."}
 
 
-def corrector(wrong_for=(), rule="Add your letter."):
+def corrector(wrong_for=()):
     """A model that knows what each node should have written, but for those in `wrong_for`."""
 
     def reply(request):
@@ -72,8 +72,7 @@ def corrector(wrong_for=(), rule="Add your letter."):
         given = text.split("It was given:\n")[1].split("\n")[0]
         said = text.split("It wrote:\n")[1].split("\n")[0]
         output = said if name in wrong_for else given + name
-        wanted = request.schema["required"]
-        return {k: {"output": output, "general_rule": rule}[k] for k in wanted}
+        return {"output": output}
 
     return Scripted(reply)
 
@@ -158,16 +157,58 @@ async def test_unproven_blame_counts_for_less(ledger):
     assert desk.asked == ["a", "b", "c"]
 
 
-async def test_execution_that_the_critic_missed_gets_its_gradient(ledger):
-    desk = Desk("b")
-    model = corrector()
-    critic = tg.ProvenCredit(Silent(), desk.graph, desk.objective, model=model)
-    [gradient] = await (await desk.scored()).abackward(critic)
+class Understands(Silent):
+    """Blames nobody until it is told what would have been right."""
+
+    def __init__(self):
+        self.told = []
+
+    async def acriticize(self, request):
+        proofs = [b.text for b in request.blames if b.source == "proof"]
+        self.told += [(request.execution.id, request.producers, text) for text in proofs]
+        gradients = [gradient_for(request, n, "Add your letter.", 0.4) for n in request.parameters]
+        return Critique(gradients if proofs else ())
+
+
+async def test_execution_that_the_critic_missed_is_shown_to_it_with_the_right_reply(ledger):
+    desk, critic = Desk("b"), Understands()
+    proven = tg.ProvenCredit(critic, desk.graph, desk.objective, model=corrector())
+    [gradient] = await (await desk.scored()).abackward(proven)
+    assert critic.told == [("b#0", [], "This step should have written: 0:ab")]
     assert (gradient.parameter, gradient.execution, gradient.change, gradient.weight) == (
         "b", "b#0", "Add your letter.", 1.0,
     )  # fmt: skip
-    assert gradient.evidence == "0:a?"
     assert desk.named["b"].grad == [gradient]
+
+
+async def test_critic_that_fails_on_the_right_reply_ends_nothing(ledger, caplog):
+    class Stumbles(Silent):
+        async def acriticize(self, request):
+            if any(b.source == "proof" for b in request.blames):
+                raise CriticError("it stumbled")
+            return Critique()
+
+    desk = Desk("b")
+    proven = tg.ProvenCredit(Stumbles(), desk.graph, desk.objective, model=corrector())
+    assert await (await desk.scored()).abackward(proven) == []
+    assert "it stumbled" in caplog.text
+
+
+async def test_critic_inside_that_learns_is_told_what_was_measured():
+    class Learns(Silent):
+        said = ()
+
+        def reset(self):
+            self.said = ("reset",)
+
+        def observe(self, edits, gain):
+            self.said += (list(edits), gain)
+
+    desk, critic = Desk("b"), Learns()
+    proven = tg.ProvenCredit(critic, desk.graph, desk.objective, model=corrector())
+    proven.reset()
+    proven.observe([], 0.5)
+    assert critic.said == ("reset", [], 0.5)
 
 
 async def test_number_of_suspects_is_capped_by_the_critics_blame(ledger):
@@ -412,3 +453,22 @@ async def test_correction_keeps_what_the_run_says_inside_the_fence(ledger):
         assert "PWNED" in inside
         assert "PWNED" not in before + after
     assert Blame("x", 1.0, "y").settled is False
+
+
+@pytest.mark.parametrize(("nodes", "most", "expected"), [(1, 8, 1 + 2), (3, 8, 3 + 6 + 3), (3, 1, 3 + 2 + 2)])
+def test_most_calls_are_foretold(nodes, most, expected):
+    desk = Desk()
+    critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=corrector(), most=most)
+    assert critic.most_calls(nodes) == expected
+
+
+@pytest.mark.parametrize(("said", "most"), [("north", 130), ("x" * 440, 1000), ("x" * 441, None)])
+async def test_correction_of_a_short_text_is_short(said, most, ledger):
+    desk = Desk("b")
+    desk.model = Chat(answer=lambda messages: said)
+    model = Scripted(lambda request: {"output": said})
+    await (await desk.scored()).abackward(
+        tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=model)
+    )
+    schema = {"type": "string"} if most is None else {"type": "string", "maxLength": most}
+    assert {json.dumps(r.schema["properties"]["output"]) for r in model.requests} == {json.dumps(schema)}

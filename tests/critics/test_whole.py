@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import re
 from typing import Annotated, TypedDict
@@ -109,6 +110,14 @@ async def test_weights_are_shares_of_the_loss_and_the_evidence_is_quoted():
     assert {(g.example_id, g.score) for g in gradients} == {(gradients[0].example_id, 0.25)}
 
 
+async def test_brief_critic_takes_the_complaint_as_evidence():
+    model = Scripted(lambda r: {"faults": [{"step": "b", "general_rule": "Say it.", "weight": 1}]})
+    critic = tg.TraceCritic(model, brief=True)
+    [gradient] = await (await loss_of(chain())).abackward(critic)
+    assert gradient.evidence == "'q0+++' is wrong"
+    assert "evidence" not in str(model.requests[0].messages) + str(model.requests[0].schema)
+
+
 async def test_of_one_step_that_is_named_twice_the_heavier_counts():
     critic, _ = critic_that_says(fault("a", "Light.", weight=0.2), fault("a", "Heavy.", weight=0.8))
     gradients = await (await loss_of(chain())).abackward(critic)
@@ -198,6 +207,20 @@ async def test_model_that_cannot_be_asked_is_raised_and_touches_no_parameter():
     assert not any(p.grad for p in graph.parameters.values())
 
 
+async def test_all_runs_are_asked_about_at_once():
+    barrier = asyncio.Barrier(4)
+
+    class Waits(Scripted):
+        async def acall(self, request):
+            await barrier.wait()  # one after another, this would wait for ever
+            return await super().acall(request)
+
+    model = Waits(lambda r: {"faults": [fault("a")]})
+    async with asyncio.timeout(30):
+        gradients = await (await loss_of(chain(), n=4)).abackward(tg.TraceCritic(model))
+    assert len(gradients) == 4
+
+
 async def test_real_request_carries_the_schema():
     with OpenAIServer(lambda body: {"faults": [fault("b")]}) as server:
         model = OpenAI("test-model", base_url=server.base_url, api_key="k")
@@ -238,6 +261,9 @@ def test_fingerprint_follows_model_options_and_templates():
         tg.TraceCritic(Scripted(None, "n")),
         tg.TraceCritic(Scripted(None, "m"), max_trace_tokens=5),
         tg.TraceCritic(Scripted(None, "m"), max_tokens=5),
+        tg.TraceCritic(Scripted(None, "m"), brief=True),
     ]
     assert all(other.fingerprint != plain for other in others)
-    assert set(plain["templates"]) == {"critic_run", "critic_run_case", "critic_run_step"}
+    assert set(plain["templates"]) == {
+        "critic_run", "critic_run_case", "critic_run_detail", "critic_run_step", "again",
+    }  # fmt: skip

@@ -688,7 +688,7 @@ def test_a_missing_xllamacpp_is_one_sentence_with_the_command(tmp_path, monkeypa
     with pytest.raises(MissingExtraError) as caught:
         Local(tmp_path / "m.gguf").start()
     assert str(caught.value) == (
-        "The embedded model needs xllamacpp: pip install 'lg_textgrad[local]'"
+        "The embedded model needs xllamacpp: pip install 'lg-textgrad[local]'"
     )
 
 

@@ -4,7 +4,7 @@
 
 `same` gives every node the evaluator's feedback with the same weight; `node` is `LLMCritic`, with a
 call for each execution; `trace` is `TraceCritic`, with a call for a run; `proven` is `ProvenCredit`
-around `trace`.
+around `trace`. The critics are `brief`, as a small model needs.
 
 Two desks of six nodes (see `desks.py`), a fault seeded in one node after the other, each on the
 first rows that it costs points. The nodes' models and the evaluators are code; the critic is a real
@@ -54,7 +54,7 @@ def critic_of(
         return Same()
     if way == "node":
         return tg.LLMCritic(model, brief=True)
-    trace = tg.TraceCritic(model)
+    trace = tg.TraceCritic(model, brief=True)
     return trace if way == "trace" else tg.ProvenCredit(trace, graph, objective, model=model)
 
 
@@ -92,14 +92,12 @@ def hit(weights: Mapping[str, float], faulty: str) -> float:
 
 
 async def measure(options: argparse.Namespace, model: ChatModel) -> list[dict[str, Any]]:
-    """Return a record for each case and way."""
-    records = []
-    for way in options.ways:
-        for name in options.desks:
-            desk = DESKS[name]
-            for faulty in options.nodes or desk.nodes:
-                if faulty not in desk.nodes:
-                    continue
+    """Return a record for each case and way; what is there is written down after each."""
+    records: list[dict[str, Any]] = []
+    for name in options.desks:
+        desk = DESKS[name]
+        for faulty in [n for n in desk.nodes if n in (options.nodes or desk.nodes)]:
+            for way in options.ways:
                 ledger, started = tg.Ledger(max_concurrency=options.concurrency), time.monotonic()
                 with tg.use_ledger(ledger):
                     graph, objective, cases = await cases_of(desk, faulty, options.rows)
@@ -128,6 +126,9 @@ async def measure(options: argparse.Namespace, model: ChatModel) -> list[dict[st
                     "proof_calls": spent.get("proof", tg.Usage()).calls,
                     "seconds": round(time.monotonic() - started),
                 }  # fmt: skip
+                options.results.write_text(
+                    json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
     return records
 
 
@@ -158,7 +159,7 @@ def _share(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, write the results down and print the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m evals.benchmarks.credit", description=__doc__)
     parser.add_argument("--desks", nargs="+", default=list(DESKS), choices=list(DESKS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
@@ -177,9 +178,6 @@ def main() -> None:
         timeout=900,
     )
     records = asyncio.run(measure(options, model))
-    options.results.write_text(
-        json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
     print(table(records))
 
 
