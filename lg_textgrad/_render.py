@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from lg_textgrad.objective import Loss
 from lg_textgrad.result import Result, Spent, spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged, Store
@@ -200,6 +201,18 @@ def show_result(console: Console, result: Result) -> None:
     )
     if result.run_dir is not None:
         console.print(f"Look closer with: lg-textgrad diff {escape(result.run_dir)}")
+
+
+def show_scores(
+    console: Console, split: str, loss: Loss, summary: Mapping[str, float | None]
+) -> None:
+    """Print the score of a split, the mean of each feedback key, and what is said of all rows."""
+    rows = len(loss.scored)
+    console.print(f"[bold]{split}[/bold]  {loss.score:.3f}  ({rows} examples)")
+    for key, mean in loss.by_key.items():
+        console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
+    for key, score in summary.items():
+        console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
 
 
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:

@@ -30,6 +30,7 @@ from lg_textgrad.optim import (
     OutputRules,
     Portfolio,
     Promptbreeder,
+    Search,
     Strategies,
     TextualGradientDescent,
 )
@@ -46,7 +47,7 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
 }
 """What `optimizer = "..."` may name, besides `MODULE:CLASS`."""
 
-_OURS = ("model", "parameters", "seed", "members")
+_OURS = ("model", "parameters", "seed")
 """What an optimizer takes that is no option of a configuration."""
 
 # Type of an option's default -> what is expected, in words, and what fits.
@@ -80,6 +81,8 @@ def make_optimizer(
     takes = inspect.signature(made).parameters
     _check_options(name, takes, options)
     given: dict[str, Any] = {"model": model, "seed": seed}
+    if "members" in options:
+        options = {**options, "members": _members(name, options["members"], model, seed)}
     try:
         optimizer = made(**{n: v for n, v in given.items() if n in takes}, **options)
     except TypeError as error:
@@ -89,6 +92,23 @@ def make_optimizer(
             f"'{name}' makes a {type(optimizer).__name__}, which is no lg_textgrad Optimizer."
         )
     return optimizer
+
+
+def _members(name: str, members: Any, model: ChatModel, seed: int) -> list[Optimizer]:
+    """Return the optimizers that another one races, each with its own defaults."""
+    if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
+        raise ConfigurationError(
+            f"The option 'members' of the optimizer '{name}' is a list of names, as in "
+            '["fewshot", "tgd"].'
+        )
+    made = [make_optimizer(member, model, seed, {}) for member in members]
+    for member, optimizer in zip(members, made, strict=True):
+        if isinstance(optimizer, Search):
+            raise ConfigurationError(
+                f"The optimizer '{member}' has a loop of its own, so it cannot be a member of "
+                f"'{name}'."
+            )
+    return made
 
 
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from lg_textgrad.parameter import Parameter
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.recording.structure import AnyGraph
-from lg_textgrad.run import Example, node_path
+from lg_textgrad.run import Example, Execution, node_path
 
 logger = logging.getLogger("lg_textgrad")
 
@@ -70,24 +70,42 @@ async def adiscover(
     Cost: the graph's own model calls on these inputs, those in the ledger's store for nothing.
     Raises `GraphError` when no run gets through, `DataError` without inputs.
     """
-    given = list(parameters), list(bindings)
-    fields = None if context_prompts is None else list(context_prompts)
     plain = TrainableGraph(
-        graph, given[0], bindings=given[1], context=context, context_prompts=fields
+        graph, parameters, bindings=bindings, context=context, context_prompts=context_prompts
     )
+    elsewhere = _elsewhere.get()
+    if elsewhere is not None:
+        return plain.holding(*elsewhere)
+    found = await find_in(plain, inputs, tools=tools)
+    return plain.holding(*found.bindings)
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What runs of a graph showed of its prompts."""
+
+    bindings: tuple[Discovered | DiscoveredTools, ...]
+    examples: tuple[Example, ...]
+    runs: tuple[Recorded, ...]
+    """The run of each example, as it was before anything was held: its executions name those
+    prompts that the graph held already, and those that were found."""
+
+
+async def find_in(
+    plain: TrainableGraph,
+    inputs: Iterable[Example | Mapping[str, Any]],
+    *,
+    tools: bool = False,
+) -> Discovery:
+    """Run `plain` on each of `inputs` and return what it sent besides the prompts that it holds.
+
+    `adiscover` says what it costs and raises.
+    """
+    graph = plain.graph
     if not isinstance(graph, Pregel):
         raise GraphError(
             "Discovery runs the graph in this process; give what StateGraph(...).compile() "
             "returns, or declare the parameters of a graph that runs elsewhere."
-        )
-    elsewhere = _elsewhere.get()
-    if elsewhere is not None:
-        return TrainableGraph(
-            graph,
-            given[0],
-            bindings=[*given[1], *elsewhere],
-            context=context,
-            context_prompts=fields,
         )
     examples = as_examples(_row(row) for row in inputs)
     if not examples:
@@ -111,22 +129,37 @@ async def adiscover(
         plain.parameters,
         top,
     )
-    held: list[Binding] = [Discovered(found, [*findings, *failures])]
+    bindings: list[Discovered | DiscoveredTools] = [
+        Discovered(found, [*findings, *failures, *_not_reached(plain, runs)])
+    ]
     if tools:
         nodes = dict.fromkeys(e.path for run in runs for e in run.executions if e.model_calls)
         taken = [*plain.parameters, *(one.name for one in found)]
-        held.append(
+        bindings.append(
             DiscoveredTools(
                 *find_tools([noted for _, _, noted in done], names_of(list(nodes), top), taken)
             )
         )
-    return TrainableGraph(
-        graph,
-        given[0],
-        bindings=[*given[1], *held],
-        context=context,
-        context_prompts=fields,
-    )
+    noted = [
+        replace(run, executions=[_noted(execution, bindings) for execution in run.executions])
+        for run in runs
+    ]
+    return Discovery(tuple(bindings), tuple(examples), tuple(noted))
+
+
+def _noted(execution: Execution, bindings: Iterable[Discovered | DiscoveredTools]) -> Execution:
+    """Return the execution with what it sent, as a run under the bindings would note it."""
+    sent = {name: text for binding in bindings for name, text in binding.sent_by(execution)}
+    return replace(execution, prompts={**execution.prompts, **sent}) if sent else execution
+
+
+def _not_reached(plain: TrainableGraph, runs: Iterable[Recorded]) -> Iterator[Finding]:
+    """Yield the nodes that no run came to; of a subgraph that was not entered, only itself."""
+    ran = {execution.path for run in runs for execution in run.executions}
+    for node in plain.nodes:
+        outer = node.rpartition("/")[0]
+        if node not in ran and (not outer or outer in ran):
+            yield Finding(node, None, "no run reached it; give inputs that lead there")
 
 
 def discover(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -75,13 +76,16 @@ class TrainableGraph:
         self._masked: dict[str, Example] = {}
         self._context = ContextBinding(schema_of(self.source), context, context_prompts)
         declared = Declared(_named(parameters))
-        self.bindings: tuple[Binding, ...] = (declared, self._context, *bindings)
-        names: set[str] = set()
-        for binding in self.bindings:
-            for name in binding.parameters:
-                if name in names:
-                    raise _taken(name)
-                names.add(name)
+        self.bindings = _distinct((declared, self._context, *bindings))
+
+    def holding(self, *bindings: Binding) -> TrainableGraph:
+        """Return the same graph with further bindings; this one stays as it is.
+
+        Raises `ParameterError` for names used twice.
+        """
+        other = copy(self)
+        other.bindings = _distinct((*self.bindings, *bindings))
+        return other
 
     @property
     def graph(self) -> Pregel[Any, Any, Any, Any] | None:
@@ -291,6 +295,16 @@ def _named(parameters: Iterable[Parameter]) -> dict[str, Parameter]:
             raise _taken(parameter.name)
         named[parameter.name] = parameter
     return named
+
+
+def _distinct(bindings: tuple[Binding, ...]) -> tuple[Binding, ...]:
+    names: set[str] = set()
+    for binding in bindings:
+        for name in binding.parameters:
+            if name in names:
+                raise _taken(name)
+            names.add(name)
+    return bindings
 
 
 def _taken(name: str) -> ParameterError:

@@ -402,6 +402,19 @@ class Ledger:
                 self._leave(key, future, made)
 
 
+def account_of(store: Store, budget: Budget) -> Account:
+    """Return an account in which what `store` has paid for, and the time it took, is spent."""
+    paid = store.paid()
+    account = Account(
+        budget,
+        spent=sum(paid.values(), Usage()),
+        elapsed=float(store.get_meta("elapsed") or 0.0),
+    )
+    for kind, usage in paid.items():
+        account.seed(kind, usage)
+    return account
+
+
 _ledger: ContextVar[Ledger | None] = ContextVar("lg_textgrad_ledger", default=None)
 
 

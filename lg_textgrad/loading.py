@@ -104,6 +104,9 @@ CONFIG_TEMPLATE = """\
 # What `lg-textgrad optimize {file}` needs. Paths count from this file's folder.
 
 graph = {graph}            # the parameters that it has: {names}
+{discover}
+# discover_rows = 3        # rows of train that the graph runs on for that
+# discover_tools = true    # descriptions of tools and of their arguments, too
 train = "train.jsonl"      # one {{"inputs": ..., "outputs": ...}} a line
 val = "val.jsonl"          # decides what is kept
 # test = "test.jsonl"      # scored before and after, decides nothing
@@ -137,6 +140,21 @@ max_concurrency = 8
 {prompts}
 """
 """What `init` writes; the settings are those of `Config`."""
+
+
+def config_text(name: str, spec: str, graph: TrainableGraph, *, discover: bool) -> str:
+    """Return the configuration that `init` writes to the file `name`."""
+    names = " ".join(", ".join(graph.parameters).split())
+    found = "\n\n".join(f"{n}\n{p.value}" for n, p in graph.parameters.items())
+    later = "found when it runs" if discover else "none yet"
+    asked = "discover = true" if discover else "# discover = true"
+    return CONFIG_TEMPLATE.format(
+        file=name,
+        graph=json.dumps(spec),
+        names=names or later,
+        discover=f"{asked:24}   # find the prompts by running the graph, as it is",
+        prompts=as_comment(found or later),
+    )
 
 
 @dataclass
@@ -220,6 +238,12 @@ class Config:
     approve: str | None = None
     """`terminal`, or an annotation queue: a person's word before each acceptance."""
     approve_wait: float | None = None
+    discover: bool | None = None
+    """Find prompts by running the graph; None does so where it declares none."""
+    discover_rows: int = 3
+    """So many rows of `train` are run for that."""
+    discover_tools: bool = False
+    """Find descriptions of tools and of their arguments, too."""
     out: str = ""
 
     def kept(self) -> dict[str, Any]:

@@ -76,6 +76,11 @@ def _module(place: str, spec: str, what: str, kind: type[LGTextGradError]) -> Mo
     try:
         if place.endswith(".py"):
             return _module_of_file(Path(place), what, kind)
+        if "/" in place or place.startswith("."):
+            raise kind(
+                f"'{place}' is neither a Python module nor a file that ends in .py, so there is no "
+                f"{what} in it."
+            )
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         missing = error.name
@@ -181,7 +186,7 @@ def _set_environment(env: Any, folder: Path, path: Path) -> None:
 
 def _made(found: Any, spec: str) -> Any:
     """Return what a factory makes; what is no factory is returned as it is."""
-    if isinstance(found, type) or not (inspect.isfunction(found) or inspect.ismethod(found)):
+    if isinstance(found, type) or not callable(found):
         return found
     needed = [
         p

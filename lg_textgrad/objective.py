@@ -73,6 +73,15 @@ class Loss:
         return math.fsum(s.score for s in self.scored) / len(self.scored) if self.scored else 0.0
 
     @property
+    def by_key(self) -> dict[str, float]:
+        """The mean score of each feedback key; not of those that only comment."""
+        scores: dict[str, list[float]] = {}
+        for feedback in (f for s in self.scored for f in s.feedback):
+            if feedback.score is not None:
+                scores.setdefault(feedback.key, []).append(feedback.score)
+        return {key: math.fsum(values) / len(values) for key, values in scores.items()}
+
+    @property
     def text(self) -> str:
         return "\n\n".join(f"{s.run.example.id}\n{s.text}" for s in self.scored if s.text)
 

@@ -70,14 +70,19 @@ def estimate(
     schedule: Schedule,
     splits: Mapping[str, Sequence[Example]],
     critic: Critic | None = None,
+    calls_a_run: int | None = None,
 ) -> dict[str, int]:
-    """Return upper bounds in model calls, taking one call for each parameter and run."""
-    nodes = max(1, parameters)
+    """Return upper bounds in model calls of a run that goes by steps.
+
+    A run of the graph takes `calls_a_run`, or one for each parameter where nothing is known of it.
+    """
+    proposals = max(1, parameters)
+    calls = calls_a_run or proposals
     batch = min(schedule.batch_size, len(splits["train"]))
-    rollouts = batch * (2 + nodes) + len(splits["val"])
-    step = nodes * rollouts + most_calls(critic, nodes) * batch + nodes
-    tests = 2 * nodes * len(splits["test"])
-    baseline = nodes * len(splits["val"])
+    rollouts = batch * (2 + proposals) + len(splits["val"])
+    step = calls * rollouts + most_calls(critic, calls) * batch + proposals
+    tests = 2 * calls * len(splits["test"])
+    baseline = calls * len(splits["val"])
     return {
         "baseline_calls": baseline,
         "calls": baseline + schedule.steps * step + tests,

@@ -23,7 +23,7 @@ def settings_of(run_dir: str) -> Config:
     with Store(run_dir, read_only=True) as store:
         kept, begun = store.get_meta("command"), store.get_meta("configuration") is not None
         where = store.where
-    if not begun:
+    if not begun and kept is None:  # else its calls before the first run are kept
         raise ConfigurationError(
             f"There is nothing to go on with in '{where}': its run stopped before the first call. "
             "Start it with `lg-textgrad optimize`."

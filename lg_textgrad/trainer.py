@@ -15,7 +15,7 @@ from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict
 from lg_textgrad.approval import Approver, Review, areviewed
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
-from lg_textgrad.budget import Account, Budget
+from lg_textgrad.budget import Budget
 from lg_textgrad.critics.base import Critic, tell
 from lg_textgrad.data import batches, unique
 from lg_textgrad.differences import Details, row_details
@@ -27,7 +27,7 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.evaluators import identity_of
 from lg_textgrad.graph import TrainableGraph, as_examples
-from lg_textgrad.ledger import Ledger, ledger_in_scope, use_ledger
+from lg_textgrad.ledger import Ledger, account_of, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
@@ -41,7 +41,7 @@ from lg_textgrad.planning import (
 )
 from lg_textgrad.redaction import Redact, Redaction
 from lg_textgrad.result import Result, Scores, Spent
-from lg_textgrad.run import Candidate, Example, Usage
+from lg_textgrad.run import Candidate, Example
 from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Entry, Incumbent, Selection, merging
 from lg_textgrad.store import Store
@@ -184,14 +184,7 @@ class Trainer:
         first = store.get_meta("configuration") is None
         match(store, self._made_of(splits, start), start, self._details(splits))
         store.put_meta("result", None)  # that of an earlier session, when it goes on
-        paid = store.paid()
-        account = Account(
-            self.budget,
-            spent=sum(paid.values(), Usage()),
-            elapsed=float(store.get_meta("elapsed") or 0.0),
-        )
-        for kind, usage in paid.items():
-            account.seed(kind, usage)
+        account = account_of(store, self.budget)
         prices = told_prices(account, (self.critic, self.optimizer))
         ledger = Ledger(
             store, account, self.max_concurrency, self.reuse, self.patience, self.redaction
@@ -200,7 +193,8 @@ class Trainer:
         self.optimizer.reset()
         self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
-        expected = estimate(len(self.graph.parameters), self.schedule, splits, self.critic)
+        known = store.get_meta("calls_a_run")  # where discovery ran the graph
+        expected = estimate(len(self.graph.parameters), self.schedule, splits, self.critic, known)
         self._event(
             "start",
             resumed=not first,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import openai
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
@@ -109,6 +109,37 @@ def build(trainable=("triage", "writer", "polish"), *, prompts=None, extra=(), *
     return tg.TrainableGraph(builder.compile(), [*p.values(), *extra])
 
 
+RAN = []
+"""For a graph that is imported by name: where its executions are noted."""
+
+
+def build_plain(ran=None, **declared):
+    """Return the same desk as a graph that knows nothing of lg_textgrad.
+
+    Each execution appends its node's name to `ran`. `declared` are Parameters for some nodes.
+    """
+    ran = [] if ran is None else ran
+
+    async def said(name, text):
+        ran.append(name)
+        model = chat(os.environ["DESK_BASE_URL"], "k", "test-model")
+        system = declared[name].message() if name in declared else SystemMessage(START_PROMPTS[name])
+        reply = await model.ainvoke([system, HumanMessage(text)])
+        return str(reply.content)
+
+    async def triage(state):
+        return {"team": await said("triage", state["message"])}
+
+    async def writer(state):
+        return {"draft": await said("writer", f"{state['message']}\nTeam: {state['team']}")}
+
+    async def polish(state):
+        return {"answer": await said("polish", state["draft"])}
+
+    builder = StateGraph(Desk).add_sequence([triage, writer, polish]).add_edge(START, "triage")
+    return builder.compile()
+
+
 def team(outputs, reference_outputs):
     ok = outputs["team"] == reference_outputs["team"]
     return {"key": "team", "score": ok, "comment": "" if ok else reference_outputs["rule"]}
@@ -155,10 +186,10 @@ def toml(value):
     return json.dumps(value)
 
 
-def project(folder, *, module="desk_app", **settings):
+def project(folder, *, module="desk_app", made="build()", **settings):
     """Write what a user has: a module with a graph, data, and the configuration."""
     (folder / f"{module}.py").write_text(
-        "from tests.desk import EVALUATORS, build, team\n\ngraph = build()\n"
+        f"from tests.desk import EVALUATORS, build, build_plain, team\n\ngraph = {made}\n"
     )
     first = 0
     for name, count in (("train", 3), ("val", 3), ("test", 2)):

@@ -62,6 +62,13 @@ def test_options_and_seed_reach_the_optimizer():
     assert (made.model, made.seed, made.max_edits) == (MODEL, 7, 2)
 
 
+def test_members_of_a_portfolio_are_named():
+    made = make_optimizer("portfolio", MODEL, 7, {"members": ["fewshot", "tgd"], "rounds": 1})
+    assert [type(m) for m in made.members] == [tg.optim.FewShot, tg.optim.TextualGradientDescent]
+    assert [m.seed for m in made.members] == [7, 7]
+    assert made.members[1].model is MODEL
+
+
 def test_optimizer_of_the_users_own_is_named_by_its_place():
     assert type(make_optimizer(f"{__name__}:Mine", MODEL, 0, {})) is Mine
 
@@ -77,10 +84,14 @@ def test_optimizer_of_the_users_own_is_named_by_its_place():
         ("tgd", {"temperature": "hot"}, "must be a number like 0.0, not 'hot'"),
         ("tgd", {"constraints": "Write English."}, "must be a list like"),
         ("mipro", {"sizes": 3}, r"must be a list like \[3, 6\], not 3"),
-        ("portfolio", {"members": ["tgd"]}, "has no option 'members'"),
         (f"{__name__}:build", {"x": 1}, "has no option 'x'; it has none"),
         (f"{__name__}:build", {}, "makes a int, which is no lg_textgrad Optimizer"),
         (f"{__name__}:Missing", {}, "has no 'Missing'"),
+        ("portfolio", {"members": "tgd"}, "is a list of names, as in"),
+        ("portfolio", {"members": []}, "is a list of names, as in"),
+        ("portfolio", {"members": ["tgd", "gepa"]}, "'gepa' has a loop of its own"),
+        ("portfolio", {"members": ["none"]}, "There is no optimizer 'none'"),
+        ("tgd", {"members": ["tgd"]}, "has no option 'members'"),
     ],
 )
 def test_what_cannot_be_made_is_said(name, options, words):

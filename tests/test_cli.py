@@ -18,8 +18,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lg_textgrad import cli, cli_traffic, models
+from lg_textgrad import cli, models
 from lg_textgrad.assembly import OPTIMIZERS
+from lg_textgrad.cli import traffic
 from lg_textgrad.loading import Config, read_config, read_prompts
 from lg_textgrad.store import Store
 from tests import desk
@@ -245,7 +246,7 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_traffic, "load_graph", stopped)
+    monkeypatch.setattr(traffic, "load_graph", stopped)
     done = here.run("optimize", "optimize.toml", "--out", "never")
     assert done.code == 4
     assert "resume" not in done.err
@@ -560,7 +561,9 @@ def test_export_writes_what_read_prompts_reads(here, finished):
 def test_init_writes_a_configuration_that_can_be_read(here):
     done = here.run("init", "desk_app:graph", "--out", "new.toml", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == {"out": "new.toml", "parameters": list(START_PROMPTS)}
+    assert json.loads(done.out) == {
+        "out": "new.toml", "parameters": list(START_PROMPTS), "discover": False
+    }  # fmt: skip
     config = read_config("new.toml")
     assert config.graph == "desk_app:graph"
     assert config.check() is None
@@ -580,26 +583,52 @@ def test_init_writes_a_configuration_that_can_be_read(here):
     assert here.run("init", "nowhere:graph", "--out", "y.toml").code == 2
 
 
-def test_inspect_shows_nodes_and_prompts_and_who_reads_them(here):
+def test_inspect_draws_the_graph_and_shows_prompts_and_who_reads_them(here):
     done = here.run("inspect", "desk_app:graph")
     assert done.code == 0
-    assert "triage writer polish" in done.out
+    assert "  ● triage\n  │\n  ● writer\n  │\n  ● polish\n" in done.out
     for name, prompt in START_PROMPTS.items():
-        assert prompt in done.out
-        assert name in done.out
+        assert f"✎ {name}  declared in the node\n" in done.out
+        assert all(f"    {line}\n" in done.out for line in prompt.splitlines())
     assert "read by" not in done.out
+    assert "Which node reads which prompt shows when the graph runs: --inputs FILE" in done.out
     assert here.server.chats == []
     done = here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl")
-    assert "triage  declared, 15 tokens, read by triage" in done.out
+    assert re.search(r"● triage +✎ triage, 15 tokens\n", done.out)
+    assert "15 tokens; read by triage in 2 of 2 runs\n" in done.out
     document = json.loads(here.run("inspect", "desk_app:graph", "--inputs", "test.jsonl", "--json").out)
     assert document["nodes"] == {"": ["triage", "writer", "polish"]}
+    assert {(e["from"], e["to"]) for e in document["edges"][""]} == {
+        ("__start__", "triage"), ("triage", "writer"), ("writer", "polish"), ("polish", "__end__")
+    }  # fmt: skip
     for name, parameter in document["parameters"].items():
         assert parameter["read_by"] == [name]
+        assert parameter["read_in"] == {e: [f"{name}#0"] for e in ("e6", "e7")}
         assert parameter["value"] == START_PROMPTS[name]
         assert parameter["requires_grad"] is True
-    assert json.loads(here.run("inspect", "desk_app:graph", "--json").out)["parameters"]["triage"][
-        "read_by"
-    ] is None  # fmt: skip
+    assert [run["example"] for run in document["runs"]] == ["e6", "e7"]
+    assert document["without_prompt"] == []
+    bare = json.loads(here.run("inspect", "desk_app:graph", "--json").out)
+    assert bare["parameters"]["triage"]["read_by"] is None
+    assert bare["runs"] == []
+
+
+def test_inspect_prints_mermaid(here):
+    done = here.run("inspect", "desk_app:graph", "--mermaid")
+    assert done.out.startswith("graph TD\n")
+    assert "    triage --> writer\n" in done.out
+    document = json.loads(here.run("inspect", "desk_app:graph", "--json").out)
+    assert document["mermaid"] == done.out
+
+
+def test_inspect_runs_no_more_rows_than_asked(here):
+    desk.write_jsonl(here.folder / "many.jsonl", desk.rows(6))
+    here.run("inspect", "desk_app:graph", "--inputs", "many.jsonl")
+    assert len(here.server.chats) == 3 * 3
+    here.run("inspect", "desk_app:graph", "--inputs", "many.jsonl", "--rows", "1")
+    assert len(here.server.chats) == 3 * 4
+    done = here.run("inspect", "desk_app:graph", "--inputs", "many.jsonl", "--rows", "0")
+    assert (done.code, "at least 1" in one_error(done.err)) == (2, True)
 
 
 def test_inspect_tells_runs_that_failed(here):
@@ -611,6 +640,44 @@ def test_inspect_tells_runs_that_failed(here):
     assert "The run of example 'e6' failed: ParameterError" in done.err
 
 
+LOUD = """
+import lg_textgrad as tg
+from tests.desk import EVALUATORS, build_plain
+print("loud when imported")
+class Loud(tg.TrainableGraph):
+    async def arecord(self, *args, **options):
+        print("loud when run")
+        return await super().arecord(*args, **options)
+graph = Loud(build_plain(), [])
+"""
+
+
+def test_what_a_graph_prints_is_kept_out_of_what_machines_read(here):
+    (here.folder / "loud.py").write_text(LOUD)
+    command = ["inspect", "loud:graph", "--inputs", "test.jsonl", "--no-discover"]
+    done = here.run(*command, "--json")
+    assert json.loads(done.out)["graph"] == "loud:graph"
+    assert "loud when imported" in done.err
+    assert "loud when run" in done.err
+    assert here.run(*command, "--mermaid").out.startswith("graph TD\n")
+    assert here.run(*command).out.startswith("loud:graph")
+
+
+def test_a_reader_that_goes_away_is_no_failure(here):
+    started = [sys.executable, "-m", "lg_textgrad", "inspect", "desk_app:graph", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            started, cwd=here.folder, env=environment, stdout=writing, stderr=subprocess.PIPE,
+            text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # The commands and what is written about them.
 
 COMMANDS = [
@@ -620,7 +687,7 @@ COMMANDS = [
 
 
 def commands():
-    [sub] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    [sub] = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return sub.choices
 
 
@@ -668,6 +735,6 @@ def test_documented_settings_and_commands_exist():
     assert listed == {f.name for f in fields(Config)}
     written = set(re.findall(r"^\| `(\w+)[^|]*\|", text.split("## Settings")[0], re.M))
     assert written == set(COMMANDS)
-    parsers = [cli._parser(), *commands().values()]
+    parsers = [cli.parser(), *commands().values()]
     options = {o for p in parsers for a in p._actions for o in a.option_strings}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - options == set()

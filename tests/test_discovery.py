@@ -14,6 +14,7 @@ from langgraph.graph.message import add_messages
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.discovered import Discovered
+from lg_textgrad.discovery import find_in
 from lg_textgrad.errors import DataError, GraphError, ParameterError
 from tests.parts import Chat, echo
 
@@ -457,3 +458,37 @@ async def test_content_blocks_keep_what_is_not_replaced():
     assert (seen[-1].id, seen[-1].name) == ("s1", "boss")
     assert seen[-1].content == [{**blocks[0], "text": "new"}, blocks[1]]
     assert system.content == blocks
+
+
+# What the runs of discovery say besides.
+
+
+async def test_nodes_that_no_run_reached_are_told_a_subgraph_only_once():
+    inner = StateGraph(S).add_node("deep", saying(said("You dig."), user)).add_edge(START, "deep")
+    builder = StateGraph(S).add_node("writer", saying(said("You write."), user))
+    builder.add_node("cellar", inner.compile()).add_edge(START, "writer")
+    builder.add_conditional_edges("writer", lambda _: "__end__", ["cellar", "__end__"])
+    graph = await tg.adiscover(builder.compile(), TWO)
+    missing = [(f.node, f.why) for f in graph.found if f.parameter is None]
+    assert missing == [("cellar", "no run reached it; give inputs that lead there")]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [said("You write."), user],
+        [lambda s: SystemMessage(f"You write for the {s['team']} team."), user],
+        [said("You write."), said("Never lie to people."), user],
+        [lambda s: HumanMessage(f"Answer this question: {s['q']}")],
+    ],
+)
+async def test_runs_of_discovery_note_what_a_run_of_its_graph_notes(asked):
+    plain = tg.TrainableGraph(saying(*asked))
+    found = await find_in(plain, TWO)
+    graph = plain.holding(*found.bindings)
+    runs = await graph.arecord([{"inputs": row} for row in TWO])
+    for seen, run in zip(found.runs, runs, strict=True):
+        noted = [e.prompts for e in run.executions]
+        assert [e.prompts for e in seen.executions] == noted
+        assert any(noted)
+    assert plain.parameters == {}

@@ -13,6 +13,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import CachePolicy
 
 import lg_textgrad as tg
+from lg_textgrad.bindings.base import Declared
 from lg_textgrad.errors import DataError, GraphError, ParameterError
 from tests.parts import Chat, echo
 
@@ -281,3 +282,12 @@ def test_changed_node_code_changes_the_fingerprint():
 
     assert _compiled_with(one).fingerprint == _compiled_with(one).fingerprint
     assert _compiled_with(one).fingerprint != _compiled_with(other).fingerprint
+
+
+def test_graph_that_holds_more_leaves_the_first_as_it_was():
+    graph = _compiled_with(lambda state: state)
+    more = graph.holding(Declared({"a": tg.Parameter("a", "x")}))
+    assert (list(graph.parameters), list(more.parameters)) == ([], ["a"])
+    assert more.fingerprint == graph.fingerprint
+    with pytest.raises(ParameterError, match="Two parameters are named 'a'"):
+        more.holding(Declared({"a": tg.Parameter("a", "y")}))

@@ -13,10 +13,11 @@ import pytest
 import lg_textgrad as tg
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError, StoreError
-from lg_textgrad.ledger import aask, ledger_in_scope
+from lg_textgrad.ledger import aask, account_of, ledger_in_scope
 from lg_textgrad.traffic import Limiter
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
+from lg_textgrad.store import Store
 from tests.parts import Scripted
 from tests.servers.openai_server import OpenAIServer, Reply
 
@@ -403,3 +404,19 @@ def test_ledger_in_scope_ends_with_the_scope():
     with tg.use_ledger(ledger):
         assert ledger_in_scope() is ledger
     assert ledger_in_scope() is None
+
+
+async def test_account_of_a_store_has_spent_what_the_store_paid_for():
+    model = Scripted(lambda r: "ok")
+    with Store() as store:
+        with tg.use_ledger(tg.Ledger(store)):
+            for n, kind in enumerate(["critic", "critic", "judge"]):
+                await aask(model, request(seed=n), kind)
+        store.put_meta("elapsed", 5.0)
+        account = account_of(store, tg.Budget(calls=4))
+    assert account.spent == sum(account.by_kind.values(), Usage())
+    assert {k: u.calls for k, u in account.by_kind.items()} == {"critic": 2, "judge": 1}
+    assert account.elapsed >= 5
+    account.reserve()
+    with pytest.raises(BudgetExceededError):
+        account.reserve()

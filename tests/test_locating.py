@@ -13,6 +13,7 @@ from lg_textgrad.loading import load_graph
 
 AGENT = """
 from contextlib import asynccontextmanager, contextmanager
+import functools
 import os
 from langgraph.graph import START, StateGraph
 import lg_textgrad as tg
@@ -36,6 +37,10 @@ async def make_async(*, config=None): return graph
 def opened(): yield graph
 @asynccontextmanager
 async def opened_async(config): yield builder
+partial = functools.partial(draw)
+class Factory:
+    def __call__(self, config): return graph
+instance = Factory()
 def greedy(config, color): return graph
 def raising(): raise ValueError("no database")
 def nothing(): return 7
@@ -72,7 +77,7 @@ def app(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["graph", "make", "make_with_config", "make_async", "opened", "opened_async"],
+    ["graph", "make", "make_with_config", "make_async", "opened", "opened_async", "partial", "instance"],
 )
 def test_file_and_factory_are_loaded_and_run(app, name):
     graph = load_graph(f"app/source/the-agent.py:{name}")
@@ -104,7 +109,8 @@ def test_bare_name_is_looked_up_in_the_folder_s_server_file(app, monkeypatch):
         ("app/source/the-agent.py:nothing", "int is not a compiled LangGraph graph"),
         ("app/langgraph.json:other", "has no graph 'other'; it has 'agent', 'made'"),
         ("nowhere/langgraph.json:agent", "no file 'nowhere/langgraph.json'"),
-        ("app/.env:agent", "no module 'app/.env'"),
+        ("app/.env:agent", "'app/.env' is neither a Python module nor a file that ends in .py"),
+        ("./agent.js:graph", "'./agent.js' is neither a Python module nor a file"),
         ("agent", "write MODULE:NAME"),
     ],
 )

@@ -270,6 +270,19 @@ def test_fingerprint_follows_code_and_weights():
     }) == 3  # fmt: skip
 
 
+async def test_mean_of_each_key_leaves_out_what_only_comments():
+    def two(outputs):
+        return [
+            {"key": "length", "score": len(outputs["a"]) / 10},
+            {"key": "remark", "comment": "hm"},
+        ]
+
+    runs = [run({"a": text}, id=text) for text in ("12", "1234")]
+    loss = await tg.Objective([two]).acall(runs)
+    assert loss.by_key == {"length": pytest.approx(0.3)}
+    assert tg.Loss([]).by_key == {}
+
+
 # Objects, judges from libraries, summaries, and what is for something else.
 
 

@@ -120,7 +120,7 @@ async def reader(state: Reading) -> dict[str, list[Note]]:
 
 async def writer(state: Research) -> dict[str, str]:
     prompt = "You answer a question about Holm Island from the notes of its readers."
-    notes = "\n".join(f"- {note['box']}: {note['text']}" for note in state["notes"])
+    notes = "\n".join(f"[{note['box']}] {note['text']}" for note in state["notes"])
     asked = f"Question: {state['question']}\nNotes:\n{notes}"
     reply = await model(60).ainvoke([SystemMessage(prompt), HumanMessage(asked)])
     return {"answer": reply.text.strip()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -15,6 +16,7 @@ from lg_textgrad.bindings.rewriting import rewriting
 from lg_textgrad.bindings.skeleton import Skeleton
 from lg_textgrad.errors import DataError
 from lg_textgrad.parameter import Parameter, prompts
+from lg_textgrad.run import Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,17 @@ class Discovered:
                     "discover again with inputs like this one."
                 )
         return sent, options
+
+    def sent_by(self, execution: Execution) -> Iterator[tuple[str, str]]:
+        """Yield name and text of the prompts that a recorded execution sent as they are."""
+        for call in execution.model_calls:
+            for user in (False, True):
+                wanted = "human" if user else "system"
+                said = [m for m in call.messages if m["role"] == wanted][: 1 if user else None]
+                known = [one for one in self._at.get(execution.path, ()) if one.user is user]
+                for text in (text for message in said for text in texts_of(message["content"])):
+                    fits = (one for one in known if one.skeleton.match(text) is not None)
+                    yield from ((one.name, one.skeleton.text) for one in islice(fits, 1))
 
     def _text(self, one: FoundPrompt, text: str, variables: Mapping[str, str]) -> str:
         parameter = self._parameters[one.name]

@@ -21,6 +21,7 @@ from lg_textgrad.bindings.discovered import Finding
 from lg_textgrad.bindings.rewriting import rewriting
 from lg_textgrad.errors import DataError
 from lg_textgrad.parameter import Parameter, count_tokens, prompts
+from lg_textgrad.run import Execution
 
 # Where a format keeps the tool itself, and under which name the schema of its arguments.
 _WRAPPERS = ("function", "toolSpec")
@@ -146,6 +147,17 @@ class DiscoveredTools:
             if new != text:
                 changed = put(changed, place, new)
         return changed
+
+    def sent_by(self, execution: Execution) -> Iterator[tuple[str, str]]:
+        """Yield name and text of the descriptions that a recorded execution offered as they are."""
+        for tool in (tool for call in execution.model_calls for tool in call.tools):
+            known = self._at.get((execution.path, tool_name(tool) or ""))
+            if known is None:  # it may be no mapping at all then
+                continue
+            for argument, _, text in descriptions(tool):
+                one = known.get(argument)
+                if one is not None and one.text == text:
+                    yield one.name, text
 
     def to_plain(self) -> dict[str, Any]:
         """Return what `from_plain` makes the same binding of, as JSON data."""

@@ -9,14 +9,16 @@ import pytest
 import lg_textgrad as tg
 from evals.evaluators import research as evaluators
 from graphs.research import graph as module
-from tests.graphs.parts import comments, imported, rows, scores, system_prompt
+from lg_textgrad import cli
+from lg_textgrad.loading import read_prompts
+from tests.graphs.parts import ROOT, comments, imported, rows, scores, system_prompt
 from tests.servers.openai_server import OpenAIServer
 
 ROWS = rows("research")
 ALL_ROWS = [row for split in ROWS.values() for row in split]
 QUESTION = {"question": "Who rang the church bell, and what did the new one cost?"}
 REFERENCE = {
-    "boxes": {"attic": "people", "harbour": "money and cargo"},
+    "boxes": ["attic", "harbour"],
     "facts": [["Pia"], ["640 crowns"]],
     "form": {"begins": "Holm archive:", "most_words": 35},
 }
@@ -29,8 +31,8 @@ def scripted(body):
         return json.dumps({"boxes": ["attic", "harbour"]})
     if "read entries" in system:
         return said.split("\n")[1]
-    notes = [line.removeprefix("- ").partition(": ") for line in said.split("\n")[2:]]
-    return f"Holm archive: {' '.join(f'{text} [{box}]' for box, _, text in notes)}"
+    notes = said.split("\n")[2:]
+    return f"Holm archive: {' '.join(notes)}"
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_the_splits_share_no_question_and_each_needs_all_boxes():
 @pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: row.id)
 def test_a_search_of_the_right_boxes_finds_every_expected_fact(row):
     asked = row.inputs["question"]
-    boxes = list(row.outputs["boxes"])
+    boxes = row.outputs["boxes"]
     found = [module.search.invoke({"box": box, "question": asked}) for box in boxes]
     outputs = {"boxes": boxes, "answer": "\n".join(found)}
     said = scores(evaluators.ALL, outputs, row.outputs)
@@ -91,12 +93,12 @@ def test_an_answer_that_never_came_scores_nothing():
     assert scores(evaluators.ALL, {}, REFERENCE) == {"boxes": 0, "facts": 0, "form": 0}
 
 
-def test_every_reference_prompt_has_a_node(server):
-    from lg_textgrad.loading import read_prompts
-
-    [run] = tg.TrainableGraph(module.graph).record([{"inputs": QUESTION}])
+async def test_every_reference_prompt_is_one_that_discovery_finds(server):
+    graph = await tg.adiscover(module.graph, ROWS["train"][:3])
     reference = read_prompts("graphs/research/reference.toml")
-    assert reference.keys() <= {e.path for e in run.executions if e.model_calls}
+    assert reference.keys() <= graph.parameters.keys()
+    for name, text in reference.items():
+        graph.parameters[name].check(text)
 
 
 async def test_a_question_becomes_an_answer_from_both_boxes(server):
@@ -125,3 +127,15 @@ async def test_readers_of_different_boxes_have_different_system_prompts(server):
     prompts = {system_prompt(body) for body in server.chats}
     for box in ("attic", "harbour"):
         assert any(f"from the {box} box" in prompt for prompt in prompts)
+
+
+def test_documented_drawing_is_what_inspect_prints(server, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["inspect", "graphs.research.graph:graph"]
+    command += ["--inputs", "graphs/research/data/train.jsonl"]
+    documented = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    shown = documented.partition(" ".join(command))[2].split("```")[1].strip("\n")
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    for part in shown.split("\n\n"):
+        assert part.removesuffix("\n…") in printed

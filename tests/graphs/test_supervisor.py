@@ -10,6 +10,7 @@ import pytest
 import lg_textgrad as tg
 from evals.evaluators import supervisor as evaluators
 from graphs.supervisor import graph as module
+from lg_textgrad.loading import read_prompts
 from tests.graphs.parts import comments, imported, rows, scores, system_prompt
 from tests.servers.openai_server import OpenAIServer
 
@@ -88,12 +89,12 @@ def test_an_answer_that_never_came_scores_nothing_for_any_fact():
     assert scores(evaluators.ALL, {}, REFERENCE) == {"desk": 0, "facts": 0, "form": 0}
 
 
-def test_every_reference_prompt_has_a_node(server):
-    from lg_textgrad.loading import read_prompts
-
-    [run] = tg.TrainableGraph(module.graph).record([{"inputs": MESSAGE}])
+async def test_every_reference_prompt_is_one_that_discovery_finds(server):
+    graph = await tg.adiscover(module.graph, ROWS["train"][:3])
     reference = read_prompts("graphs/supervisor/reference.toml")
-    assert reference.keys() <= {e.path for e in run.executions if e.model_calls}
+    assert reference.keys() <= graph.parameters.keys()
+    for name, text in reference.items():
+        graph.parameters[name].check(text)
 
 
 @pytest.mark.parametrize("sync", [True, False])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,8 @@ from rich.markup import escape
 
 from lg_textgrad._render import Watch
 from lg_textgrad.approval import Review, Terminal
+from lg_textgrad.cli.output import write_json
+from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
@@ -25,8 +26,6 @@ from lg_textgrad.store import Store, run_name
 if TYPE_CHECKING:
     from lg_textgrad.langsmith.promotion import Change
     from lg_textgrad.langsmith.session import Session
-
-DONE, FAILED = 0, 1
 
 
 def add_dataset(command: argparse.ArgumentParser) -> None:
@@ -168,7 +167,7 @@ def _sync(options: argparse.Namespace, people: Console) -> int:
     for line in (*told["refused"], *([told["error"]] if told["error"] else ())):
         people.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.json:
-        print(json.dumps(told, ensure_ascii=False, indent=2))
+        write_json(options, told)
     return FAILED if told["left"] or told["error"] else DONE
 
 
@@ -240,7 +239,7 @@ def _told(
         people.print("Nothing was changed.")
     if options.json:
         document = {"tag": options.tag, "done": done, "changes": [asdict(c) for c in changes]}
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+        write_json(options, document)
     return DONE
 
 

@@ -6,11 +6,10 @@ import argparse
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from lg_textgrad.budget import Account
 from lg_textgrad.errors import LGTextGradError, RedactionError
 from lg_textgrad.executors import make_executor
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.ledger import Ledger
+from lg_textgrad.ledger import Ledger, account_of
 from lg_textgrad.loading import Config, load_graph
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.result import Spent
@@ -59,12 +58,15 @@ def reused(config: Config, held: ExitStack) -> Store | None:
     return held.enter_context(Store(config.reuse, read_only=True)) if config.reuse else None
 
 
-def ledger_of(config: Config, redaction: Redaction, held: ExitStack) -> Ledger:
-    """Return a ledger for the moment, under the configuration's limits."""
+def ledger_of(
+    config: Config, redaction: Redaction, store: Store, reuse: Store | None
+) -> Ledger:
+    """Return a ledger on the store, under the configuration's limits."""
     return Ledger(
-        account=Account(config.budget),
+        store,
+        account_of(store, config.budget),
         max_concurrency=config.max_concurrency,
-        reuse=reused(config, held),
+        reuse=reuse,
         patience=config.patience,
         redaction=redaction,
     )
