@@ -19,6 +19,8 @@ help: ## say what there is
 
 venv: $(READY) ## make .venv with everything that requirements.lock names
 
+# The lock names everything, so pip has nothing to resolve (its older versions refuse extras of what is
+# pinned without them).
 $(READY): requirements.lock pyproject.toml
 	@if ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null; then \
 		for python in $(or $(PYTHON),$(PYTHONS)); do \
@@ -31,7 +33,7 @@ $(READY): requirements.lock pyproject.toml
 			"'$(or $(PYTHON),$(PYTHONS))' is one. Install it, or name it: make venv PYTHON=..." >&2; \
 		exit 1; \
 	fi
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -66,7 +68,7 @@ wheel: $(READY) ## build the wheel and try it without the source
 
 lock: ## work out requirements.lock anew; pins stay unless LOCK=--upgrade
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-strip-extras --annotation-style line $(LOCK) \
+		--generate-hashes --no-emit-index-url --annotation-style line $(LOCK) \
 		--all-extras --group dev pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached; .venv and runs stay

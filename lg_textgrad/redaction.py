@@ -152,7 +152,7 @@ class Redaction:
     def run(self, run: Run) -> Run:
         """Return a run as everybody may know it; its example is `example`'s to mask."""
         walk = _Walk(self)
-        plain = to_plain(run.outputs)
+        plain = _plain(run.outputs)
         outputs = walk.value(plain)
         return replace(
             run,
@@ -239,6 +239,16 @@ class _Walk:
         if all(a is b for a, b in zip(items, value, strict=True)):
             return value
         return items if type(value) is list else tuple(items)
+
+
+def _plain(outputs: Any) -> Any:
+    """Return outputs as JSON data; of a value that cannot be shown, the name of its type."""
+    try:
+        return to_plain(outputs)
+    except Exception:  # a repr of the user's that raises; the recording has a warning of it
+        if type(outputs) is not dict:
+            return f"<{type(outputs).__name__}>"
+        return {str(key): _plain(value) for key, value in outputs.items()}
 
 
 def _execution(execution: Execution, walk: _Walk) -> Execution:

@@ -206,5 +206,5 @@ def test_without_langchain_the_command_that_mends_it_is_said(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"pip install 'lg_textgrad\[langchain\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'lg-textgrad\[langchain\]'"):
         tg.Parameter("p", "v").middleware()

@@ -199,9 +199,9 @@ async def test_run_is_paid_once_and_counted_in_the_account(server, tmp_path):
             spent = ledger.account.spent
             [again] = await graph.arecord(batch)
         assert again.executions == first.executions
-        assert ledger.account.spent == spent
+        assert ledger.account.spent == spent + first.usage.saved
         assert (first.usage.calls, first.usage.prompt_tokens, first.usage.completion_tokens) == (2, 4, 2)
-        assert ledger.account.by_kind == {"rollout": first.usage}
+        assert ledger.account.by_kind == {"rollout": first.usage + first.usage.saved}
         # Where only the stream was stored, as after a kill, it is told again without the server.
         with tg.use_ledger(tg.Ledger(tg.Store(), reuse=store)):
             [told] = await graph.arecord(batch)
