@@ -205,7 +205,7 @@ async def test_run_is_paid_once_and_counted_in_the_account(server, tmp_path):
         # Where only the stream was stored, as after a kill, it is told again without the server.
         with tg.use_ledger(tg.Ledger(tg.Store(), reuse=store)):
             [told] = await graph.arecord(batch)
-    assert told.usage == tg.Usage(cached_calls=1)
+    assert told.usage == tg.Usage(cached_calls=1, saved_tokens=6)
     assert told.executions == first.executions
 
 
