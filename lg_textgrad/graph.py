@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any
+from weakref import finalize
 
 from langchain_core.messages import AIMessage
 from langgraph.pregel import Pregel
@@ -73,7 +74,7 @@ class TrainableGraph:
         """What tools do in runs; may be replaced before the first one."""
         self.executor: Executor | None = None
         """Where runs are made, such as `executors.Ray`; None makes them in this process."""
-        self._masked: dict[str, Example] = {}
+        self._masked: dict[int, Example] = {}  # by the id of what is shown, as long as that lives
         self._context = ContextBinding(schema_of(self.source), context, context_prompts)
         declared = Declared(_named(parameters))
         self.bindings = _distinct((declared, self._context, *bindings))
@@ -201,6 +202,10 @@ class TrainableGraph:
             self.arecord(batch, prompts=prompts, sample=sample, max_runs=max_runs)
         )
 
+    def example_of(self, run: Run) -> Example:
+        """Return the example that `run` was recorded on, as it is; `run.example` may be masked."""
+        return self._masked.get(id(run.example), run.example)
+
     async def areplay(self, run: Run, execution: Execution, reply: AIMessage) -> Run | None:
         """Return what `run` would have been, had the model last told `execution` `reply`.
 
@@ -221,8 +226,7 @@ class TrainableGraph:
         scope = BoundaryScope(ledger, "proof", run.sample, correction=correction)
         said = [reply.content, [dict(call) for call in reply.tool_calls]]
         run_id = digest("replay", run.id, execution.id, said)[:32]
-        example = self._masked.get(run.id, run.example)
-        replayed = await self._record(example, candidate, run_id, scope)
+        replayed = await self._record(self.example_of(run), candidate, run_id, scope)
         return replayed if correction.said else None
 
     def replay(self, run: Run, execution: Execution, reply: AIMessage) -> Run | None:
@@ -279,7 +283,8 @@ class TrainableGraph:
         shown = ledger.redaction.example(example)
         if shown is example:
             return run
-        self._masked[run.id] = example
+        self._masked[id(shown)] = example
+        finalize(shown, self._masked.pop, id(shown), None).atexit = False
         return replace(run, example=shown)
 
 

@@ -19,7 +19,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.reachable import reachable_parameters
-from lg_textgrad.redaction import Redact
+from lg_textgrad.redaction import HIDDEN_USER, Redact, without_credentials
 from lg_textgrad.store import is_url, without_password
 from lg_textgrad.traffic import Patience
 
@@ -247,10 +247,12 @@ class Config:
     out: str = ""
 
     def kept(self) -> dict[str, Any]:
-        """Return the settings as a run keeps them: without the passwords of databases."""
+        """Return the settings as a run keeps them: without passwords in addresses."""
         paths = {"out": without_password(self.out)}
         if self.reuse is not None:
             paths["reuse"] = without_password(self.reuse)
+        if self.base_url is not None:
+            paths["base_url"] = without_credentials(self.base_url)
         return {**asdict(self), **paths}
 
     def check(self, *, needs: tuple[str, ...] = ("graph", "train", "val", "evaluator")) -> None:
@@ -267,6 +269,11 @@ class Config:
             value = getattr(self, f.name)
             if f.name.endswith("_rows") and value is not None and value < 1:
                 raise ConfigurationError(f"'{f.name}' must be at least 1, not {value}.")
+        if self.base_url and f"//{HIDDEN_USER}@" in self.base_url:
+            raise ConfigurationError(
+                f"The base_url '{self.base_url}' had a user, password or query, which a run "
+                "doesn't keep; give the whole address again, with --base-url."
+            )
         if self.retries < 0:
             raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
 

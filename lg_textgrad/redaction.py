@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.errors import RedactionError
@@ -22,6 +23,9 @@ Redact = Callable[[Any], Any]
 
 HIDDEN = "[API key]"
 """What stands in the place of a secret."""
+
+HIDDEN_USER = "***"
+"""What stands before the host where an address had credentials."""
 
 _SECRET_TEXT = re.compile(r"\bBearer\s+\S+|\b(?:sk|pk|lsv2|gsk|xai)[-_][\w*.-]{6,}", re.IGNORECASE)
 
@@ -69,6 +73,15 @@ def _without(text: str, secrets: Iterable[str]) -> str:
         if secret in text:
             text = text.replace(secret, HIDDEN)
     return text
+
+
+def without_credentials(url: str) -> str:
+    """Return a server's address with `***` for its user, password and query; others as they are."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc and not parts.query:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, f"{HIDDEN_USER}@{host}", parts.path, "", ""))
 
 
 def brief(text: str, limit: int = 500) -> str:

@@ -68,7 +68,8 @@ class Place:
         substitution = Substitution(self.variable, int(number), text)
         other = copy.copy(graph)
         other.source = LiveSource(substitution.into(graph.graph, node))
-        example = replace(self.run.example, id=f"{self.run.example.id}/{run_id[:12]}")
+        example = graph.example_of(self.run)
+        example = replace(example, id=f"{example.id}/{run_id[:12]}")
         [run] = await other.arecord([example], sample=self.run.sample)
         taken = any(
             (self.variable, text) in e.writes for e in run.executions if e.id == self.writer.id

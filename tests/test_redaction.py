@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.errors import ParameterError, RedactionError
 from lg_textgrad.objective import Scored
-from lg_textgrad.redaction import HIDDEN, Redaction, secrets_in
+from lg_textgrad.redaction import HIDDEN, Redaction, secrets_in, without_credentials
 from lg_textgrad.store import Store, tables
 from tests import desk
 from tests.parts import Chat
@@ -135,7 +137,50 @@ def test_hook_that_fails_lets_nothing_pass(hook, said):
     assert "private" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@host:8080/v1", "https://***@host:8080/v1"),
+        ("https://token@host/v1", "https://***@host/v1"),
+        ("https://u:p@ss@host/v1?key=k#f", "https://***@host/v1"),
+        ("https://host/v1?key=k", "https://***@host/v1"),
+        ("https://u:p@[::1]:80/v1/", "https://***@[::1]:80/v1/"),
+        ("https://host:8080/v1/", "https://host:8080/v1/"),
+        ("localhost", "localhost"),
+    ],
+)  # fmt: skip
+def test_credentials_of_an_address_are_masked(url, shown):
+    assert without_credentials(url) == shown
+    assert without_credentials(shown) == shown
+
+
 # In runs.
+
+
+def test_replay_gets_the_example_as_it_is_which_is_forgotten_with_its_run(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    got = []
+    model = Chat(answer=lambda _: "x")
+
+    def node(state):
+        got.append(state["q"])
+        return {"a": model.invoke("ask").content}
+
+    graph = graph_with(node)
+    with tg.use_ledger(tg.Ledger()):
+        runs = graph.record([{"inputs": {"q": f"{n} {PASSWORD}"}} for n in range(3)])
+        shown = [run.example.inputs["q"] for run in runs]
+        assert shown == [f"{n} {HIDDEN}" for n in range(3)]
+        other = replace(runs[1], warnings=())  # what scoring does
+        again = graph.replay(other, other.executions[0], AIMessage("y"))
+    assert again.outputs["a"] == "y"
+    assert again.example.inputs == {"q": f"1 {HIDDEN}"}
+    assert got[3:] == [f"1 {PASSWORD}"]
+    assert graph.example_of(other).inputs == {"q": f"1 {PASSWORD}"}
+    assert len(graph._masked) == 4
+    del runs, other, again
+    gc.collect()
+    assert graph._masked == {}
 
 
 def graph_with(ask):

@@ -53,6 +53,31 @@ def test_fork_goes_on_with_other_settings_pays_for_nothing_twice_and_stands_alon
     assert texts(optimized(here, "--out", "direct")) == texts(document)
 
 
+def test_password_in_the_servers_address_is_kept_nowhere_and_asked_for_again(here):
+    url = here.server.base_url.replace("//", "//tuner:hunter2-and-more@")
+    optimized(here, "--out", "run", "--budget-calls", "30", "--base-url", url)
+    kept = b"".join(path.read_bytes() for path in (here.folder / "run").iterdir())
+    assert b"hunter2" not in kept
+    with Store("run", read_only=True) as store:
+        masked = store.get_meta("command")["base_url"]
+    assert masked == here.server.base_url.replace("//", "//***@")
+    asked = len(here.server.chats)
+    for arguments in (["resume", "run"], ["optimize", "--fork", "run", "--out", "new"]):
+        refused = here.run(*arguments, "--budget-calls", "1000")
+        assert refused.code == 2
+        assert f"'{masked}' had a user, password or query" in one_error(refused.err)
+        assert "again, with --base-url" in one_error(refused.err)
+    assert not os.path.exists("new")
+    elsewhere = here.run("resume", "run", "--base-url", "https://u:p@elsewhere.example/v1")
+    assert (elsewhere.code, "changed are" in one_error(elsewhere.err)) == (2, True)
+    assert len(here.server.chats) == asked
+    done = here.run("resume", "run", "--budget-calls", "1000", "--base-url", url, "--json")
+    assert done.code == 0, done.err
+    assert "hunter2" not in done.out + done.err
+    assert desk.repeats(here.server) == {}
+    assert texts(json.loads(done.out)) == texts(optimized(here, "--out", "direct"))
+
+
 def test_fork_with_other_data_pays_only_for_what_is_new(here):
     optimized(here, "--out", "old")
     asked = len(here.server.chats)

@@ -31,7 +31,7 @@ from evals.benchmarks.latency import Steps, sdk_cpu
 from evals.benchmarks.script import prompt
 from evals.benchmarks.server import Server
 
-SIZES = {"examples": (4, 16, 64), "nodes": (1, 2, 5), "candidates": (1, 4, 16)}
+SIZES = {"examples": (4, 16, 64), "nodes": (1, 2, 5, 8), "candidates": (1, 4, 16)}
 QUICK = {"examples": (1, 3), "nodes": (1, 2), "candidates": (1, 2)}
 NODES, SAMPLES, LATENCY = 3, 8, 0.05
 MOST_DEARER = 2.0

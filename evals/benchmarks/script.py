@@ -54,10 +54,10 @@ def _judged(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     if "faults" in schema["properties"]:
         return _judged_whole(texts, schema)
     found = re.search(r"You are step (\d) of the chain", texts[-1])
-    own = rule(int(found[1])) if found else ""
     complaint = texts[-1].split("Complaint:")[-1]
+    lacks = found is not None and WORDS[int(found[1])] in complaint
     said: dict[str, Any] = {
-        "general_rule": own if own in complaint else "",
+        "general_rule": rule(int(found[1])) if found and lacks else "",
         "keep": "",
         "evidence": "",
         "weight": 0.8,
@@ -65,9 +65,18 @@ def _judged(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "upstream" in schema["properties"]:
         steps = schema["properties"]["upstream"]["items"]["properties"]["step"]["enum"]
-        rules = " ".join(dict.fromkeys(re.findall(r"Step \d says \w+\.", complaint)))[:110]
-        said["upstream"] = [{"step": s, "complaint": rules, "weight": 0.9} for s in steps]
+        most = schema["properties"]["upstream"]["items"]["properties"]["complaint"]["maxLength"]
+        passed_on = _passed_on(complaint, most)
+        said["upstream"] = [{"step": s, "complaint": passed_on, "weight": 0.9} for s in steps]
     return {name: said[name] for name in schema["required"]}
+
+
+def _passed_on(complaint: str, most: int) -> str:
+    """Return the rules that are missing; where a long chain leaves no room for them, the words."""
+    rules = " ".join(dict.fromkeys(re.findall(r"Step \d says \w+\.", complaint)))
+    if rules and len(rules) <= most:
+        return rules
+    return f"Missing: {' '.join(word for word in WORDS if word in complaint)}"
 
 
 def _judged_whole(texts: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,6 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--evaluator", metavar="MODULE:FN", action="append")
     command.add_argument("--model", help="critic and rewriter; 'local' is the embedded model")
     command.add_argument("--rewriter-model", metavar="NAME")
-    command.add_argument("--base-url", metavar="URL")
     command.add_argument("--api-key-env", metavar="VAR", help="variable that holds the API key")
     command.add_argument("--critic", choices=CRITICS, help="how blame is given; 'node' by default")
     command.add_argument(
@@ -77,4 +76,5 @@ def add_limits(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name}", type=int, metavar="N")
     for name in ("budget-seconds", "call-timeout"):
         command.add_argument(f"--{name}", type=float, metavar="S")
+    command.add_argument("--base-url", metavar="URL", help="address of the critic's model server")
     traffic.add_limits(command)

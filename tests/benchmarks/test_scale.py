@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evals.benchmarks.scale import NODES, QUICK, SAMPLES, measure, table, wrong_with
+from evals.benchmarks.script import WORDS
 
 
 def test_calls_grow_with_what_changed_and_the_store_saves_the_rest():
@@ -29,3 +30,11 @@ def test_benchmark_notices_what_it_is_there_to_notice():
         "examples 9: 3 calls, not 2",
         "examples: a call costs 2.5 times the CPU at 9 that it costs at 1",
     ]
+
+
+def test_longest_chain_has_a_note_for_each_prompt():
+    longest = len(WORDS)
+    found = measure({"examples": (1, 2), "nodes": (1, longest), "candidates": (1, 2)}, latency=0.0, repeat=1)
+    assert [w for w in found["wrong"] if "CPU" not in w] == []
+    [row] = [r for r in found["rows"] if (r["against"], r["size"]) == ("nodes", longest)]
+    assert row["calls"] == 2 * longest * SAMPLES + longest
