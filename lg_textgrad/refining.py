@@ -320,7 +320,7 @@ class _Refinement:
     async def _around(self, place: Place, number: int) -> None:
         """Criticize the best draft, revise it, and score what most revisions say."""
         best = self.best
-        given = cut(_shown(self.example.inputs), 6000)
+        given = cut(_shown(best.scored.run.example.inputs), 6000)  # masked
         earlier = [d for d in self.drafts if d is not best][-_EARLIER:]
         told = "\n\n".join(_told(d) for d in earlier)
         case = templates.fill(

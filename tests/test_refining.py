@@ -22,6 +22,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
 )
 from lg_textgrad.recording.live import LiveSource
+from lg_textgrad.redaction import Redaction
 from tests.parts import Chat, Scripted
 
 WANTED = ("hello", "thanks", "bye")
@@ -137,6 +138,32 @@ def test_text_that_later_nodes_read_is_put_before_them_and_only_they_run_again()
     assert refined.outputs["letter"] == "Dear all, hello thanks bye"
     assert (len(drafter.calls), len(printer.calls)) == (1, 3)
     assert run_sync(graph.ainvoke({"topic": "tea"}))["letter"] == "Dear all, hello"
+
+
+def test_graph_gets_the_input_as_it_is_and_the_critic_as_the_hook_masks_it():
+    _, drafter, printer = two_nodes()
+    topics = []
+    builder = StateGraph(S)
+
+    async def draft(state):
+        topics.append(state["topic"])
+        return {"draft": (await drafter.ainvoke([HumanMessage(state["topic"])])).content}
+
+    async def print_it(state):
+        topics.append(state["topic"])
+        return {"letter": (await printer.ainvoke([HumanMessage(state["draft"])])).content}
+
+    builder.add_node(draft).add_node(print_it).add_edge(START, "draft").add_edge("draft", "print_it")
+    model = Scripted(mends)
+    redaction = Redaction(lambda value: value.replace("Ada", "[name]") if isinstance(value, str) else value)
+    with tg.use_ledger(tg.Ledger(redaction=redaction)):
+        refined = tg.refine(builder.compile(), {"topic": "tea for Ada"}, OBJECTIVE, model=model, variable="draft")
+    assert refined.text == "hello thanks bye"
+    assert set(topics) == {"tea for Ada"}
+    assert len(topics) > 2
+    told = "".join(r.messages[1]["content"] for r in model.requests)
+    assert "tea for [name]" in told
+    assert "Ada" not in told
 
 
 def test_last_written_text_of_the_output_is_the_variable():
