@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import sys
+import zlib
 
 import pytest
 import sqlalchemy as sa
@@ -84,6 +85,22 @@ def test_runs_of_one_database_know_nothing_of_each_other(postgres_server):
         assert (two.get_meta("k"), two.get_result("k"), two.paid()) == (None, None, {})
         two.put_result("k", "critic", {}, 2, USAGE)
         assert (one.get_result("k")[0], two.get_result("k")[0]) == (1, 2)
+
+
+def test_run_of_an_unreleased_layout_is_refused_and_left_as_it_is(postgres_server):
+    url = postgres_server.url("second")
+    tg.Store(url).close()
+    meta = '"lg_textgrad/second".meta'
+    kept = postgres_server.sql(f"SELECT value, crc FROM {meta} WHERE key = 'schema'")[0]
+    crc = zlib.crc32(b"meta")
+    for data in (b"s'schema'", b"s'2'"):
+        crc = zlib.crc32(b"%d:" % len(data) + data, crc)
+    postgres_server.sql(f"UPDATE {meta} SET value = '2', crc = %s WHERE key = 'schema'", crc)
+    for read_only in (False, True):
+        with pytest.raises(StoreError, match=r"run=second' was written by a version .* Use another \?run=NAME"):
+            tg.Store(url, read_only=read_only)
+    postgres_server.sql(f"UPDATE {meta} SET value = %s, crc = %s WHERE key = 'schema'", *kept)
+    tg.Store(url).close()
 
 
 def test_user_without_the_right_to_make_a_schema_is_told(postgres_server):
