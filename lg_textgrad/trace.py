@@ -331,6 +331,7 @@ class _Builder:
                 self.build(level, fed, ())
             else:
                 fed = _by_name(given, level, certain=host.reads is not None)
+                fed = self._and_returned(host, level, fed)
                 self.build(level, fed, _writers(given.get(ROUTE)))
         returned = self._inner_sinks(host.id, given.values())
         made_of: list[Version] = []
@@ -345,6 +346,22 @@ class _Builder:
         return tuple(
             w for w in dict.fromkeys([*used, *returned]) if not self.executions[w].discarded
         )
+
+    def _and_returned(
+        self, host: Execution, level: _Level, fed: dict[str, Version]
+    ) -> dict[str, Version]:
+        """Return also what had come back before a call, where nobody saw what its input was."""
+        began = min(e.started for e in level.executions)
+        back = [
+            version
+            for other in self.hosted[host.id]
+            if all(e.started + e.seconds <= began and not e.discarded for e in other.executions)
+            for version in other.written.values()
+        ]
+        if not back or host.reads is not None:
+            return fed
+        wanted = dict.fromkeys((*fed, *(c for e in level.executions for c in _channels_given(e))))
+        return {c: Version((), tuple(v for v in (fed.get(c), *back) if v)) for c in wanted}
 
     def _is_inside(self, execution: str, host: str) -> bool:
         at: str | None = execution

@@ -56,7 +56,9 @@ def recorded_from(
     root = roots[0]
     parts = _Parts(ordered, graph).parts
     structure = Structure() if graph is None else Structure.of(graph)
-    executions, _, warnings = executions_of(parts, structure.leads, texts, readers)
+    executions, _, warnings = executions_of(
+        parts, structure.leads, texts, readers, structure.by_hand
+    )
     keeps = _inferred(executions) if graph is None else structure.accumulating
     error = root.get("error")
     failure = parse_error(error) if error else None

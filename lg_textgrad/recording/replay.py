@@ -25,7 +25,7 @@ from langgraph.types import Command, Send
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.parameter import find_placeholders
 from lg_textgrad.recording.callbacks import Recorder
-from lg_textgrad.recording.structure import host_of, node_path
+from lg_textgrad.recording.structure import Structure, host_of, node_path
 from lg_textgrad.run import Execution, ModelCall, Usage
 
 _MESSAGES: Mapping[str, type[BaseMessage]] = {
@@ -115,13 +115,15 @@ def executions_of(
     routers: Mapping[str, set[str] | None],
     texts: Mapping[str, str],
     readers: Mapping[str, Sequence[str]],
+    structure: Structure | None = None,
 ) -> tuple[tuple[Execution, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Return executions, accumulating channels by graph path, and warnings.
 
     `routers`: path of node -> where its conditional edges lead. `texts`: parameter -> its text in
-    this run, `readers`: parameter -> the nodes that are said to read it.
+    this run, `readers`: parameter -> the nodes that are said to read it. `structure`: of nodes
+    whose writes nothing but the graph tells.
     """
-    replay = _Replay(parts)
+    replay = _Replay(parts, structure)
     executions = list(replay.executions())
     noted: dict[str, dict[str, str]] = {e.id: {} for e in executions}
     for name, text in texts.items():
@@ -172,8 +174,10 @@ def _text(content: Any) -> str:
 class _Replay:
     """Tells a recorder what the stream told, in its order."""
 
-    def __init__(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        self._recorder = Recorder(copies=True)
+    def __init__(
+        self, parts: Sequence[Mapping[str, Any]], structure: Structure | None = None
+    ) -> None:
+        self._recorder = Recorder(structure, copies=True)
         self._recorder.on_chain_start(None, None, run_id=_ROOT)
         self._namespaces: dict[str, str] = {}
         self._node_runs: dict[str, UUID] = {}

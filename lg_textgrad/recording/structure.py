@@ -124,6 +124,11 @@ class Structure:
                 found[path] = {target for e in ends for target in (e or {}).values()}
         return found
 
+    @property
+    def by_hand(self) -> Structure:
+        """What is known of the nodes of a `Pregel` made by hand, whose returns name no channel."""
+        return Structure({path: node for path, node in self.nodes.items() if node.writes})
+
     def knows(self, path: str, nodes: Iterable[str]) -> bool:
         """Return whether the graph at `path` is known and is the one that has these nodes.
 
