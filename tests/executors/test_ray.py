@@ -222,6 +222,67 @@ def test_command_line_tunes_on_a_cluster_as_it_does_in_process(
         assert {r["key"] for r in one.results(kinds)} == {r["key"] for r in other.results(kinds)}
 
 
+def test_killed_home_leaves_no_worker_and_goes_on_without_paying_twice(
+    cluster, server, tmp_path, monkeypatch, capsys
+):
+    script, held, killed = desk.Script(), threading.Event(), threading.Event()
+
+    async def until_killed(body):
+        # In the middle of the first step: some answers are at home, some never will be.
+        while len(server.chats) > 40 and not killed.is_set():
+            held.set()
+            await asyncio.sleep(0.01)
+        return await script(body)
+
+    server.handler = until_killed
+    server.requests.clear()
+    config = desk.project(tmp_path, module="far_home")
+    with config.open("a") as file:
+        file.write('executor_options = {env = ["DESK_BASE_URL"], runs_per_worker = 4}\n')
+    pids = tmp_path / "pids"
+    with (tmp_path / "far_home.py").open("a") as file:
+        file.write(f"import os\nwith open({str(pids)!r}, 'a') as log:\n    log.write(f'{{os.getpid()}}\\n')\n")
+    given = {name: os.environ[name] for name in ("DESK_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY")}
+    arguments = ["optimize", "optimize.toml", "--out", "run", "--executor", f"ray:{cluster.address}"]
+    home = desk.start(arguments, tmp_path, tmp_path / "log", given)
+    desk.wait_for(lambda: held.is_set() or not home.is_alive(), 120)
+    assert home.is_alive(), (tmp_path / "log").read_text()
+    home.kill()
+    home.join()
+    killed.set()
+    workers = {int(line) for line in pids.read_text().split()} - {home.pid}
+    assert workers
+    desk.wait_for(lambda: not any(map(is_alive, workers)), 60)
+
+    kinds = ("rollout", "critic", "rewriter")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with tg.Store("run", read_only=True) as store:
+        at_kill = {result["key"] for result in store.results(kinds)}
+    asked_before = len(server.chats)
+    assert 0 < asked_before - len(at_kill) <= 8  # under way, under one limit
+    assert cli.main(["resume", "run", "--json", "--executor", "local"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    asked_after = len(server.chats) - asked_before
+    with tg.Store("run", read_only=True) as store:
+        assert {r["key"] for r in store.results(kinds)} > at_kill
+        assert len(store.results(kinds)) == len(at_kill) + asked_after
+    sys.modules.pop("far_home", None)  # its prompts have what the run before accepted
+    assert cli.main(["optimize", "optimize.toml", "--out", "whole", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    for name in ("baseline", "best", "parameters", "steps", "accepted", "rejected", "stopped_by"):
+        assert resumed[name] == whole[name]
+    assert resumed["spent"]["calls"] == whole["spent"]["calls"]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_graph_that_workers_cannot_load_is_refused_with_the_reason(server, tmp_path, monkeypatch):
     (tmp_path / "home_only.py").write_text("raise RuntimeError('not here')\n")
     monkeypatch.chdir(tmp_path)
