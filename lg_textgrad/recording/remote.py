@@ -42,6 +42,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.ledger import Paid
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.replay import executions_of, outputs_of, slim, usage_of
+from lg_textgrad.redaction import without_credentials
 from lg_textgrad.run import Candidate, Example
 
 # Seconds to wait before asking a busy server again.
@@ -73,6 +74,7 @@ class RemoteSource:
         revision: str = "",
     ) -> None:
         self.url = url.rstrip("/")
+        self._at = without_credentials(self.url)
         self.assistant = assistant
         self.revision = revision
         self._options: dict[str, Any] = {"headers": dict(headers or {})}
@@ -204,7 +206,7 @@ class RemoteSource:
         if kind in ("AuthenticationError", "PermissionDeniedError"):
             return ModelAuthenticationError(
                 f"A model's server refused the API key of the graph '{self.assistant}'; set the "
-                f"key in the environment of the LangGraph server at {self.url} and run again."
+                f"key in the environment of the LangGraph server at {self._at} and run again."
             )
         if kind == "NotFoundError":
             return UnknownModelError(
@@ -213,7 +215,7 @@ class RemoteSource:
             )
         if kind in ("APIConnectionError", "ConnectError"):
             return ModelUnreachableError(
-                f"The graph '{self.assistant}' at {self.url} cannot reach a model's server; start "
+                f"The graph '{self.assistant}' at {self._at} cannot reach a model's server; start "
                 "that server, or correct the address in the graph, and run again."
             )
         return None
@@ -243,7 +245,7 @@ class RemoteSource:
                 return chosen
             known = sorted({a["graph_id"] for a in await client.assistants.search(limit=100)})
             raise GraphError(
-                f"The LangGraph server at {self.url} has no assistant '{self.assistant}'; it has "
+                f"The LangGraph server at {self._at} has no assistant '{self.assistant}'; it has "
                 f"{', '.join(repr(n) for n in known) or 'none'}."
             ) from None
         named: Mapping[str, Any] = await client.assistants.get(self.assistant)
@@ -268,11 +270,11 @@ class RemoteSource:
             raise
         except httpx.TimeoutException as error:
             raise ModelBusyError(
-                f"The LangGraph server at {self.url} did not answer in time; wait and resume."
+                f"The LangGraph server at {self._at} did not answer in time; wait and resume."
             ) from error
         except httpx.TransportError as error:
             raise ModelUnreachableError(
-                f"Nobody answers at {self.url} ({type(error).__name__}); start the LangGraph "
+                f"Nobody answers at {self._at} ({type(error).__name__}); start the LangGraph "
                 "server there, or correct the address, and run again."
             ) from error
         except Exception as error:  # langgraph_sdk's errors have a status and differ by version
@@ -281,21 +283,21 @@ class RemoteSource:
                 raise
             if status in (401, 403):
                 raise ModelAuthenticationError(
-                    f"The LangGraph server at {self.url} refused the API key; give "
+                    f"The LangGraph server at {self._at} refused the API key; give "
                     "RemoteSource(..., api_key=...) a valid one."
                 ) from error
             if status == 404:
                 raise GraphError(
-                    f"The LangGraph server at {self.url} has no assistant '{self.assistant}' "
+                    f"The LangGraph server at {self._at} has no assistant '{self.assistant}' "
                     f"({error})."
                 ) from error
             if status == 429 or status >= 500:
                 raise ModelBusyError(
-                    f"The LangGraph server at {self.url} is too busy or broken (status {status}: "
+                    f"The LangGraph server at {self._at} is too busy or broken (status {status}: "
                     f"{error}); wait and resume."
                 ) from error
             raise ConfigurationError(
-                f"The LangGraph server at {self.url} refused the request (status {status}: "
+                f"The LangGraph server at {self._at} refused the request (status {status}: "
                 f"{error}); check the inputs and the context."
             ) from error
 

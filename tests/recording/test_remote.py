@@ -281,6 +281,9 @@ def test_nobody_answers(monkeypatch):
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ModelUnreachableError, match=f"Nobody answers at {url} .*start the LangGraph"):
         tg.TrainableGraph(RemoteSource(url, "chain"))
+    with pytest.raises(ModelUnreachableError, match=r"Nobody answers at http://\*\*\*@127") as caught:
+        tg.TrainableGraph(RemoteSource(url.replace("//", "//tuner:hunter2@"), "chain"))
+    assert "hunter2" not in str(caught.value)
 
 
 @contextmanager
