@@ -89,7 +89,7 @@ def test_module_in_a_package_is_found_from_the_working_folder(module, tmp_path, 
         ("nowhere:graph", GraphError, "There is no module 'nowhere'.*install it"),
         ("loading_c.sub:graph", GraphError, "There is no module 'loading_c.sub'"),
         ("no.where:graph", GraphError, "There is no module 'no.where'"),
-        (".relative:graph", GraphError, "cannot be loaded"),
+        (".relative:graph", GraphError, "neither a Python module nor a file"),
     ],
 )
 def test_graph_that_is_not_there_is_told(module, spec, error, said):
