@@ -95,18 +95,17 @@ class Watch:
     def _on_start(
         self,
         resumed: bool,
-        estimate: Mapping[str, int],
+        estimate: Mapping[str, int | None],
         parameters: list[str],
         account: Any,
         faults: Mapping[str, int],
         prices: Mapping[str, str],
     ) -> None:
-        self._account, self._faults, self._calls = account, faults, estimate["calls"]
-        self._work = (0.0, float(estimate["calls"]))
+        self._account, self._faults, self._calls = account, faults, estimate["calls"] or 0
+        self._work = (0.0, float(self._calls))
         word = "going on" if resumed else "starting"
         self._say(
-            f"{word} with {', '.join(escape(p) for p in parameters)}; at most about "
-            f"{estimate['calls']} calls, {estimate['baseline_calls']} of them for the baseline"
+            f"{word} with {', '.join(escape(p) for p in parameters)}; {_bounds(estimate)}"
         )
         for model, price in prices.items():
             self._say(f"[dim]{escape(model)}: {price}[/dim]")
@@ -121,8 +120,10 @@ class Watch:
         spent = self._account.spent
         cost = ""
         if spent.usd and spent.dollars is not None:
-            whole = spent.usd / spent.calls * max(self._calls, spent.calls)
-            cost = f", ${spent.usd:.4f}; the whole run at most about ${whole:.2f} at this rate"
+            cost = f", ${spent.usd:.4f}"
+            if self._calls:
+                whole = spent.usd / spent.calls * max(self._calls, spent.calls)
+                cost += f"; the whole run at most about ${whole:.2f} at this rate"
         self._say(f"baseline: val [bold]{val:.3f}[/bold]{cost}")
 
     def _on_unread(self, parameters: list[str], never_ran: list[str]) -> None:
@@ -169,6 +170,16 @@ class Watch:
 
     def _on_test(self, scores: Mapping[str, float]) -> None:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
+
+
+def _bounds(estimate: Mapping[str, int | None]) -> str:
+    """Return what the run takes at most, in words; a search need not know it."""
+    baseline = f"{estimate['baseline_calls']} of them for the baseline"
+    if estimate["calls"] is None:
+        return f"calls are not capped, about {baseline}"
+    if estimate["budget_calls"] is not None:
+        return f"within the budget of {estimate['calls']} calls, about {baseline}"
+    return f"at most about {estimate['calls']} calls, {baseline}"
 
 
 def word_for(stage: str, accepted: bool) -> str:

@@ -158,6 +158,7 @@ def test_optimize_by_toml_and_flags_over_it(here):
 def test_each_optimizer_runs_by_its_name_within_the_budget(here, name):
     done = here.run("optimize", "optimize.toml", "--optimizer", name, "--budget-calls", "40", "--json")
     assert done.code == 0, done.err
+    assert "within the budget of 40 calls, about 9 of them for the baseline" in done.err
     document = json.loads(done.out)
     assert document["spent"]["calls"] <= 40
     assert document["best"]["val"] >= document["baseline"]["val"]
@@ -451,6 +452,16 @@ def test_server_that_is_not_there_is_told(here, monkeypatch, whose):
     done = here.run("optimize", "optimize.toml")
     assert done.code == 2
     assert re.search("Nobody answers at .*(start|correct)", one_error(done.err))
+
+
+@pytest.mark.parametrize("command", ["inspect", "init"])
+def test_look_at_a_graph_whose_model_is_not_there_names_the_embedded_one(here, monkeypatch, command):
+    with OpenAIServer() as gone:
+        monkeypatch.setenv("DESK_BASE_URL", gone.base_url)
+    (here.folder / "optimize.toml").unlink()  # init writes none over another
+    done = here.run(command, "desk_app:graph", "--inputs", "test.jsonl", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert re.search("Nobody answers at .* embedded model, add --local", one_error(done.err))
 
 
 def test_unknown_model_of_the_graph_is_told(here, monkeypatch):
