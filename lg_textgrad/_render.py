@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from lg_textgrad.objective import Loss
+from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.result import Result, Spent, spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged, Store
@@ -115,8 +115,10 @@ class Watch:
         if self._status is None and done == total:
             self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
 
-    def _on_baseline(self, val: float, **_: Any) -> None:
+    def _on_baseline(self, val: float, scored: Sequence[Scored]) -> None:
         self._best = val
+        if failures := _failures(scored):
+            self._say(f"[yellow]{escape(failures)}[/yellow]")
         spent = self._account.spent
         cost = ""
         if spent.usd and spent.dollars is not None:
@@ -166,10 +168,24 @@ class Watch:
             self._best = more["val_after"]
 
     def _on_finishing(self, calls: int) -> None:
-        self._say(f"waiting for {calls} calls under way, to keep what they cost (Ctrl-C: don't)")
+        under_way = f"{calls} call{'' if calls == 1 else 's'} under way"
+        self._say(f"waiting for {under_way}, to keep what they cost (Ctrl-C: don't)")
 
     def _on_test(self, scores: Mapping[str, float]) -> None:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
+
+
+def _failures(scored: Sequence[Scored]) -> str:
+    """Return how many runs failed, where, and why the first; empty where none did."""
+    failed = [s.run for s in scored if s.run.error]
+    if not failed:
+        return ""
+    first = failed[0]
+    where = f" in {first.failed_in}" if first.failed_in else ""
+    return (
+        f"{len(failed)} of {len(scored)} runs failed; that of example '{first.example.id}'{where} "
+        f"with {first.error}"
+    )
 
 
 def _bounds(estimate: Mapping[str, int | None]) -> str:
@@ -178,7 +194,10 @@ def _bounds(estimate: Mapping[str, int | None]) -> str:
     if estimate["calls"] is None:
         return f"calls are not capped, about {baseline}"
     if estimate["budget_calls"] is not None:
-        return f"within the budget of {estimate['calls']} calls, about {baseline}"
+        within = f"within the budget of {estimate['calls']} calls"
+        if (estimate["baseline_calls"] or 0) > estimate["budget_calls"]:
+            return f"{within}, though the baseline takes about {estimate['baseline_calls']}"
+        return f"{within}, about {baseline}"
     return f"at most about {estimate['calls']} calls, {baseline}"
 
 
@@ -224,6 +243,8 @@ def show_scores(
         console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
     for key, score in summary.items():
         console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
+    if failures := _failures(loss.scored):
+        console.print(f"  {failures}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:

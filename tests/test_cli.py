@@ -203,6 +203,7 @@ def test_budget_too_small_is_status_3_and_more_budget_resumes(here):
     assert done.code == 3
     assert one_error(done.err).startswith("Error: The budget does not cover the baseline")
     assert "9 calls" in done.err
+    assert "within the budget of 3 calls, though the baseline takes about 9" in done.err
     assert len(here.server.chats) <= 3
     done = here.run("resume", "small", "--budget-calls", "40", "--json")
     assert done.code == 0, done.err
@@ -486,8 +487,9 @@ def test_evaluate_scores_prompts_without_training(here):
     done = here.run("evaluate", "optimize.toml", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert set(document) == {"split", "score", "feedback", "rows", "spent"}
-    assert (document["split"], document["rows"]) == ("test", 2)
+    assert set(document) == {"split", "score", "feedback", "rows", "failed", "spent"}
+    assert (document["split"], document["rows"], document["failed"]) == ("test", 2, 0)
+    assert "failed" not in done.err
     assert document["feedback"] == {"team": 0.0, "greeting": 0.0, "ending": 0.0}
     assert len(here.server.chats) == 6
     (here.folder / "p.toml").write_text(f'[prompts]\npolish = "The desk\'s polish. {ENDING}"\n')
@@ -500,6 +502,31 @@ def test_evaluate_scores_prompts_without_training(here):
     (here.folder / "p.toml").write_text('[prompts]\nstranger = "x"\n')
     done = here.run("evaluate", "optimize.toml", "--prompts", "p.toml")
     assert (done.code, "no parameter 'stranger'" in one_error(done.err)) == (2, True)
+
+
+def test_runs_that_fail_are_told_with_the_place_and_the_reason(here):
+    (here.folder / "fails.py").write_text(
+        "from tests.desk import build\n"
+        "graph = build(prompts={'writer': 'You are the desk\\'s writer for {missing}.'})\n"
+    )
+    done = here.run("evaluate", "optimize.toml", "--graph", "fails:graph", "--json")
+    assert (done.code, json.loads(done.out)["failed"]) == (0, 2)
+    said = r"2 of 2 runs failed; that of example 'e6' in writer#0 with ParameterError: .*missing"
+    assert re.search(said, done.err)
+    (here.folder / "partly.py").write_text(
+        "import lg_textgrad as tg\n"
+        "from langgraph.graph import START, StateGraph\n"
+        "from tests.desk import Desk, build\n"
+        "desk = build()\n"
+        "def look(state):\n"
+        "    if 'broken' in state['message']: raise KeyError('stove')\n"
+        "builder = StateGraph(Desk).add_node('look', look).add_node('desk', desk.graph)\n"
+        "builder.add_edge(START, 'look').add_edge('look', 'desk')\n"
+        "graph = tg.TrainableGraph(builder.compile(), desk.parameters.values())\n"
+    )
+    done = here.run("optimize", "optimize.toml", "--graph", "partly:graph", "--steps", "1")
+    assert done.code == 0, done.err
+    assert "1 of 3 runs failed; that of example 'e4' in look#0 with KeyError: 'stove'" in done.err
 
 
 def test_show_tells_what_happened(here, finished):
