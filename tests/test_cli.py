@@ -453,6 +453,16 @@ def test_server_that_is_not_there_is_told(here, monkeypatch, whose):
     done = here.run("optimize", "optimize.toml")
     assert done.code == 2
     assert re.search("Nobody answers at .*(start|correct)", one_error(done.err))
+    assert here.server.chats == []  # nothing was paid for
+
+
+def test_model_that_the_server_does_not_list_is_told_before_anything_is_paid(here):
+    done = here.run("optimize", "optimize.toml", "--model", "test-modal", "--out", "r", "--json")
+    told = done.err.index("lists other models than 'test-modal': test-model. If it does not know")
+    assert told < done.err.index("baseline: val") < done.err.index("Error: The server")
+    assert (done.code, done.out) == (2, "")
+    done = here.run("resume", "r")  # what it asks for may be there already
+    assert "lists other models" not in done.err
 
 
 @pytest.mark.parametrize("command", ["inspect", "init"])
