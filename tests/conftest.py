@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import signal
 
 import pytest
+
+# A shell starts what goes into the background with SIGINT ignored, and tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def postgres_server():

@@ -109,13 +109,16 @@ SWARM = {
 }
 
 
-@pytest.mark.parametrize(("build", "expected"), [(supervisor, SUPERVISOR), (swarm, SWARM)])
-async def test_prompts_and_tools_are_found(model, build, expected):
+@pytest.mark.parametrize(
+    ("build", "expected", "unreached"),
+    [(supervisor, SUPERVISOR, []), (swarm, SWARM, ["bob/tools"])],
+)
+async def test_prompts_and_tools_are_found(model, build, expected, unreached):
     graph = await tg.adiscover(build(model).compile(), [INPUTS], tools=True)
     assert {n: p.value for n, p in graph.parameters.items()} == expected
     prompts = await tg.adiscover(build(model).compile(), [INPUTS])
     assert list(prompts.parameters) == [n for n in expected if ".tools." not in n]
-    assert [f for f in graph.found if f.parameter is None] == []
+    assert [f.node for f in graph.found if f.parameter is None] == unreached
 
 
 def shape(run):
