@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from lg_textgrad.objective import Loss
+from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.result import Result, Spent, spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged, Store
@@ -95,18 +95,17 @@ class Watch:
     def _on_start(
         self,
         resumed: bool,
-        estimate: Mapping[str, int],
+        estimate: Mapping[str, int | None],
         parameters: list[str],
         account: Any,
         faults: Mapping[str, int],
         prices: Mapping[str, str],
     ) -> None:
-        self._account, self._faults, self._calls = account, faults, estimate["calls"]
-        self._work = (0.0, float(estimate["calls"]))
+        self._account, self._faults, self._calls = account, faults, estimate["calls"] or 0
+        self._work = (0.0, float(self._calls))
         word = "going on" if resumed else "starting"
         self._say(
-            f"{word} with {', '.join(escape(p) for p in parameters)}; at most about "
-            f"{estimate['calls']} calls, {estimate['baseline_calls']} of them for the baseline"
+            f"{word} with {', '.join(escape(p) for p in parameters)}; {_bounds(estimate)}"
         )
         for model, price in prices.items():
             self._say(f"[dim]{escape(model)}: {price}[/dim]")
@@ -116,13 +115,17 @@ class Watch:
         if self._status is None and done == total:
             self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
 
-    def _on_baseline(self, val: float, **_: Any) -> None:
+    def _on_baseline(self, val: float, scored: Sequence[Scored]) -> None:
         self._best = val
+        if failures := _failures(scored):
+            self._say(f"[yellow]{escape(failures)}[/yellow]")
         spent = self._account.spent
         cost = ""
         if spent.usd and spent.dollars is not None:
-            whole = spent.usd / spent.calls * max(self._calls, spent.calls)
-            cost = f", ${spent.usd:.4f}; the whole run at most about ${whole:.2f} at this rate"
+            cost = f", ${spent.usd:.4f}"
+            if self._calls:
+                whole = spent.usd / spent.calls * max(self._calls, spent.calls)
+                cost += f"; the whole run at most about ${whole:.2f} at this rate"
         self._say(f"baseline: val [bold]{val:.3f}[/bold]{cost}")
 
     def _on_unread(self, parameters: list[str], never_ran: list[str]) -> None:
@@ -165,10 +168,37 @@ class Watch:
             self._best = more["val_after"]
 
     def _on_finishing(self, calls: int) -> None:
-        self._say(f"waiting for {calls} calls under way, to keep what they cost (Ctrl-C: don't)")
+        under_way = f"{calls} call{'' if calls == 1 else 's'} under way"
+        self._say(f"waiting for {under_way}, to keep what they cost (Ctrl-C: don't)")
 
     def _on_test(self, scores: Mapping[str, float]) -> None:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
+
+
+def _failures(scored: Sequence[Scored]) -> str:
+    """Return how many runs failed, where, and why the first; empty where none did."""
+    failed = [s.run for s in scored if s.run.error]
+    if not failed:
+        return ""
+    first = failed[0]
+    where = f" in {first.failed_in}" if first.failed_in else ""
+    return (
+        f"{len(failed)} of {len(scored)} runs failed; that of example '{first.example.id}'{where} "
+        f"with {first.error}"
+    )
+
+
+def _bounds(estimate: Mapping[str, int | None]) -> str:
+    """Return what the run takes at most, in words; a search need not know it."""
+    baseline = f"{estimate['baseline_calls']} of them for the baseline"
+    if estimate["calls"] is None:
+        return f"calls are not capped, about {baseline}"
+    if estimate["budget_calls"] is not None:
+        within = f"within the budget of {estimate['calls']} calls"
+        if (estimate["baseline_calls"] or 0) > estimate["budget_calls"]:
+            return f"{within}, though the baseline takes about {estimate['baseline_calls']}"
+        return f"{within}, about {baseline}"
+    return f"at most about {estimate['calls']} calls, {baseline}"
 
 
 def word_for(stage: str, accepted: bool) -> str:
@@ -213,6 +243,8 @@ def show_scores(
         console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
     for key, score in summary.items():
         console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
+    if failures := _failures(loss.scored):
+        console.print(f"  {failures}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:

@@ -112,6 +112,8 @@ class Parameter:
         self.max_tokens = max_tokens
         self.demos: tuple[Demo, ...] = tuple(demos)
         self.grad: list[Gradient] = []
+        self.in_middleware = False
+        """Whether `middleware()` was asked for, so that an agent gets the text."""
         for span in self.locked:
             if span not in value:
                 raise ParameterError(
@@ -179,7 +181,9 @@ class Parameter:
         """
         from lg_textgrad.bindings.middleware import middleware_for
 
-        return middleware_for(self)
+        middleware = middleware_for(self)
+        self.in_middleware = True
+        return middleware
 
     def check(self, text: str) -> None:
         """Raise `ParameterError` when `text` may not become this parameter's text.

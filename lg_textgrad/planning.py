@@ -14,6 +14,7 @@ from lg_textgrad.differences import Details, changes
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.objective import Scored
+from lg_textgrad.optim.base import Optimizer, Search, Sizes
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.store import Store
@@ -71,21 +72,36 @@ def estimate(
     splits: Mapping[str, Sequence[Example]],
     critic: Critic | None = None,
     calls_a_run: int | None = None,
-) -> dict[str, int]:
-    """Return upper bounds in model calls of a run that goes by steps.
+    *,
+    optimizer: Optimizer | None = None,
+    budget: int | None = None,
+) -> dict[str, int | None]:
+    """Return upper bounds in model calls: `baseline_calls`, and `calls` of the whole run.
 
     A run of the graph takes `calls_a_run`, or one for each parameter where nothing is known of it.
+    A search says itself what it takes. No run takes more than the `budget`, which is given back
+    where it is the limit. `calls` is None where nobody can tell.
     """
     proposals = max(1, parameters)
     calls = calls_a_run or proposals
     batch = min(schedule.batch_size, len(splits["train"]))
     rollouts = batch * (2 + proposals) + len(splits["val"])
-    step = calls * rollouts + most_calls(critic, calls) * batch + proposals
+    blame = most_calls(critic, calls)
+    learning: int | None
+    if isinstance(optimizer, Search):
+        sizes = Sizes(proposals, len(splits["train"]), len(splits["val"]), calls, blame)
+        learning = optimizer.most_calls(sizes)
+    else:
+        own = proposals if optimizer is None else optimizer.step_calls(proposals)
+        learning = schedule.steps * (calls * rollouts + blame * batch + own)
     tests = 2 * calls * len(splits["test"])
     baseline = calls * len(splits["val"])
+    bounds = [budget, None if learning is None else baseline + learning + tests]
+    most = min((bound for bound in bounds if bound is not None), default=None)
     return {
         "baseline_calls": baseline,
-        "calls": baseline + schedule.steps * step + tests,
+        "calls": most,
+        "budget_calls": budget if budget is not None and most == budget else None,
     }
 
 

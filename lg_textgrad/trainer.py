@@ -194,7 +194,10 @@ class Trainer:
         self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
         known = store.get_meta("calls_a_run")  # where discovery ran the graph
-        expected = estimate(len(self.graph.parameters), self.schedule, splits, self.critic, known)
+        expected = estimate(
+            len(self.graph.parameters), self.schedule, splits, self.critic, known,
+            optimizer=self.optimizer, budget=self.budget.calls,
+        )  # fmt: skip
         self._event(
             "start",
             resumed=not first,

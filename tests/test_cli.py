@@ -158,6 +158,7 @@ def test_optimize_by_toml_and_flags_over_it(here):
 def test_each_optimizer_runs_by_its_name_within_the_budget(here, name):
     done = here.run("optimize", "optimize.toml", "--optimizer", name, "--budget-calls", "40", "--json")
     assert done.code == 0, done.err
+    assert "within the budget of 40 calls, about 9 of them for the baseline" in done.err
     document = json.loads(done.out)
     assert document["spent"]["calls"] <= 40
     assert document["best"]["val"] >= document["baseline"]["val"]
@@ -202,6 +203,7 @@ def test_budget_too_small_is_status_3_and_more_budget_resumes(here):
     assert done.code == 3
     assert one_error(done.err).startswith("Error: The budget does not cover the baseline")
     assert "9 calls" in done.err
+    assert "within the budget of 3 calls, though the baseline takes about 9" in done.err
     assert len(here.server.chats) <= 3
     done = here.run("resume", "small", "--budget-calls", "40", "--json")
     assert done.code == 0, done.err
@@ -451,6 +453,26 @@ def test_server_that_is_not_there_is_told(here, monkeypatch, whose):
     done = here.run("optimize", "optimize.toml")
     assert done.code == 2
     assert re.search("Nobody answers at .*(start|correct)", one_error(done.err))
+    assert here.server.chats == []  # nothing was paid for
+
+
+def test_model_that_the_server_does_not_list_is_told_before_anything_is_paid(here):
+    done = here.run("optimize", "optimize.toml", "--model", "test-modal", "--out", "r", "--json")
+    told = done.err.index("lists other models than 'test-modal': test-model. If it does not know")
+    assert told < done.err.index("baseline: val") < done.err.index("Error: The server")
+    assert (done.code, done.out) == (2, "")
+    done = here.run("resume", "r")  # what it asks for may be there already
+    assert "lists other models" not in done.err
+
+
+@pytest.mark.parametrize("command", ["inspect", "init"])
+def test_look_at_a_graph_whose_model_is_not_there_names_the_embedded_one(here, monkeypatch, command):
+    with OpenAIServer() as gone:
+        monkeypatch.setenv("DESK_BASE_URL", gone.base_url)
+    (here.folder / "optimize.toml").unlink()  # init writes none over another
+    done = here.run(command, "desk_app:graph", "--inputs", "test.jsonl", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert re.search("Nobody answers at .* embedded model, add --local", one_error(done.err))
 
 
 def test_unknown_model_of_the_graph_is_told(here, monkeypatch):
@@ -475,8 +497,9 @@ def test_evaluate_scores_prompts_without_training(here):
     done = here.run("evaluate", "optimize.toml", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert set(document) == {"split", "score", "feedback", "rows", "spent"}
-    assert (document["split"], document["rows"]) == ("test", 2)
+    assert set(document) == {"split", "score", "feedback", "rows", "failed", "spent"}
+    assert (document["split"], document["rows"], document["failed"]) == ("test", 2, 0)
+    assert "failed" not in done.err
     assert document["feedback"] == {"team": 0.0, "greeting": 0.0, "ending": 0.0}
     assert len(here.server.chats) == 6
     (here.folder / "p.toml").write_text(f'[prompts]\npolish = "The desk\'s polish. {ENDING}"\n')
@@ -489,6 +512,31 @@ def test_evaluate_scores_prompts_without_training(here):
     (here.folder / "p.toml").write_text('[prompts]\nstranger = "x"\n')
     done = here.run("evaluate", "optimize.toml", "--prompts", "p.toml")
     assert (done.code, "no parameter 'stranger'" in one_error(done.err)) == (2, True)
+
+
+def test_runs_that_fail_are_told_with_the_place_and_the_reason(here):
+    (here.folder / "fails.py").write_text(
+        "from tests.desk import build\n"
+        "graph = build(prompts={'writer': 'You are the desk\\'s writer for {missing}.'})\n"
+    )
+    done = here.run("evaluate", "optimize.toml", "--graph", "fails:graph", "--json")
+    assert (done.code, json.loads(done.out)["failed"]) == (0, 2)
+    said = r"2 of 2 runs failed; that of example 'e6' in writer#0 with ParameterError: .*missing"
+    assert re.search(said, done.err)
+    (here.folder / "partly.py").write_text(
+        "import lg_textgrad as tg\n"
+        "from langgraph.graph import START, StateGraph\n"
+        "from tests.desk import Desk, build\n"
+        "desk = build()\n"
+        "def look(state):\n"
+        "    if 'broken' in state['message']: raise KeyError('stove')\n"
+        "builder = StateGraph(Desk).add_node('look', look).add_node('desk', desk.graph)\n"
+        "builder.add_edge(START, 'look').add_edge('look', 'desk')\n"
+        "graph = tg.TrainableGraph(builder.compile(), desk.parameters.values())\n"
+    )
+    done = here.run("optimize", "optimize.toml", "--graph", "partly:graph", "--steps", "1")
+    assert done.code == 0, done.err
+    assert "1 of 3 runs failed; that of example 'e4' in look#0 with KeyError: 'stove'" in done.err
 
 
 def test_show_tells_what_happened(here, finished):

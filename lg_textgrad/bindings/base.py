@@ -86,8 +86,9 @@ class Declared:
     def parameters(self) -> Mapping[str, Parameter]:
         return self._parameters
 
-    def held(self, name: str) -> Held:  # noqa: ARG002
-        return Held("declared in the node")
+    def held(self, name: str) -> Held:
+        by_agent = self._parameters[name].in_middleware
+        return Held("put in by create_agent middleware" if by_agent else "declared in the node")
 
     def inputs(
         self, candidate: Mapping[str, str], inputs: Mapping[str, Any]  # noqa: ARG002

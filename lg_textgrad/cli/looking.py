@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lg_textgrad.cli.options import add_inputs
 from lg_textgrad.cli.output import console, write, write_json
 from lg_textgrad.cli.settings import first_rows, made_model
 from lg_textgrad.cli.status import DONE
-from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.errors import ConfigurationError, ModelUnreachableError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config, config_text, load_graph, write_text
 from lg_textgrad.opening import wants_discovery
@@ -65,6 +65,20 @@ def _inspect(options: argparse.Namespace, people: Console) -> int:
     return DONE
 
 
+@contextmanager
+def _hinting(options: argparse.Namespace) -> Iterator[None]:
+    """Say how to start the embedded model, where it may be the one that did not answer."""
+    try:
+        yield
+    except ModelUnreachableError as error:
+        if options.local:
+            raise
+        raise ModelUnreachableError(
+            f"{error} If the graph asks the embedded model, add --local, which starts it.",
+            fault=error.fault,
+        ) from None
+
+
 def _inspected(
     graph: TrainableGraph, options: argparse.Namespace, people: Console, held: ExitStack
 ) -> inspecting.Inspected:
@@ -78,7 +92,7 @@ def _inspected(
     rows = first_rows(options.inputs, options.rows)
     if rows and options.local:
         made_model(Config(), "local", people, held)
-    with people.status(f"running the graph on {len(rows)} inputs"):
+    with people.status(f"running the graph on {len(rows)} inputs"), _hinting(options):
         looked = inspecting.inspected(
             graph, rows, discover=options.discover, tools=bool(options.discover_tools)
         )

@@ -73,7 +73,8 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     if options.json:
         document = {
             "split": options.split, "score": loss.score, "feedback": loss.by_key,
-            "rows": len(rows), "spent": spent.to_json(),
+            "rows": len(rows), "failed": sum(bool(s.run.error) for s in loss.scored),
+            "spent": spent.to_json(),
             **({"summary": summary} if summary else {}),
         }  # fmt: skip
         write_json(options, document)

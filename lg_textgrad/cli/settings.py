@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -67,6 +67,17 @@ def made_model(config: Config, name: str, people: Console, held: ExitStack) -> C
         local.start()
     held.callback(local.stop)
     return local
+
+
+def tell_doubts(people: Console, models: Iterable[ChatModel]) -> None:
+    """Say, before anything is paid for, which model its server may not know.
+
+    Raises `ModelUnreachableError` when nobody answers there.
+    """
+    for model in {id(model): model for model in models}.values():
+        doubt = getattr(model, "doubt", None)
+        if doubt is not None and (said := doubt()) is not None:
+            people.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def first_rows(path: str | None, limit: int | None) -> list[Example]:

@@ -21,6 +21,7 @@ from lg_textgrad.cli.settings import (
     inputs_at_hand,
     made_model,
     made_objective,
+    tell_doubts,
 )
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.loading import Config, load_redact, read_prompts
@@ -88,6 +89,8 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         name = config.rewriter_model or config.model
         rewriter = critic if name == config.model else made_model(config, name, people, held)
         reuse = traffic.reused(config, held)
+        if not store.paid() and reuse is None:  # else the answers may be there already
+            tell_doubts(people, (critic, rewriter))
         with people.status("finding the graph's prompts"):
             graph = open_graph(
                 graph,

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -19,11 +19,13 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from lg_textgrad._hashing import canonical
+from lg_textgrad._sync import run_sync
 from lg_textgrad.errors import (
     ConfigurationError,
     ModelBusyError,
     ModelError,
     ModelReplyError,
+    ModelUnreachableError,
 )
 from lg_textgrad.faults import asked_wait
 from lg_textgrad.models._redact import (
@@ -205,6 +207,35 @@ class OpenAI:
         # Raised out here, where no SDK exception, and none of its headers, hangs on to it.
         raise failure
 
+    async def adoubt(self) -> str | None:
+        """Return why the server may not know the model; None where nothing speaks against it.
+
+        Asks for the list of its models, which costs nothing; many servers have none, or not all in
+        it. Raises `ModelUnreachableError` when nobody answers there.
+        """
+        failure: ModelError | None = None
+        known: list[str] = []
+        client = await self._client()
+        try:
+            known = await _listed(client)
+        except openai.APIConnectionError as error:
+            failure = await self._explained(client, error)
+        except Exception:
+            return None
+        if isinstance(failure, ModelUnreachableError):
+            raise failure
+        if not known or self.model in known:
+            return None
+        others = ", ".join(brief(name, limit=80) for name in self._likeliest(known)[:3])
+        return (
+            f"The server at {self._shown} lists other models than {self.model!r}: {others}. If it "
+            "does not know that one, the run will stop at its first question to it."
+        )
+
+    def doubt(self) -> str | None:
+        """`adoubt` for sync code."""
+        return run_sync(self.adoubt())
+
     async def aclose(self) -> None:
         """Close the connections. The next call opens new ones."""
         with self._guard:
@@ -333,10 +364,13 @@ class OpenAI:
             server=self._shown,
             remedy=self._remedy,
             secrets=self._secrets,
-            known=sorted(
-                (self._scrub(name) for name in known),
-                key=lambda name: -SequenceMatcher(None, name, self.model).ratio(),
-            ),
+            known=self._likeliest(known),
+        )
+
+    def _likeliest(self, known: Sequence[str]) -> list[str]:
+        return sorted(
+            (self._scrub(name) for name in known),
+            key=lambda name: -SequenceMatcher(None, name, self.model).ratio(),
         )
 
     def _no_api(self, said: str, status: int | None = None) -> ModelError:
@@ -377,9 +411,13 @@ async def _heed(response: Any) -> None:
 async def _known_models(client: openai.AsyncOpenAI) -> list[str]:
     # It only makes an error message better: whatever goes wrong here, that error is what matters.
     with contextlib.suppress(Exception):
-        page = await client.with_options(timeout=5.0, max_retries=0).models.list()
-        return [str(model.id) for model in page.data]
+        return await _listed(client)
     return []
+
+
+async def _listed(client: openai.AsyncOpenAI) -> list[str]:
+    page = await client.with_options(timeout=5.0, max_retries=0).models.list()
+    return [str(model.id) for model in page.data]
 
 
 async def _keep(

@@ -117,6 +117,22 @@ class Attempt:
     """Example id -> score in [0, 1]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the cost of a training depends on."""
+
+    prompts: int
+    """Parameters that are trained."""
+    train: int
+    """Training examples."""
+    val: int
+    """Validation examples."""
+    run: int
+    """Model calls of one run of the graph."""
+    blame: int
+    """Critic calls about one run, at most."""
+
+
 class Optimizer(abc.ABC):
     """Turns the gradients in `parameters` and the history of attempts into proposals.
 
@@ -159,6 +175,13 @@ class Optimizer(abc.ABC):
 
     def see_examples(self, train: Sequence[Example]) -> None:  # noqa: B027
         """Take note of all training examples, before the first step."""
+
+    def step_calls(self, prompts: int) -> int:
+        """Return how many model calls `aproposals` makes for so many parameters, for an estimate.
+
+        Calls that are made once more, since a reply was refused, don't count.
+        """
+        return prompts
 
     def zero_grad(self) -> None:
         """Empty the gradients of all parameters."""
@@ -262,6 +285,14 @@ class Search(Optimizer):
     @abc.abstractmethod
     def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         """Yield proposals that are worth a full comparison, until there is nothing more to try."""
+
+    def most_calls(self, sizes: Sizes) -> int | None:  # noqa: ARG002
+        """Return how many model calls the whole search makes at most, acceptance included.
+
+        For the estimate before the first call: one call for each that is stored, none for a second
+        attempt. None where the search can't tell; then only the budget says so.
+        """
+        return None
 
     async def aproposals(self) -> list[Proposal]:
         """Return nothing: a search needs a trainer, which lets it try its candidates."""

@@ -19,7 +19,7 @@ from lg_textgrad.asking import Writer
 from lg_textgrad.errors import ConfigurationError, MissingExtraError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
-from lg_textgrad.optim.base import Bench, Proposal, Search
+from lg_textgrad.optim.base import Bench, Proposal, Search, Sizes
 from lg_textgrad.optim.records import Record, records_of
 from lg_textgrad.optim.writing import (
     all_edits,
@@ -34,6 +34,9 @@ from lg_textgrad.run import Candidate, Example
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_MERGE_ROWS = 5
+"""Validation rows on which gepa tries a merged candidate first."""
 
 
 class GEPA(Search):
@@ -100,6 +103,12 @@ class GEPA(Search):
             "temperature": self.writer.temperature,
             "seed": self.seed,
         }
+
+    def most_calls(self, sizes: Sizes) -> int:
+        batch = min(self.minibatch, sizes.train)
+        tried = max(2 * batch, _MERGE_ROWS if self.merges else 0)
+        runs = tried + sizes.val  # a child that was better, or merged, goes over all of them
+        return self.iterations * (runs * sizes.run + batch * sizes.blame + 1)
 
     async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         base = dict(bench.incumbent)

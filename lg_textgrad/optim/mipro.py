@@ -18,7 +18,7 @@ from lg_textgrad.demos import Demo, render_demos, split_demos
 from lg_textgrad.errors import ConfigurationError, MissingExtraError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
-from lg_textgrad.optim.base import Attempt, Bench, Proposal, Search
+from lg_textgrad.optim.base import Attempt, Bench, Proposal, Search, Sizes
 from lg_textgrad.optim.fewshot import FewShot
 from lg_textgrad.optim.portfolio import varied
 from lg_textgrad.optim.writing import (
@@ -140,6 +140,13 @@ class MIPRO(Search):
 
     def see_examples(self, train: Sequence[Example]) -> None:
         self.few_shot.see_examples(train)
+
+    def most_calls(self, sizes: Sizes) -> int:
+        gates = self.trials // self.gate_every + 2
+        runs = min(self.bootstrap, sizes.train) + gates * sizes.val
+        runs += self.trials * min(self.minibatch, sizes.val)
+        written = 1 + self.instructions * sizes.prompts if self.instructions else 0
+        return runs * sizes.run + written
 
     async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         start = dict(bench.incumbent)

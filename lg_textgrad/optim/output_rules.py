@@ -56,6 +56,9 @@ class OutputRules(Optimizer):
         for one in scored:
             self.collected.add(one, self.threshold)
 
+    def step_calls(self, prompts: int) -> int:  # noqa: ARG002
+        return 0
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)

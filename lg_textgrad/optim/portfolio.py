@@ -15,7 +15,7 @@ from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
-from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, merged
+from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, Sizes, merged
 from lg_textgrad.optim.fewshot import FewShot
 from lg_textgrad.optim.output_rules import OutputRules
 from lg_textgrad.optim.strategies import Strategies
@@ -117,6 +117,21 @@ class Portfolio(Search):
         super().observe(attempt)
         for member in self.members:
             member.observe(attempt)
+
+    def most_calls(self, sizes: Sizes) -> int:
+        batch = min(self.batch_size, sizes.train)
+        rows = min(self.heat, sizes.val)
+        racing = self.max_proposals
+        runs = batch + racing * rows
+        joined = 2
+        while rows * 2 <= sizes.val:  # as in _race: further rows, and all of them for the joined
+            racing = max(2, math.ceil(self.keep * racing))
+            runs += racing * rows + joined * 2 * rows
+            racing, joined, rows = racing + joined, 0, rows * 2
+        runs += 2 * (sizes.val - rows)  # two come to acceptance
+        own = sum(member.step_calls(sizes.prompts) for member in self.members)
+        blame = sizes.blame * batch if any(m.needs_gradients for m in self.members) else 0
+        return self.rounds * (runs * sizes.run + own + blame)
 
     async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         stream = batches(bench.train, self.batch_size, self.seed)

@@ -15,7 +15,7 @@ from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
-from lg_textgrad.optim.base import Bench, Proposal, Search
+from lg_textgrad.optim.base import Bench, Proposal, Search, Sizes
 from lg_textgrad.optim.collected import Collected
 from lg_textgrad.optim.writing import (
     all_edits,
@@ -133,6 +133,11 @@ class Promptbreeder(Search):
     def reset(self) -> None:
         super().reset()
         self.collected = Collected()
+
+    def most_calls(self, sizes: Sizes) -> int:
+        runs = (self.population + 1) * min(self.minibatch, sizes.train) + sizes.val
+        written = self.population - 1 + (self.generations - 1) * 2 * (self.population // 2)
+        return self.generations * runs * sizes.run + written
 
     async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         base = dict(bench.incumbent)

@@ -37,6 +37,9 @@ class Strategies(Optimizer):
     def fingerprint(self) -> Mapping[str, Any]:
         return {"optimizer": "strategies", "lines": list(self.lines)}
 
+    def step_calls(self, prompts: int) -> int:  # noqa: ARG002
+        return 0
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)

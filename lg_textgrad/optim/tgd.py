@@ -117,6 +117,9 @@ class TextualGradientDescent(Optimizer):
         more += ["rewriter_examples"] if self.in_context_examples else []
         return [system, f"{system}_case", *more]
 
+    def step_calls(self, prompts: int) -> int:
+        return self.beam * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         blamed = [

@@ -14,6 +14,7 @@ from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.errors import MissingExtraError
+from lg_textgrad.inspecting import held
 from tests.parts import Chat
 
 
@@ -88,6 +89,16 @@ def test_outside_a_run_the_value_is_the_system_prompt():
     _, agent = agent_with(p.middleware())
     out = agent.invoke(BATCH[0]["inputs"])["messages"][-1].content
     assert out == "default\n\nExamples:\n\nInput: a\nOutput: b > found x"
+
+
+def test_how_it_is_held_is_told_from_what_a_node_reads():
+    by_agent, by_node = tg.Parameter("by_agent", "one"), tg.Parameter("by_node", "two")
+    _, agent = agent_with(by_agent.middleware())
+    graph = tg.TrainableGraph(agent, [by_agent, by_node])
+    assert {n: held(graph, n).how for n in graph.parameters} == {
+        "by_agent": "put in by create_agent middleware",
+        "by_node": "declared in the node",
+    }
 
 
 async def test_two_agents_in_one_graph_read_each_its_own():

@@ -340,6 +340,21 @@ async def test_unreachable_server_says_where_nobody_answers():
     assert "--base-url" in str(caught.value)
 
 
+async def test_doubt_is_told_from_the_list_of_models_and_costs_no_call():
+    with OpenAIServer(models=["gpt-5-mini", "other"], api_key="right") as server:
+        right = {"base_url": server.base_url, "api_key": "right"}
+        assert await OpenAI("other", **right).adoubt() is None
+        doubt = await OpenAI("gpt-5-mimi", **right).adoubt()
+        assert "lists other models than 'gpt-5-mimi': gpt-5-mini, other." in doubt
+        # Some keys may ask, but not for the list; the first call shows what is wrong, if anything.
+        assert await OpenAI("x", base_url=server.base_url, api_key="wrong").adoubt() is None
+        assert server.chats == []
+    with OpenAIServer(models=None) as server:
+        assert await OpenAI("any", base_url=server.base_url).adoubt() is None
+    with pytest.raises(ModelUnreachableError, match="Nobody answers at .*--base-url"):
+        await OpenAI("m", base_url=f"http://127.0.0.1:{free_port()}/v1").adoubt()
+
+
 async def test_dropped_connection_is_a_busy_server():
     with OpenAIServer(lambda body: Fault.reset()) as server:
         error = await failure(server, ModelBusyError, max_retries=1)

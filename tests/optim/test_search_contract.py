@@ -17,7 +17,7 @@ from lg_textgrad.bench import Workbench
 from lg_textgrad.critics import Critique
 from lg_textgrad.demos import split_demos
 from lg_textgrad.errors import ModelReplyError, ModelUnreachableError
-from lg_textgrad.optim import GEPA, MIPRO, Portfolio, Promptbreeder
+from lg_textgrad.optim import GEPA, MIPRO, Portfolio, Promptbreeder, Search
 from lg_textgrad.parameter import apply_edits, candidate_of
 from tests.optim.router import OBJECTIVE, TEAMS, build, rows
 from tests.optim.test_contract import from_schema
@@ -254,6 +254,40 @@ def test_used_up_budget_ends_the_run_with_the_best_so_far(make, more):
     assert result.best.val >= result.baseline.val
     assert candidate_of(graph.parameters) == result.after
     assert not [t for t in threading.enumerate() if t.name == "lg_textgrad-gepa"]
+
+
+def started(events):
+    [estimate] = [data["estimate"] for kind, data in events if kind == "start"]
+    return estimate
+
+
+@pytest.mark.parametrize("model", [helpful, lambda r: from_schema(r.schema, random.Random(0).randint)])
+def test_estimate_is_a_bound_that_holds(make, model):
+    events = []
+    result = fit(make(Scripted(model)), events=events)
+    estimate = started(events)
+    assert estimate["baseline_calls"] == 2 * len(VAL)
+    assert estimate["baseline_calls"] < result.spent.usage.calls <= estimate["calls"]
+
+
+def test_estimate_is_the_budget_where_that_is_less(make):
+    events, cap = [], 2 * len(VAL) + 3
+    fit(make(Scripted(helpful)), events=events, budget=tg.Budget(calls=cap))
+    assert started(events) == {"baseline_calls": 2 * len(VAL), "calls": cap, "budget_calls": cap}
+
+
+@pytest.mark.parametrize("cap", [None, 40])
+def test_search_that_cannot_tell_what_it_takes_gets_no_invented_bound(cap):
+    class Idle(Search):
+        fingerprint = {"optimizer": "idle"}
+
+        async def asearch(self, bench):
+            return
+            yield
+
+    events = []
+    fit(Idle(), events=events, budget=tg.Budget(calls=cap))
+    assert started(events) == {"baseline_calls": 2 * len(VAL), "calls": cap, "budget_calls": cap}
 
 
 def test_stopped_run_that_goes_on_pays_nothing_twice_and_ends_the_same(make):
