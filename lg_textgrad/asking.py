@@ -51,9 +51,7 @@ class Writer:
         for attempt in range(2):
             asked = list(messages)
             if reason:
-                # The reason may quote the reply, and that may quote a user, so it is fenced too.
-                again = templates.fill("again", mark=templates.fence(reason), reason=reason)
-                asked.append({"role": "user", "content": again})
+                asked.append(templates.again(reason))
             request = ModelRequest(
                 asked, schema, self.max_tokens, self.temperature, self.seed + seed + attempt
             )

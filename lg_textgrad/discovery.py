@@ -32,6 +32,11 @@ from lg_textgrad.run import Example, Execution, node_path
 
 logger = logging.getLogger("lg_textgrad")
 
+FOUND: Mapping[str, type[Discovered | DiscoveredTools]] = {
+    binding.__name__: binding for binding in (Discovered, DiscoveredTools)
+}
+"""What discovery finds, by the name under which it is stored and travels."""
+
 
 _elsewhere: ContextVar[Sequence[Binding] | None] = ContextVar(
     "lg_textgrad_discovered_elsewhere", default=None

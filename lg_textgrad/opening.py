@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync
-from lg_textgrad.bindings.discovered import Discovered, Finding
-from lg_textgrad.bindings.tools import DiscoveredTools
+from lg_textgrad.bindings.discovered import Finding
 from lg_textgrad.budget import Budget
-from lg_textgrad.discovery import find_in
+from lg_textgrad.discovery import FOUND, find_in
 from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,
@@ -27,9 +26,6 @@ from lg_textgrad.traffic import Patience
 ROWS = 3
 """Inputs that discovery runs the graph on, unless the user says otherwise."""
 _KEPT = "discovered"
-_BINDINGS: Mapping[str, type[Discovered | DiscoveredTools]] = {
-    binding.__name__: binding for binding in (Discovered, DiscoveredTools)
-}
 
 
 def wants_discovery(graph: TrainableGraph, asked: bool | None) -> bool:
@@ -99,7 +95,7 @@ def _found_before(
     kept = store.get_meta(_KEPT)
     begun = store.get_meta("configuration") is not None
     if kept is not None and (begun or kept["asked"] == asked):
-        return graph.holding(*(_BINDINGS[n].from_plain(b) for n, b in kept["found"].items()))
+        return graph.holding(*(FOUND[n].from_plain(b) for n, b in kept["found"].items()))
     if begun:
         raise RunMismatchError(
             f"The run in '{store.where}' was begun without discovery, so it has other parameters. "

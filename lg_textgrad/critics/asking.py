@@ -36,12 +36,8 @@ async def aask_twice(
     try:
         return await _aask(model, request, 0)
     except ModelReplyError as error:
-        # The reason may quote the reply, and that may quote a user, so it is fenced too.
-        reason = str(error)
-        again = templates.fill("again", mark=templates.fence(reason), reason=reason)
-    request = ModelRequest(
-        [*asked, {"role": "user", "content": again}], schema=schema, max_tokens=max_tokens
-    )
+        again = templates.again(str(error))
+    request = ModelRequest([*asked, again], schema=schema, max_tokens=max_tokens)
     return await _aask(model, request, 1)
 
 

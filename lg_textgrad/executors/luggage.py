@@ -15,10 +15,8 @@ from langgraph.pregel import Pregel
 
 from lg_textgrad.bindings.base import Binding, Declared
 from lg_textgrad.bindings.context import ContextBinding, schema_of
-from lg_textgrad.bindings.discovered import Discovered
 from lg_textgrad.bindings.tool_modes import Tools
-from lg_textgrad.bindings.tools import DiscoveredTools
-from lg_textgrad.discovery import discovered_elsewhere
+from lg_textgrad.discovery import FOUND, discovered_elsewhere
 from lg_textgrad.errors import ConfigurationError, GraphError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object
@@ -28,12 +26,6 @@ from lg_textgrad.recording.live import LiveSource
 
 Carried = tuple[str, Any]
 """A binding: its kind, and what it is made of again."""
-
-_FOUND: Mapping[str, type[Discovered | DiscoveredTools]] = {
-    "discovered": Discovered,
-    "discovered tools": DiscoveredTools,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Luggage:
@@ -114,7 +106,7 @@ def unpack(luggage: Luggage) -> Ready:
         os.chdir(luggage.folder)
     here = [p for p in luggage.path if Path(p).exists()]
     sys.path[:] = [*here, *(p for p in sys.path if p not in here)]
-    found = [_FOUND[kind].from_plain(data) for kind, data in luggage.bindings if kind in _FOUND]
+    found = [FOUND[kind].from_plain(data) for kind, data in luggage.bindings if kind in FOUND]
     with discovered_elsewhere(found):
         loaded, _ = load_graph_object(luggage.spec)
     source = loaded.source if isinstance(loaded, TrainableGraph) else None
@@ -146,7 +138,7 @@ def _path() -> tuple[str, ...]:
 def _carried(binding: Binding) -> Carried:
     if isinstance(binding, Declared):
         return "declared", tuple(binding.parameters)
-    for kind, cls in _FOUND.items():
+    for kind, cls in FOUND.items():
         if type(binding) is cls:
             return kind, binding.to_plain()
     try:
@@ -165,8 +157,8 @@ def _binding(kind: str, data: Any, source: LiveSource) -> Binding:
     if kind == "declared":
         # The candidate is in scope by name; the texts here are never read.
         return Declared({name: Parameter(name, "") for name in data})
-    if kind in _FOUND:
-        return _FOUND[kind].from_plain(data)
+    if kind in FOUND:
+        return FOUND[kind].from_plain(data)
     if kind == "context":
         values, fields = pickle.loads(data)  # noqa: S301 - from home
         return ContextBinding(schema_of(source), values, fields)

@@ -43,6 +43,14 @@ def fingerprint(*names: str) -> dict[str, str]:
     return {name: digest("template", source(name))[:16] for name in names}
 
 
+def again(reason: str) -> dict[str, str]:
+    """Return the message that asks once more, saying why the last reply was refused.
+
+    The reason may quote the reply, and that may quote a user, so it is fenced.
+    """
+    return {"role": "user", "content": fill("again", mark=fence(reason), reason=reason)}
+
+
 def fence(*values: str) -> str:
     """Return a mark to put around data, which the data cannot contain: a hash of all of it."""
     return "data-" + digest("fence", list(values))[:12]
