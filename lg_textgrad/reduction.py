@@ -3,7 +3,9 @@
 Gradients that say the same in other words become one note that knows all of them; those that
 contradict each other stay, and say so. What counts as the same, or as a contradiction, is told by
 the words alone: of two notes about the same things, one that forbids what the other asks for, or
-another number or quoted word in the same place.
+another number or quoted word in the same place. A note whose every clause stands in another one is
+part of it. What a note counts in the one reply that it judges ("this one has 63") is no part of
+the rule, and is left out.
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ _FORBIDS = re.compile(
     r"|no|omit\w*|leave out|refrain\w*|stop)\b",
     re.IGNORECASE,
 )
+_COUNTED = re.compile(
+    r"\s*[,;:(]\s*(?:but |and |while |whereas )?this(?: \w+)? (?:has|had|is|was|contain(?:s|ed))\b"
+    r"[^,.;:()]*\d[^,.;:()]*\)?",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[,;:]|\.(?:\s|$)|\band\b", re.IGNORECASE)
 _WHEN = re.compile(r"\b(?:if|when|whenever|unless|where|for)\b[^,.;:]*[,;:]", re.IGNORECASE)
 # What a rule is made of besides what it is about.
 _FRAME = frozenset(
@@ -44,7 +52,7 @@ _FRAME = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What one or more gradients ask for, in the words of the heaviest."""
+    """What one or more gradients ask for, in the words of the fullest, the heaviest of those."""
 
     change: str
     gradients: tuple[Gradient, ...]
@@ -139,25 +147,38 @@ def _with_their_opposites(notes: Sequence[Note]) -> Iterator[Note]:
 
 def _grouped(gradients: Sequence[Gradient], said: Callable[[Gradient], str]) -> list[Note]:
     """Return one note for all gradients that say the same, the heaviest note first."""
-    groups: list[tuple[str, list[Gradient]]] = []
-    for gradient in sorted(gradients, key=lambda g: -g.weight):
-        text = said(gradient)
-        for heaviest, group in groups:
-            if same(heaviest, text):
-                group.append(gradient)
+    heaviest = sorted(gradients, key=lambda g: -g.weight)
+    texts = [rule(said(gradient)) for gradient in heaviest]
+    groups: list[tuple[str, list[int]]] = []
+    # The fullest first, so that what is part of it finds it.
+    for place in sorted(range(len(texts)), key=lambda place: -len(_clauses(texts[place]))):
+        for fullest, group in groups:
+            if same(fullest, texts[place]):
+                group.append(place)
                 break
         else:
-            groups.append((text, [gradient]))
-    notes = [Note(text, tuple(group)) for text, group in groups]
+            groups.append((texts[place], [place]))
+    notes = [Note(text, tuple(heaviest[n] for n in sorted(group))) for text, group in groups]
     return sorted(notes, key=lambda note: -note.weight)
 
 
+def rule(text: str) -> str:
+    """Return a note without what it counts in the one reply that it judges."""
+    return _COUNTED.sub("", text).strip() or text
+
+
 def same(one: str, other: str) -> bool:
-    """Return whether two notes ask for the same in other words. Symmetric."""
+    """Return whether two notes ask for the same, or one for a part of the other. Symmetric."""
+    one, other = rule(one), rule(other)
     a, b = set(_about(one)), set(_about(other))
     if not a or not b:
         return words(one) == words(other)
-    if _values(one) != _values(other) or _when(one) != _when(other):
+    if _when(one) != _when(other):
+        return False
+    parts, others = _clauses(one), _clauses(other)
+    if parts <= others or others <= parts:
+        return not contradict(one, other)
+    if _values(one) != _values(other):
         return False
     enough = _MORE if a <= b or b <= a else _ALIKE
     return len(a & b) >= enough * len(a | b) and not contradict(one, other)
@@ -170,6 +191,7 @@ def contradict(one: str, other: str) -> bool:
     same place. Two notes are about the same things when one has all the words of the other: each
     having words of its own, they may speak of different cases, and so may two that say when.
     """
+    one, other = rule(one), rule(other)
     if _when(one) and _when(other) and _when(one) != _when(other):
         return False
     a, b = _values(one), _values(other)
@@ -187,6 +209,23 @@ def contradict(one: str, other: str) -> bool:
 def _about(text: str) -> frozenset[str]:
     """Return the words that say what a note is about, without their endings."""
     return frozenset(_stem(w) for w in words(text) if w not in _FRAME)
+
+
+def _clauses(text: str) -> frozenset[tuple[frozenset[str], bool]]:
+    """Return what each clause is about, and whether it forbids; quoted words are never cut."""
+    spans: list[str] = []
+
+    def hidden(found: re.Match[str]) -> str:
+        spans.append(found[1])
+        return f" quoted{len(spans) - 1}x "
+
+    def shown(clause: str) -> str:
+        return re.sub(r"quoted(\d+)x", lambda n: spans[int(n[1])], clause)
+
+    found = _CLAUSE.split(_QUOTED.sub(hidden, text))
+    return frozenset(
+        (_about(shown(clause)), bool(_FORBIDS.search(clause))) for clause in found if _about(clause)
+    )
 
 
 def _when(text: str) -> list[list[str]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import lg_textgrad as tg
 from lg_textgrad.parameter import count_tokens
-from lg_textgrad.reduction import contradict, reduce_gradients, same
+from lg_textgrad.reduction import contradict, reduce_gradients, rule, same
 
 
 def gradient(change, weight=0.5, run="r", keep=""):
@@ -25,6 +25,10 @@ SAYINGS = [
     "Always mention the price in euros.",
     "Reply in at most 40 words.",
     "Reply in at most 60 words.",
+    "Reply in at most 40 words, this one has 63.",
+    "Reply in at most 40 words, this one has 52.",
+    "Begin with 'Good day.'.",
+    "Begin with 'Good day.' and end with 'Bye'; reply in at most 40 words.",
     "",
 ]
 GRADIENTS = st.lists(
@@ -47,7 +51,7 @@ def test_reduction_keeps_its_promises(gradients, max_notes, max_tokens):
     assert len(inside) <= len(asking)
     for number, note in enumerate(notes):
         assert all(same(note.change, g.change) for g in note.gradients)
-        assert note.change == note.gradients[0].change
+        assert note.change in {rule(g.change) for g in note.gradients}
         assert note.gradients[0].weight == max(g.weight for g in note.gradients)
         assert not any(same(note.change, other.change) for other in notes[:number])
         assert note.against == tuple(
@@ -87,7 +91,11 @@ def test_same_and_contradictory_are_symmetric_and_exclude_each_other(one, other)
     [
         ("Be brief.", "Always be BRIEF!", "same"),
         ("Toys are on floor 3.", "The floor of toys is 3.", "same"),
-        ("Begin with 'Good day.' and end with 'Bye'.", "Begin with 'Good day.'", ""),
+        ("Begin with 'Good day.' and end with 'Bye'.", "Begin with 'Good day.'", "same"),
+        ("Begin with 'Good day, friend'; end with 'Bye'.", "Begin with 'Good day'", ""),
+        ("Refunds go to 'payments'.", "Refunds over 100 go to 'payments'.", ""),
+        ("An answer must have at most 40 words, this one has 63.", "An answer must have at most 40 words, this one has 52.", "same"),
+        ("Use at most 40 words (this reply has 63).", "Use at most 30 words (this reply has 63).", "against"),
         ("Messages about a refund go to the team 'payments'.", "Messages about a bill go to the team 'payments'.", ""),
         ("Messages about a refund go to the team 'payments'.", "Messages about a bill go to the team 'advice'.", ""),
         ("Messages about a refund go to the team 'payments'.", "Messages about refunds go to the team 'advice'.", "against"),
@@ -100,6 +108,15 @@ def test_same_and_contradictory_are_symmetric_and_exclude_each_other(one, other)
 )  # fmt: skip
 def test_notes_are_the_same_contradict_each_other_or_neither(one, other, relation):
     assert (same(one, other), contradict(one, other)) == (relation == "same", relation == "against")
+
+
+def test_note_that_is_part_of_another_joins_it_and_counts_of_one_reply_are_left_out():
+    part = gradient("Form: begin with 'Good day.'; end with 'Bye'.", 1.0, "a")
+    counted = gradient("Form: use at most 40 words, this one has 63.", 0.5, "b")
+    whole = gradient("Form: begin with 'Good day.'; end with 'Bye'; use at most 40 words, this one has 52.", 0.5, "c")
+    [note] = reduce_gradients([part, counted, whole]).notes
+    assert note.change == "Form: begin with 'Good day.'; end with 'Bye'; use at most 40 words."
+    assert (note.weight, note.ids) == (2.0, (part.id, counted.id, whole.id))
 
 
 def test_merged_note_is_worth_what_all_its_gradients_are_and_knows_them():
