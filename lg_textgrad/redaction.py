@@ -53,8 +53,8 @@ _SECRET_VARIABLE = re.compile(
 )
 _NO_SECRET = re.compile(r"_(FILE|PATH|DIR|URL|URI|HOST|NAME|ENV|VAR|SOCK|CONTROL)$", re.IGNORECASE)
 _SHORTEST = 8  # fewer characters are a setting, not a secret
-_SHORT = 64
-_MOST_CLEAN = 4096
+_MOST_CLEAN = 1_000_000
+"""Characters of clean texts that are remembered."""
 
 
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
@@ -117,8 +117,10 @@ class Redaction:
         self.hook = hook
         self._named = secrets_in(os.environ if environment is None else environment)
         self._secrets = tuple(_longest_first(set(self._named.values())))
-        # Short texts that have nothing secret in them: names, roles and types come again and again.
+        # Texts that have nothing secret in them: roles, names and prompts come again and again.
         self._clean: set[str] = set()
+        self._room = _MOST_CLEAN
+        self._bare = self if hook is None else Redaction(None, self._named)
 
     def variable_in(self, text: str) -> str | None:
         """Return the name of a variable whose secret the text has in it."""
@@ -150,7 +152,7 @@ class Redaction:
 
     def without_secrets(self, value: Any) -> Any:
         """Return JSON data without secrets, the hook not asked."""
-        return _Walk(Redaction(environment=self._named), numbers=False).value(value)
+        return _Walk(self._bare, numbers=False).value(value)
 
     def example(self, example: Example) -> Example:
         """Return an example as evaluators and critics may know it; the graph gets it as it is."""
@@ -186,8 +188,11 @@ class Redaction:
             masked = _SECRET_VALUE.sub(HIDDEN, masked)
         if masked != text:
             return masked
-        if len(text) <= _SHORT and len(self._clean) < _MOST_CLEAN:
-            self._clean.add(text)
+        self._room -= len(text)
+        if self._room < 0:  # begin again: what comes often is soon known again
+            self._clean.clear()
+            self._room = _MOST_CLEAN
+        self._clean.add(text)
         return text
 
     def number(self, number: float) -> Any:
@@ -240,11 +245,12 @@ class _Walk:
         return masked
 
     def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
-        name = self._redaction.name
-        again = {name(key): self.value(part) for key, part in value.items()}
-        same = len(again) == len(value) and all(
-            a is b and again[a] is value[b] for a, b in zip(again, value, strict=True)
-        )
+        name, again = self._redaction.name, {}
+        same = True
+        for key, part in value.items():
+            shown, masked = name(key), self.value(part)
+            same = same and shown is key and masked is part
+            again[shown] = masked
         return value if same else again
 
     def _sequence(self, value: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lg_textgrad.guards import words
 from lg_textgrad.parameter import Gradient, count_tokens
@@ -162,6 +163,7 @@ def _grouped(gradients: Sequence[Gradient], said: Callable[[Gradient], str]) -> 
     return sorted(notes, key=lambda note: -note.weight)
 
 
+@lru_cache(maxsize=4096)
 def rule(text: str) -> str:
     """Return a note without what it counts in the one reply that it judges."""
     return _COUNTED.sub("", text).strip() or text
@@ -206,11 +208,13 @@ def contradict(one: str, other: str) -> bool:
     return len(about_a & about_b) > 1 and bool(a and b) and a.isdisjoint(b)
 
 
+@lru_cache(maxsize=4096)
 def _about(text: str) -> frozenset[str]:
     """Return the words that say what a note is about, without their endings."""
     return frozenset(_stem(w) for w in words(text) if w not in _FRAME)
 
 
+@lru_cache(maxsize=4096)
 def _clauses(text: str) -> frozenset[tuple[frozenset[str], bool]]:
     """Return what each clause is about, and whether it forbids; quoted words are never cut."""
     spans: list[str] = []
@@ -228,11 +232,13 @@ def _clauses(text: str) -> frozenset[tuple[frozenset[str], bool]]:
     )
 
 
-def _when(text: str) -> list[list[str]]:
+@lru_cache(maxsize=4096)
+def _when(text: str) -> tuple[tuple[str, ...], ...]:
     """Return in which cases a note holds, clause by clause, as far as it says so first."""
-    return [words(m[0]) for m in _WHEN.finditer(text)]
+    return tuple(tuple(words(m[0])) for m in _WHEN.finditer(text))
 
 
+@lru_cache(maxsize=4096)
 def _values(text: str) -> frozenset[str]:
     """Return the numbers and the quoted words in a note."""
     numbers = {w for w in words(_QUOTED.sub(" ", text)) if any(c.isdigit() for c in w)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 
 import pytest
@@ -25,7 +27,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.ledger import aask
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
-from lg_textgrad.traffic import Lane, Patience, Route
+from lg_textgrad.traffic import Lane, Patience, Route, straight
 from tests.parts import QUICK, Scripted
 from tests.servers.openai_server import Fault, OpenAIServer, Reply
 
@@ -155,10 +157,12 @@ async def test_crowded_server_gets_as_much_as_it_takes_from_threads_and_coroutin
         async def asked(text):
             return (await aask(model, request(text), "critic")).text
 
-        with tg.use_ledger(ledger):
+        # Not in the loop's own executor: the SDK needs a thread of it while it holds a place.
+        with tg.use_ledger(ledger), ThreadPoolExecutor(20) as threads:
+            scope, loop = copy_context, asyncio.get_running_loop()
             said = await asyncio.gather(
                 *(asked(str(i)) for i in range(60)),
-                *(asyncio.to_thread(in_thread, i) for i in range(20)),
+                *(loop.run_in_executor(threads, scope().run, in_thread, i) for i in range(20)),
             )
         await model.aclose()
         refused = ledger.traffic.faults["rate_limited"]
@@ -471,3 +475,54 @@ async def test_reply_that_breaks_the_schema_is_not_asked_for_again():
 def test_patience_that_cannot_work_is_refused(options, says):
     with pytest.raises(ConfigurationError, match=says):
         Patience(**options)
+
+
+# One call goes as far as it can before the next one begins.
+
+
+async def test_call_is_sent_before_the_next_one_is_made_ready():
+    events = []
+
+    async def call(name):
+        events.append(f"{name} begins")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        events.append(f"{name} is sent")
+        await asyncio.sleep(0.01)
+        return name
+
+    assert await asyncio.gather(*(straight(call(name)) for name in "abc")) == ["a", "b", "c"]
+    assert events == [f"{name} {what}" for name in "abc" for what in ("begins", "is sent")]
+
+
+async def test_call_that_polls_lets_others_make_true_what_it_waits_for():
+    ready = []
+
+    async def polls():
+        while not ready:
+            await asyncio.sleep(0)
+        return "seen"
+
+    asyncio.get_running_loop().call_later(0.01, ready.append, True)
+    assert await straight(polls()) == "seen"
+
+
+async def test_call_that_is_cancelled_or_fails_tidies_up_and_says_so():
+    tidied = []
+
+    async def call(fails):
+        try:
+            await asyncio.sleep(0)
+            if fails:
+                raise ValueError("no")
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            tidied.append(fails)
+
+    with pytest.raises(ValueError, match="no"):
+        await straight(call(fails=True))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await straight(call(fails=False))
+    assert tidied == [True, False]

@@ -116,9 +116,13 @@ class _Connection(asyncio.Protocol):
         asked = hashlib.sha256(body).hexdigest()[:16]
         fault = state.fault(asked)
         delay = _SILENCE if fault == "hang" else state.latency
-        asyncio.get_running_loop().call_later(delay, self._answer, body, asked, fault)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay
+        # Written while it waits, so that the latency is what was asked for.
+        payload = b"" if fault in ("reset", "hang", "429", "500") else _said(body, asked, fault)
+        loop.call_at(due, self._answer, payload, asked, fault)
 
-    def _answer(self, body: bytes, asked: str, fault: str | None) -> None:
+    def _answer(self, payload: bytes, asked: str, fault: str | None) -> None:
         state = self._state
         state.under_way -= 1
         if self._transport is None:
@@ -133,15 +137,8 @@ class _Connection(asyncio.Protocol):
             wrong = {"error": {"message": f"a fault ({fault})", "type": "fault", "code": None}}
             self._send(int(fault), json.dumps(wrong).encode(), "retry-after-ms: 20\r\n")
         else:
-            request = json.loads(body)
-            text = reply(request)
-            if fault == "malformed" and "response_format" in request and int(asked, 16) % 2:
-                # The model's own text is cut; the other half of the time it is HTTP's.
-                text, fault = text[: len(text) // 2], None
-            else:
-                state.answered[asked] += fault is None
-            payload = _completion(request, text)
-            self._send(200, payload if fault is None else payload[: len(payload) // 2])
+            state.answered[asked] += fault is None
+            self._send(200, payload)
 
     def _send(self, status: int, payload: bytes, more: str = "") -> None:
         assert self._transport is not None
@@ -193,6 +190,18 @@ class _State:
         }
         self._begin()
         return found
+
+
+def _said(body: bytes, asked: str, fault: str | None) -> bytes:
+    """Return the answer to a request, cut in half where it is malformed."""
+    request = json.loads(body)
+    text = reply(request)
+    if fault is None:
+        return _completion(request, text)
+    if "response_format" in request and int(asked, 16) % 2:
+        return _completion(request, text[: len(text) // 2])  # the model's own text is cut
+    payload = _completion(request, text)  # the other half of the time it is HTTP's
+    return payload[: len(payload) // 2]
 
 
 def _completion(request: Mapping[str, Any], text: str) -> bytes:

@@ -64,7 +64,8 @@ class _Dialect:
     """Sampling parameters that the model does not take."""
 
     def enforces(self, schema: Mapping[str, Any]) -> bool:
-        return self.json_schema and canonical(schema) not in self.refused_schemas
+        refused = self.refused_schemas
+        return self.json_schema and not (refused and canonical(schema) in refused)
 
     def after(self, error: openai.APIStatusError, request: ModelRequest) -> _Dialect | None:
         """Return the dialect to try next; None when the error is about something else."""
@@ -285,7 +286,11 @@ class OpenAI:
         while True:
             payload = self._payload(request, dialect)
             try:
-                completion = await client.chat.completions.create(**payload)
+                # What `chat.completions.create` does, without looking for files and other unusual
+                # values in each part of a request that is plain JSON: a third of its time.
+                completion = await client.post(
+                    "/chat/completions", cast_to=ChatCompletion, body=payload
+                )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 learned = dialect.after(error, request)
                 if learned is None:
@@ -318,9 +323,7 @@ class OpenAI:
             payload["seed"] = request.seed
         if request.max_tokens is not None:
             payload[dialect.max_tokens] = request.max_tokens
-        if self._extra_body:
-            payload["extra_body"] = self._extra_body
-        return payload
+        return _merged(payload, self._extra_body)
 
     def _reply(
         self, completion: Any, request: ModelRequest, held: bool, seconds: float
@@ -390,6 +393,17 @@ class OpenAI:
 
     def _scrub(self, text: str) -> str:
         return scrub(text, self._secrets)
+
+
+def _merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body with what the user adds to it, as the SDK's `extra_body` would."""
+    for name, value in extra.items():
+        known = body.get(name)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            body[name] = _merged(dict(known), value)
+        else:
+            body[name] = value
+    return body
 
 
 def _meant(said: Any) -> tuple[int, ...]:

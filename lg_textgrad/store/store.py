@@ -37,6 +37,9 @@ def _by_key(table: sa.Table, *without: str) -> sa.Select[Any]:
     return sa.select(*columns).where(*(c == sa.bindparam(c.name) for c in table.primary_key))
 
 
+_MOST_KNOWN = 100_000
+"""Results of which it is remembered that they are there."""
+
 _RESULT = _by_key(tables.results, "request")
 _RUN, _FEEDBACK, _META = map(_by_key, (tables.runs, tables.feedback, tables.meta))
 
@@ -74,7 +77,8 @@ class Store:
         else:
             self.directory = Path(where)
             self._place = File(self.directory, read_only=read_only, busy_seconds=busy_seconds)
-        self._writer = Writer(self._place.write)
+        self._known = self._known_keys()
+        self._writer = Writer(self._write)
         self._readers = ThreadPoolExecutor(8, "lg_textgrad-read") if self._place.far else None
 
     @staticmethod
@@ -117,6 +121,9 @@ class Store:
 
     def get_result(self, key: str) -> tuple[Any, Usage] | None:
         """Return the reply stored under `key` and what it cost; None when there is none."""
+        known = self._known
+        if known is not None and hash(key) not in known:
+            return None  # most are asked for once, before they are paid for
         rows = self._checked(tables.results, _RESULT, key=key)
         if not rows:
             return None
@@ -144,7 +151,8 @@ class Store:
 
         It is on disk when this returns.
         """
-        self._put(self._result(key, kind, request, reply, usage, origin, model))
+        created = time.time()
+        self._put(self._result(key, kind, request, reply, usage, origin, model, created))
 
     async def aput_result(
         self,
@@ -158,7 +166,10 @@ class Store:
         model: object = None,
     ) -> None:
         """`put_result`, without holding up the event loop."""
-        await self._aput(self._result(key, kind, request, reply, usage, origin, model))
+        created = time.time()
+        await self._aput(
+            lambda: self._result(key, kind, request, reply, usage, origin, model, created)
+        )
 
     def _result(
         self,
@@ -169,6 +180,7 @@ class Store:
         usage: Usage,
         origin: str | None,
         model: object,
+        created: float,
     ) -> Write:
         return _row(
             tables.results,
@@ -177,7 +189,7 @@ class Store:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             seconds=usage.seconds,
-            created=time.time(),
+            created=created,
             origin=_text(origin),
             model=_text(model, 200),
             cached_tokens=usage.cached_tokens or None,
@@ -253,7 +265,7 @@ class Store:
 
     async def aput_run(self, run: Run) -> None:
         """`put_run`, without holding up the event loop."""
-        await self._aput(self._run(run))
+        await self._aput(lambda: self._run(run))
 
     def _run(self, run: Run) -> Write:
         return _row(
@@ -287,7 +299,7 @@ class Store:
         self, run_id: str, objective: str, score: float, feedback: Sequence[Feedback]
     ) -> None:
         """`put_feedback`, without holding up the event loop."""
-        await self._aput(self._scored(run_id, objective, score, feedback))
+        await self._aput(lambda: self._scored(run_id, objective, score, feedback))
 
     def _scored(
         self, run_id: str, objective: str, score: float, feedback: Sequence[Feedback]
@@ -416,15 +428,34 @@ class Store:
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
-    async def _aput(self, *rows: Write) -> None:
+    async def _aput(self, make: Callable[[], Write]) -> None:
         if self.where is None:  # there is no disk to wait for
-            self._put(*rows)
+            self._put(make())
             return
         self._check_writable()
         try:
-            await self._writer.aput(rows)
+            # Packing happens beside the event loop too: compression is half of what it takes.
+            await self._writer.aput(lambda: [make()])
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
+
+    def _known_keys(self) -> set[int] | None:
+        """Return the hashes of all results' keys; None where there are many, or others write.
+
+        What is near and open for writing is nobody else's to write.
+        """
+        if self._place.far or self._place.read_only:
+            return None
+        rows = self._rows(sa.select(tables.results.c.key).limit(_MOST_KNOWN + 1))
+        return None if len(rows) > _MOST_KNOWN else {hash(row.key) for row in rows}
+
+    def _write(self, rows: Sequence[Write]) -> None:
+        known = self._known
+        if known is not None:
+            known.update(hash(row["key"]) for table, row in rows if table is tables.results)
+            if len(known) > _MOST_KNOWN:
+                self._known = None
+        self._place.write(rows)
 
     def _check_writable(self) -> None:
         if self._place.read_only:

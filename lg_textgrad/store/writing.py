@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 from sqlalchemy.exc import OperationalError
 
@@ -15,6 +16,7 @@ from lg_textgrad.errors import StoreError
 from lg_textgrad.store.places import Write
 
 _FOR_ALL = (OperationalError, StoreError)
+_Make = Callable[[], Sequence[Write]]
 _Waiting = tuple[Sequence[Write], Future[None]]
 
 
@@ -28,7 +30,7 @@ class Writer:
     def __init__(self, write: Callable[[Sequence[Write]], None]) -> None:
         self._write = write
         self._turn = threading.Lock()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[tuple[_Make, Future[None]]] = deque()
         self._start = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._closed = False
@@ -36,12 +38,15 @@ class Writer:
     def put(self, rows: Sequence[Write]) -> None:
         """Write, and return when it is durable. Raises what the database raises."""
         with self._start:
-            done = self._submit(rows)
+            done = self._submit(lambda: rows)
         self._work()
         done.result()
 
-    async def aput(self, rows: Sequence[Write]) -> None:
-        """`put`, without holding up the event loop. A cancelled caller's write is made as well."""
+    async def aput(self, make: Callable[[], Sequence[Write]]) -> None:
+        """`put` what `make` returns, without holding up the event loop: it is called elsewhere.
+
+        A cancelled caller's write is made as well.
+        """
         loop = asyncio.get_running_loop()
         told: asyncio.Future[None] = loop.create_future()
 
@@ -54,7 +59,7 @@ class Writer:
                 loop.call_soon_threadsafe(tell)
 
         with self._start:
-            done = self._submit(rows)
+            done = self._submit(make)
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="lg_textgrad-store")
             self._thread.submit(self._work)
@@ -71,22 +76,32 @@ class Writer:
             thread.shutdown()
         self._work()
 
-    def _submit(self, rows: Sequence[Write]) -> Future[None]:
+    def _submit(self, make: _Make) -> Future[None]:
         if self._closed:
             raise StoreError("The store is closed, so nothing more can be written to it.")
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._waiting.append((rows, done))
+        self._waiting.append((make, done))
         return done
 
     def _work(self) -> None:
         """Write all that waits, unless somebody else has by the time it is our turn."""
         with self._turn:
-            group = []
-            while self._waiting:
-                group.append(self._waiting.popleft())
-            if group:
-                self._commit(group)
+            group: list[_Waiting] = []
+            try:
+                while self._waiting:
+                    make, done = self._waiting[0]
+                    try:
+                        group.append((make(), done))
+                    except Exception as error:  # what cannot be made into rows is its caller's
+                        done.set_exception(error)
+                    self._waiting.popleft()
+                if group:
+                    self._commit(group)
+            except BaseException:  # Ctrl-C here is not what the others asked for: their turn comes
+                left = [(partial(_same, rows), done) for rows, done in group if not done.done()]
+                self._waiting.extendleft(reversed(left))
+                raise
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
         try:
@@ -99,9 +114,10 @@ class Writer:
             else:
                 for one in group:
                     self._commit([one])
-        except BaseException:  # Ctrl-C here is not what the others asked for: their turn comes
-            self._waiting.extendleft(reversed(group))
-            raise
         else:
             for _, done in group:
                 done.set_result(None)
+
+
+def _same(rows: Sequence[Write]) -> Sequence[Write]:
+    return rows

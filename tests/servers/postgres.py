@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -105,6 +106,10 @@ class PostgresServer:
         """Kill the server as a crash would, with all its processes."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        with suppress(ProcessLookupError):  # the others of the group may still be answering
+            for _ in range(500):
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.01)
 
     def stop(self):
         if self.process is not None and self.process.poll() is None:

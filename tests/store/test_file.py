@@ -394,6 +394,7 @@ def test_database_of_something_else_is_not_touched(tmp_path):
 
 
 def test_failing_database_is_a_store_error(store):
+    store.put_result("k", "rollout", {}, 1, Usage())
     sql(store.directory, "DROP TABLE results")
     with pytest.raises(StoreError, match="no such table: results"):
         store.get_result("k")
