@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--val", type=int, default=24)
     parser.add_argument("--test", type=int, default=60)
+    # 1 is faster where each slot of a local server has to read a long prompt for itself.
+    parser.add_argument("--concurrency", type=int, default=4, help="of our own runs")
     parser.add_argument("--base-url")
     parser.add_argument("--model")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
@@ -105,6 +107,7 @@ def _ours(
         model=options.model,
         calls=options.calls,
         seed=seed,
+        concurrency=options.concurrency,
         store=options.runs / f"{task.name}-{method}-{seed}-{options.calls}",
     )
     spent = result["spent"]
@@ -121,7 +124,9 @@ def _test(task: Task, rows: Rows, prompt: str, options: argparse.Namespace) -> f
     """Score a prompt on the fresh rows. What was answered before is not asked again."""
     graph = graph_of(task, options.base_url, options.model)
     objective = tg.Objective([evaluator_of(task)])
-    with tg.Store(options.runs / "test") as store, tg.use_ledger(tg.Ledger(store, None, 4)):
+    with tg.Store(options.runs / "test") as store, tg.use_ledger(
+        tg.Ledger(store, None, options.concurrency)
+    ):
         runs = graph.record(examples_of(task, rows.test), prompts={"prompt": prompt})
         return objective(runs).score
 

@@ -70,7 +70,7 @@ def optimize(
     calls: int,
     seed: int,
     store: Path | None,
-    concurrency: int = 4,
+    concurrency: int,
 ) -> tuple[str, dict[str, Any]]:
     """Return the prompt that the optimizer ended with, and what it cost."""
     graph = graph_of(task, base_url, model)
