@@ -16,9 +16,11 @@ from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, Sizes, merged
+from lg_textgrad.optim.collected import Collected
 from lg_textgrad.optim.fewshot import FewShot
+from lg_textgrad.optim.guided import free_replies, with_their_own_runs
 from lg_textgrad.optim.output_rules import OutputRules
-from lg_textgrad.optim.strategies import Strategies
+from lg_textgrad.optim.strategies import ADVICE, Strategies
 from lg_textgrad.optim.tgd import TextualGradientDescent
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.run import Example
@@ -42,11 +44,13 @@ class Portfolio(Search):
     twice the rows, and so on. After the first heat those that helped are also joined, lines with
     lines and demonstrations with instructions, and the joined ones race along. The winner goes to
     acceptance, where the rows that it has run are not paid again; the second too when it is
-    refused.
+    refused. Where replies may give reasons, the lines of `Strategies` are tried on the batch first,
+    and what they led to is raced as demonstrations too.
 
     Members, unless given: `OutputRules`, `FewShot`, `TextualGradientDescent` with `model`,
-    `Strategies`. Cost: a round is about `batch_size` runs, the members' calls, and three times
-    `heat` runs for each proposal; it is made smaller where the budget has not that much left.
+    `Strategies`. Cost: a round is about `batch_size` runs, as many for each line of `Strategies`
+    where replies may give reasons, the members' calls, and three times `heat` runs for each
+    proposal; it is made smaller where the budget has not that much left.
     Successive halving after Jamieson and Talwalkar 2016.
     """
 
@@ -85,11 +89,13 @@ class Portfolio(Search):
         self.keep = keep
         self.max_proposals = max_proposals
         self.seed = seed
+        self.collected = Collected()
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "optimizer": "portfolio",
+            "version": 2,
             "members": [dict(m.fingerprint) for m in self.members],
             "rounds": self.rounds,
             "batch_size": self.batch_size,
@@ -106,6 +112,7 @@ class Portfolio(Search):
 
     def reset(self) -> None:
         super().reset()
+        self.collected = Collected()
         for member in self.members:
             member.reset()
 
@@ -120,6 +127,8 @@ class Portfolio(Search):
 
     def most_calls(self, sizes: Sizes) -> int:
         batch = min(self.batch_size, sizes.train)
+        lines = sum(len(m.lines) for m in self.members if isinstance(m, Strategies))
+        advised = batch * lines * sizes.prompts
         rows = min(self.heat, sizes.val)
         racing = self.max_proposals
         runs = batch + racing * rows
@@ -131,7 +140,7 @@ class Portfolio(Search):
         runs += 2 * (sizes.val - rows)  # two come to acceptance
         own = sum(member.step_calls(sizes.prompts) for member in self.members)
         blame = sizes.blame * batch if any(m.needs_gradients for m in self.members) else 0
-        return self.rounds * (runs * sizes.run + own + blame)
+        return self.rounds * ((runs + advised) * sizes.run + own + blame)
 
     async def asearch(self, bench: Bench) -> AsyncIterator[Proposal]:
         stream = batches(bench.train, self.batch_size, self.seed)
@@ -171,15 +180,41 @@ class Portfolio(Search):
                     found[proposal.hash] = proposal
                 else:
                     self.refused.append(refusal)
-        return list(found.values())
+        return await self._guided(bench, scored, list(found.values()))
+
+    async def _guided(
+        self, bench: Bench, scored: Sequence[Scored], proposals: Sequence[Proposal]
+    ) -> list[Proposal]:
+        """Return the proposals, before them advice with what it led to, without what did harm."""
+        for one in scored:
+            self.collected.add(one, 1.0)
+        advice = [
+            p
+            for p in proposals
+            if p.kind == ADVICE
+            and all(free_replies(self.collected, n) for n in p.changed(bench.incumbent))
+        ]
+        runs = len(advice) * len(scored)
+        if not advice or (bench.left is not None and 3 * runs * _calls(scored) > bench.left):
+            return list(proposals)
+        shown, harmful = await with_their_own_runs(bench, advice, scored)
+        for attempt in harmful:
+            self.observe(attempt)
+        lost = {attempt.proposal.hash for attempt in harmful}
+        allowed = []
+        for proposal in shown:
+            refusal = bench.refusal(proposal)
+            if refusal is None:
+                allowed.append(proposal)
+            else:
+                self.refused.append(refusal)
+        return [*allowed, *(p for p in proposals if p.hash not in lost)]
 
     def _places(self, bench: Bench, scored: Sequence[Scored]) -> int:
         """Return how many proposals the budget can still race: what a race costs is known."""
         if bench.left is None:
             return self.max_proposals
-        calls = sum(len(e.model_calls) for s in scored for e in s.run.executions)
-        a_run = max(1.0, calls / max(1, len(scored)))
-        return min(self.max_proposals, int(bench.left / (3 * self.heat * a_run)))
+        return min(self.max_proposals, int(bench.left / (3 * self.heat * _calls(scored))))
 
     async def _race(
         self, bench: Bench, proposals: Sequence[Proposal], val: Sequence[Example]
@@ -217,6 +252,12 @@ class Portfolio(Search):
             for p, scored in zip(running, found, strict=True)
         ]
         return sorted(runners, key=lambda r: -r.gain)
+
+
+def _calls(scored: Sequence[Scored]) -> float:
+    """Return how many model calls a run makes."""
+    calls = sum(len(e.model_calls) for s in scored for e in s.run.executions)
+    return max(1.0, calls / max(1, len(scored)))
 
 
 def varied(examples: Sequence[Example], seed: str) -> list[Example]:

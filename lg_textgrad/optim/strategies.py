@@ -11,6 +11,9 @@ from lg_textgrad.errors import ParameterError
 from lg_textgrad.optim.base import Optimizer, Proposal
 from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
 
+ADVICE = "strategy"
+"""The kind of proposals that add one line of advice to one prompt."""
+
 
 class Strategies(Optimizer):
     """Proposes each line of the template `strategies` for each parameter. No model call.
@@ -58,5 +61,5 @@ class Strategies(Optimizer):
                     parameter.check(text)
                 except ParameterError:
                     continue
-                proposals.append(Proposal({**now, parameter.name: text}, (edit,), "strategy"))
+                proposals.append(Proposal({**now, parameter.name: text}, (edit,), ADVICE))
         return proposals
