@@ -21,6 +21,7 @@ from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
 from lg_textgrad.store import tables
 from lg_textgrad.store.copying import copy
 from lg_textgrad.store.file import File
+from lg_textgrad.store.known import KnownResults
 from lg_textgrad.store.places import Memory, Place, Write
 from lg_textgrad.store.postgres import Postgres, is_url
 from lg_textgrad.store.records import decode_run, encode_run, frozen
@@ -36,9 +37,6 @@ def _by_key(table: sa.Table, *without: str) -> sa.Select[Any]:
     columns = [c for c in table.c if c.name not in without]
     return sa.select(*columns).where(*(c == sa.bindparam(c.name) for c in table.primary_key))
 
-
-_MOST_KNOWN = 100_000
-"""Results of which it is remembered that they are there."""
 
 _RESULT = _by_key(tables.results, "request")
 _RUN, _FEEDBACK, _META = map(_by_key, (tables.runs, tables.feedback, tables.meta))
@@ -77,7 +75,11 @@ class Store:
         else:
             self.directory = Path(where)
             self._place = File(self.directory, read_only=read_only, busy_seconds=busy_seconds)
-        self._known = self._known_keys()
+        try:
+            self._known = KnownResults(self._place)
+        except SQLAlchemyError as error:
+            self._place.close()
+            raise self._place.failure(error) from None
         self._writer = Writer(self._write)
         self._readers = ThreadPoolExecutor(8, "lg_textgrad-read") if self._place.far else None
 
@@ -121,9 +123,8 @@ class Store:
 
     def get_result(self, key: str) -> tuple[Any, Usage] | None:
         """Return the reply stored under `key` and what it cost; None when there is none."""
-        known = self._known
-        if known is not None and hash(key) not in known:
-            return None  # most are asked for once, before they are paid for
+        if self._known.lacks(key):
+            return None
         rows = self._checked(tables.results, _RESULT, key=key)
         if not rows:
             return None
@@ -151,8 +152,7 @@ class Store:
 
         It is on disk when this returns.
         """
-        created = time.time()
-        self._put(self._result(key, kind, request, reply, usage, origin, model, created))
+        self._put(self._result(key, kind, request, reply, usage, origin, model, time.time()))
 
     async def aput_result(
         self,
@@ -439,22 +439,8 @@ class Store:
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
-    def _known_keys(self) -> set[int] | None:
-        """Return the hashes of all results' keys; None where there are many, or others write.
-
-        What is near and open for writing is nobody else's to write.
-        """
-        if self._place.far or self._place.read_only:
-            return None
-        rows = self._rows(sa.select(tables.results.c.key).limit(_MOST_KNOWN + 1))
-        return None if len(rows) > _MOST_KNOWN else {hash(row.key) for row in rows}
-
     def _write(self, rows: Sequence[Write]) -> None:
-        known = self._known
-        if known is not None:
-            known.update(hash(row["key"]) for table, row in rows if table is tables.results)
-            if len(known) > _MOST_KNOWN:
-                self._known = None
+        self._known.note(rows)
         self._place.write(rows)
 
     def _check_writable(self) -> None:
