@@ -164,19 +164,27 @@ def _named(name: str) -> Any:
 
 
 def _check_options(
-    name: str, takes: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
+    name: str,
+    takes: Mapping[str, inspect.Parameter],
+    options: Mapping[str, Any],
+    what: str = "optimizer",
+    more: Iterable[str] = (),
 ) -> None:
+    """Raise `ConfigurationError` for an option that is not taken, or not as that.
+
+    `takes` are the parameters of the class, `more` the names of options that are not among them.
+    """
     for option, value in options.items():
         if option not in takes or option in _OURS:
-            has = ", ".join(sorted(n for n in takes if n not in _OURS))
+            has = ", ".join([*sorted(n for n in takes if n not in _OURS), *more])
             told = f"it has {has}" if has else "it has none"
-            raise ConfigurationError(f"The optimizer '{name}' has no option '{option}'; {told}.")
+            raise ConfigurationError(f"The {what} '{name}' has no option '{option}'; {told}.")
         default = takes[option].default
         kind, fits = _KINDS.get(type(default), ("", lambda _: True))
         if not fits(value):
             example = list(default) if isinstance(default, tuple) else default
             raise ConfigurationError(
-                f"The option '{option}' of the optimizer '{name}' must be {kind} like {example!r}, "
+                f"The option '{option}' of the {what} '{name}' must be {kind} like {example!r}, "
                 f"not {value!r}."
             )
 
@@ -232,15 +240,5 @@ def _check_critic_options(
     takes = {
         n: p for n, p in inspect.signature(CRITICS[name]).parameters.items() if n not in ours
     }
-    for option, value in options.items():
-        if option not in takes:
-            has = ", ".join([*sorted(takes), *(["around"] if name == "proven" else [])])
-            raise ConfigurationError(
-                f"The critic '{name}' has no option '{option}'; it has {has}."
-            )
-        wanted = type(takes[option].default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ConfigurationError(
-                f"The option '{option}' of the critic '{name}' must be a number like "
-                f"{takes[option].default}, not {value!r}."
-            )
+    more = ["around"] if name == "proven" else []
+    _check_options(name, takes, options, "critic", more)

@@ -14,16 +14,16 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from types import coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, wait_random_exponential
 
+from lg_textgrad._straight import straight
 from lg_textgrad.errors import (
     SYSTEMIC,
     ConfigurationError,
@@ -89,38 +89,6 @@ class Patience:
                 raise ConfigurationError(
                     f"Patience needs {name} of 0 or more seconds, not {getattr(self, name)}."
                 )
-
-
-_MOST_STEPS = 32
-"""Steps in a row: a coroutine that polls must let others make true what it waits for."""
-
-
-@coroutine
-def straight(awaited: Awaitable[T]) -> Generator[Any, Any, T]:
-    """Await a coroutine without giving way to others where it waits for nothing.
-
-    HTTP libraries give way at each of their steps. Of many calls that begin at once, the first
-    request would leave when the last one is ready to; like this it leaves first, and the server
-    works on it while the others are made ready.
-    """
-    steps, passed = awaited.__await__(), 0
-    try:
-        wanted = next(steps)
-        while True:
-            if wanted is None and passed < _MOST_STEPS:
-                passed += 1
-                wanted = steps.send(None)
-                continue
-            passed = 0
-            try:
-                given = yield wanted
-            except BaseException as error:
-                wanted = steps.throw(error)
-            else:
-                wanted = steps.send(given)
-    except StopIteration as done:
-        found: T = done.value
-        return found
 
 
 class Limiter:

@@ -142,7 +142,7 @@ def test_proven_credit_is_put_around_the_critic_that_is_named(around, kind):
         ("nodes", {}, "There is no critic 'nodes'; there are 'node', 'trace', 'auto', 'proven', 'self_rewarding'"),
         ("trace", {"tokens": 1}, "The critic 'trace' has no option 'tokens'; it has max_tokens, max"),
         ("node", {"model": "x"}, "The critic 'node' has no option 'model'"),
-        ("node", {"max_tokens": "9"}, "'max_tokens' of the critic 'node' must be a number like 300"),
+        ("node", {"max_tokens": "9"}, "'max_tokens' of the critic 'node' must be a whole number like 300"),
         ("auto", {"share": 0}, "`share` of AutoCritic is 0"),
         ("proven", {"around": "proven"}, "cannot be `around` itself"),
         ("proven", {"around": "self_rewarding"}, "cannot be `around` one that learns"),

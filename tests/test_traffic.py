@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lg_textgrad as tg
+from lg_textgrad._straight import straight
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
     ConfigurationError,
@@ -27,7 +28,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.ledger import aask
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
-from lg_textgrad.traffic import Lane, Patience, Route, straight
+from lg_textgrad.traffic import Lane, Patience, Route
 from tests.parts import QUICK, Scripted
 from tests.servers.openai_server import Fault, OpenAIServer, Reply
 

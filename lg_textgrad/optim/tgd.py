@@ -113,7 +113,7 @@ class TextualGradientDescent(Optimizer):
     def _templates(self) -> list[str]:
         """Return the names of what the model is asked with."""
         system = "rewriter" if self.edits == "lines" else "rewriter_whole"
-        more = ["rewriter_tried"] if self.momentum else []
+        more = ["again", *(["rewriter_tried"] if self.momentum else [])]
         more += ["rewriter_examples"] if self.in_context_examples else []
         return [system, f"{system}_case", *more]
 
@@ -186,10 +186,7 @@ class TextualGradientDescent(Optimizer):
         temperature = max(self.temperature, _BEAM_TEMPERATURE) if sample else self.temperature
         reason = ""
         for attempt in range(2):
-            asked = messages
-            if reason:
-                again = f"Your last reply was refused: {reason} Reply again."
-                asked = [*messages, {"role": "user", "content": again}]
+            asked = [*messages, templates.again(reason)] if reason else messages
             request = ModelRequest(
                 asked, schema, max_tokens, temperature, self.seed + 2 * sample + attempt
             )
