@@ -27,6 +27,7 @@ from evals.benchmarks.quality.ours import (
     optimize,
 )
 from evals.benchmarks.quality.tasks import TASKS, Rows, Task, rows_of
+from lg_textgrad.demos import split_demos
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -111,9 +112,11 @@ def _ours(
         store=options.runs / f"{task.name}-{method}-{seed}-{options.calls}",
     )
     spent = result["spent"]
+    instruction, demos = split_demos(prompt)
     return {
         "test": _test(task, rows, prompt, options),
-        "prompt": prompt,
+        "prompt": instruction,
+        "demonstrations": len(demos),  # rows of the data, which are not ours to publish
         "calls": spent["calls"],
         "tokens": spent["prompt_tokens"] + spent["completion_tokens"],
         "val": [result["baseline"]["val"], result["best"]["val"]],
