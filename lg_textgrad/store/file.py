@@ -150,6 +150,9 @@ class File:
                 made.execute("PRAGMA synchronous=FULL")
                 made.execute("PRAGMA fullfsync=ON")  # on macOS a plain fsync is none
                 made.execute("PRAGMA cell_size_check=ON")
+            except UnicodeDecodeError:
+                made.close()
+                raise _unreadable() from None
             except BaseException:
                 made.close()  # a file that is no database
                 raise
@@ -234,6 +237,13 @@ def _begin_explicitly(engine: sa.Engine) -> None:
     def begin(connection: sa.Connection) -> None:
         if connection.get_execution_options().get("writes"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _unreadable() -> sqlite3.DatabaseError:
+    """Return what SQLite says of a damaged schema, where its words quote what is no text."""
+    error = sqlite3.DatabaseError("malformed database schema")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def _readable(text: bytes) -> str:

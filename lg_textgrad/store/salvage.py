@@ -167,18 +167,22 @@ def _whole(table: sa.Table, row: dict[str, Any]) -> bool:
     return True
 
 
+_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""SQLite quotes a damaged schema in its errors, and that may be no text any more."""
+
+
 def _by_sqlite(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (table, row) of what SQLite gets to, in pieces around what it doesn't."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
         connection.row_factory = sqlite3.Row
-        with suppress(sqlite3.Error):
+        with suppress(*_UNREADABLE):
             connection.execute("PRAGMA writable_schema=ON")  # takes also a file that is too short
         for table in tables.sorted_tables:
             try:
                 (last,) = connection.execute(f"SELECT max(rowid) FROM {table.name}").fetchone()  # noqa: S608
-            except sqlite3.Error:
+            except _UNREADABLE:
                 last = None
             if last is not None:
                 yield from _pieces(connection, table, 1, last)
@@ -200,7 +204,7 @@ def _pieces(
                 else:  # of layout 1, which had no checks: what can be read is taken
                     with suppress(ValueError, TypeError, zlib.error):
                         yield table.name, new_row(table, dict(row), 1)
-        except sqlite3.Error:
+        except _UNREADABLE:
             if first < last:
                 middle = (first + last) // 2
                 ranges += [(middle + 1, last), (first, middle)]

@@ -110,7 +110,14 @@ def beheaded(path):
     overwrite(path, 0, bytes(100))
 
 
-@pytest.mark.parametrize("harm", [garbage, half, beheaded])
+def misspelt(path):
+    """What SQLite quotes of the schema in its error is no text."""
+    whole = path.read_bytes()
+    assert b"CREATE TABLE results" in whole
+    path.write_bytes(whole.replace(b"CREATE TABLE results", b"CREATE \xb6\xb6BLE results"))
+
+
+@pytest.mark.parametrize("harm", [garbage, half, beheaded, misspelt])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_damage_is_noticed_on_opening(filled, tmp_path, harm, read_only):
     folder = copied(filled, "closed", tmp_path / "run")
