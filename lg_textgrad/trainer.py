@@ -362,7 +362,7 @@ class Trainer:
         self.optimizer.see(scored)
         if self.optimizer.needs_gradients:
             await bench.abackward(scored, working)
-        proposals = self._guarded(await self.optimizer.aproposals(), bench)
+        proposals = self.optimizer.allowed(await self.optimizer.aproposals(), bench)
         self._event("proposals", step=step, proposals=proposals, refused=self.optimizer.refused)
         helped = await self._screen(store, step, bench, proposals, scored, parent, progress)
         joined = merging(self.selection)(progress.pool, progress.best, dice)
@@ -381,24 +381,13 @@ class Trainer:
         """Let the optimizer's own loop run; each candidate that it yields goes to acceptance."""
         async for proposal in search.asearch(bench):
             progress.steps += 1
-            kept = self._guarded([proposal], bench)
+            kept = self.optimizer.allowed([proposal], bench)
             if kept and proposal.candidate != progress.best.candidate:
                 await self._gate(store, progress.steps, kept, None, bench, None, progress)
             self._keep_time(store)
             if progress.best.score >= 1:
                 return "full_marks"
         return "steps"
-
-    def _guarded(self, proposals: Sequence[Proposal], bench: Workbench) -> list[Proposal]:
-        """Return the proposals that keep every promise; what breaks one costs no rollout."""
-        kept = []
-        for proposal in proposals:
-            refusal = bench.refusal(proposal)
-            if refusal is None:
-                kept.append(proposal)
-            else:
-                self.optimizer.refused.append(refusal)
-        return kept
 
     async def _screen(
         self,

@@ -188,6 +188,20 @@ class Optimizer(abc.ABC):
         for parameter in self.parameters.values():
             parameter.grad.clear()
 
+    def allowed(self, proposals: Iterable[Proposal], bench: Bench) -> list[Proposal]:
+        """Return the proposals that keep every promise; why others don't is in `refused`.
+
+        Before any rollout: what breaks a promise costs none.
+        """
+        kept = []
+        for proposal in proposals:
+            refusal = bench.refusal(proposal)
+            if refusal is None:
+                kept.append(proposal)
+            else:
+                self.refused.append(refusal)
+        return kept
+
     def observe(self, attempt: Attempt) -> None:
         """Take note of what came of a proposal."""
         self.history.append(attempt)

@@ -90,7 +90,7 @@ class FewShot(Optimizer):
                 for demos in self._sets(turns, f"{self.seed}/{name}"):
                     text = render_demos(parameter.value, demos)
                     proposal = Proposal({**now, name: text}, (), kind)
-                    if proposal.hash not in tried and _fits(parameter, text):
+                    if proposal.hash not in tried and fits(parameter, text):
                         proposals.setdefault(proposal.hash, proposal)
         return list(proposals.values())
 
@@ -108,14 +108,7 @@ class FewShot(Optimizer):
         return kinds
 
     def _sets(self, turns: Sequence[Turn], seed: str) -> list[list[Demo]]:
-        demos = [
-            (t.example.id, demo)
-            for t in turns
-            if (demo := Demo(t.asked, t.replied)).readable
-            and demo.output
-            and not planted(demo.inputs)
-            and not planted(demo.output)
-        ]
+        demos = [(t.example.id, demo) for t in turns if (demo := demo_of(t)) is not None]
         found: list[list[Demo]] = []
         for number in range(self.sets):
             order = sorted(demos, key=lambda pair: pair[0])
@@ -128,7 +121,16 @@ class FewShot(Optimizer):
         return found
 
 
-def _fits(parameter: Parameter, text: str) -> bool:
+def demo_of(turn: Turn) -> Demo | None:
+    """Return a turn as a demonstration; None when it can't be read back, or may be an attack."""
+    demo = Demo(turn.asked, turn.replied)
+    if not demo.readable or not demo.output or planted(demo.inputs) or planted(demo.output):
+        return None
+    return demo
+
+
+def fits(parameter: Parameter, text: str) -> bool:
+    """Return whether the text is another one that the parameter takes."""
     if text == parameter.full:
         return False
     try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lg_textgrad.demos import Demo, render_demos, split_demos
-from lg_textgrad.errors import ParameterError
+from lg_textgrad.demos import render_demos, split_demos
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Attempt, Bench, Proposal
 from lg_textgrad.optim.collected import Collected
-from lg_textgrad.optim.fewshot import spread_out
-from lg_textgrad.planted import planted
+from lg_textgrad.optim.fewshot import demo_of, fits, spread_out
 
 _SIZES = (2, 4)
 _MOST_LINES = 2
@@ -76,24 +74,13 @@ def _shown(
     for scored in runs:
         seen.add(scored, threshold)
     [name] = advice.changed(bench.incumbent)
-    demos = [
-        demo
-        for turn in seen.good.get(name, {}).values()
-        if (demo := Demo(turn.asked, turn.replied)).readable
-        and demo.output
-        and not planted(demo.inputs)
-        and not planted(demo.output)
-    ]
-    spread = spread_out(demos, max_tokens)
+    good = seen.good.get(name, {}).values()
+    spread = spread_out([demo for t in good if (demo := demo_of(t)) is not None], max_tokens)
     instruction, _ = split_demos(advice.candidate[name])
     proposals = []
     for size in _SIZES:
         text = render_demos(instruction, spread[:size])
-        try:
-            bench.parameters[name].check(text)
-        except ParameterError:
-            continue
-        if len(spread) >= size:
+        if len(spread) >= size and fits(bench.parameters[name], text):
             candidate = {**advice.candidate, name: text}
             proposals.append(Proposal(candidate, advice.edits, "strategy with its own runs"))
     return proposals

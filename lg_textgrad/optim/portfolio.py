@@ -173,14 +173,9 @@ class Portfolio(Search):
         found: dict[str, Proposal] = {}
         for turn in zip_longest(*(task.result() for task in tasks)):
             for proposal in turn:
-                if proposal is None or proposal.hash in tried or proposal.hash in found:
-                    continue
-                refusal = bench.refusal(proposal)
-                if refusal is None:
-                    found[proposal.hash] = proposal
-                else:
-                    self.refused.append(refusal)
-        return await self._guided(bench, scored, list(found.values()))
+                if proposal is not None and proposal.hash not in tried:
+                    found.setdefault(proposal.hash, proposal)
+        return await self._guided(bench, scored, self.allowed(found.values(), bench))
 
     async def _guided(
         self, bench: Bench, scored: Sequence[Scored], proposals: Sequence[Proposal]
@@ -201,14 +196,7 @@ class Portfolio(Search):
         for attempt in harmful:
             self.observe(attempt)
         lost = {attempt.proposal.hash for attempt in harmful}
-        allowed = []
-        for proposal in shown:
-            refusal = bench.refusal(proposal)
-            if refusal is None:
-                allowed.append(proposal)
-            else:
-                self.refused.append(refusal)
-        return [*allowed, *(p for p in proposals if p.hash not in lost)]
+        return [*self.allowed(shown, bench), *(p for p in proposals if p.hash not in lost)]
 
     def _places(self, bench: Bench, scored: Sequence[Scored]) -> int:
         """Return how many proposals the budget can still race: what a race costs is known."""

@@ -97,13 +97,7 @@ class FromRuns(Search):
         if ledger is not None:
             ledger.store.put_gradients(step, gradients)
         _tell(bench, "gradients", step=step, gradients=gradients)
-        proposals = []
-        for proposal in await self.optimizer.aproposals():
-            refusal = bench.refusal(proposal)
-            if refusal is None:
-                proposals.append(proposal)
-            else:
-                self.refused.append(refusal)
+        proposals = self.allowed(await self.optimizer.aproposals(), bench)
         _tell(bench, "proposals", step=step, proposals=proposals, refused=self.refused)
         return await self._screened(proposals, incumbent, bench)
 

@@ -24,8 +24,9 @@ class KnownResults:
     def __init__(self, place: Place) -> None:
         self._hashes: set[int] | None = None
         if not (place.far or place.read_only):
-            rows = place.rows(sa.select(results.c.key).limit(_MOST + 1))
-            self._hashes = {hash(row.key) for row in rows} if len(rows) <= _MOST else None
+            keys = sa.select(results.c.key)
+            if not place.rows(keys.limit(1).offset(_MOST)):  # counting them all would take longer
+                self._hashes = {hash(row.key) for row in place.rows(keys)}
 
     def lacks(self, key: str) -> bool:
         """Return whether the result is certainly not there."""

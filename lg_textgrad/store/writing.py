@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 
 from sqlalchemy.exc import OperationalError
 
@@ -87,20 +86,15 @@ class Writer:
     def _work(self) -> None:
         """Write all that waits, unless somebody else has by the time it is our turn."""
         with self._turn:
-            group: list[_Waiting] = []
+            taken: list[tuple[_Make, Future[None]]] = []
             try:
                 while self._waiting:
-                    make, done = self._waiting[0]
-                    try:
-                        group.append((make(), done))
-                    except Exception as error:  # what cannot be made into rows is its caller's
-                        done.set_exception(error)
-                    self._waiting.popleft()
+                    taken.append(self._waiting.popleft())
+                group = _made(taken)
                 if group:
                     self._commit(group)
             except BaseException:  # Ctrl-C here is not what the others asked for: their turn comes
-                left = [(partial(_same, rows), done) for rows, done in group if not done.done()]
-                self._waiting.extendleft(reversed(left))
+                self._waiting.extendleft(pair for pair in reversed(taken) if not pair[1].done())
                 raise
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
@@ -119,5 +113,12 @@ class Writer:
                 done.set_result(None)
 
 
-def _same(rows: Sequence[Write]) -> Sequence[Write]:
-    return rows
+def _made(taken: Sequence[tuple[_Make, Future[None]]]) -> list[_Waiting]:
+    """Return the rows of each; whoever's cannot be made is told so."""
+    group = []
+    for make, done in taken:
+        try:
+            group.append((make(), done))
+        except Exception as error:
+            done.set_exception(error)
+    return group
