@@ -9,12 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future, wait
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_TURNS = 24
+"""Turns of the loop: what LangGraph and an SDK take to send their first request, and some more."""
+
+_THREADS = 256
+"""Of sync nodes, which mostly wait for a model. asyncio's own few (6 on two cores) would be all
+taken by nodes that wait for their turn, while the call whose turn it is needs one too."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -26,6 +33,7 @@ def background_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None or _loop.is_closed():
             _loop = asyncio.new_event_loop()
+            _loop.set_default_executor(ThreadPoolExecutor(_THREADS, "lg_textgrad-node"))
             threading.Thread(
                 target=_loop.run_forever, name="lg_textgrad-sync", daemon=True
             ).start()
@@ -94,3 +102,22 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
             failed = failed.exceptions[0]
     if failed is not None:
         raise failed
+
+
+async def all_at_once(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return what the coroutines return, in their order. The first failure stops the others.
+
+    Each begins a few turns of the loop before the next, so that the first request leaves when it
+    is ready and not when the last one is: the server works on it while others are made ready, and
+    its answer is dealt with before theirs come.
+    """
+    tasks: list[asyncio.Task[T]] = []
+    async with task_group() as group:
+        for coroutine in coroutines:
+            task = group.create_task(coroutine)
+            tasks.append(task)
+            for _ in range(_TURNS):
+                if task.done():
+                    break
+                await asyncio.sleep(0)
+    return [task.result() for task in tasks]

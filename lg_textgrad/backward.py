@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from lg_textgrad._sync import task_group
+from lg_textgrad._sync import all_at_once, task_group
 from lg_textgrad.critics.base import (
     Blame,
     Critic,
@@ -37,16 +37,12 @@ async def abackward(loss: Loss, critic: Critic, *, threshold: float = THRESHOLD)
     is asked once a run instead.
     """
     beside = sum(scored.score < 1 for scored in loss.scored)
-    async with task_group() as group:
-        tasks = [
-            group.create_task(backward_run(s, critic, threshold, beside)) for s in loss.scored
-        ]
-    gradients = [gradient for task in tasks for gradient in task.result()]
+    found = await all_at_once(backward_run(s, critic, threshold, beside) for s in loss.scored)
     # Only now, so that a failure half-way leaves no parameter half-filled.
-    for scored, task in zip(loss.scored, tasks, strict=True):
-        for gradient in task.result():
+    for scored, gradients in zip(loss.scored, found, strict=True):
+        for gradient in gradients:
             scored.run.parameters[gradient.parameter].grad.append(gradient)
-    return gradients
+    return [gradient for gradients in found for gradient in gradients]
 
 
 async def backward_run(

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from lg_textgrad._hashing import to_plain
-from lg_textgrad._sync import task_group
+from lg_textgrad._sync import all_at_once
 from lg_textgrad.acceptance import Acceptance, Outcome, Verdict
 from lg_textgrad.critics.base import Critic
 from lg_textgrad.demos import split_demos
@@ -110,9 +110,7 @@ class Workbench:
             )
             return loss.scored[0]
 
-        async with task_group() as group:
-            tasks = [group.create_task(one(example)) for example in examples]
-        scored = [task.result() for task in tasks]
+        scored = await all_at_once(one(example) for example in examples)
         if purpose == "batch":  # what critics read, and rewriters after them
             for one_run in scored:
                 self._provenance.see(one_run)
@@ -140,9 +138,7 @@ class Workbench:
             async with lanes:
                 return await self.ascore(examples, candidate, purpose, at_once=each)
 
-        async with task_group() as group:
-            tasks = [group.create_task(one(candidate)) for candidate in candidates]
-        return [task.result() for task in tasks]
+        return await all_at_once(one(candidate) for candidate in candidates)
 
     async def acompare(
         self,

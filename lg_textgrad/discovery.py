@@ -13,7 +13,7 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.pregel import Pregel
 
-from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.bindings.base import Binding, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding
@@ -115,9 +115,8 @@ async def find_in(
     examples = as_examples(_row(row) for row in inputs)
     if not examples:
         raise DataError("Discovery needs at least one input to run the graph on, better two.")
-    async with ledger_at_hand() as ledger, task_group() as group:
-        started = [group.create_task(_run(graph, plain, example, ledger)) for example in examples]
-    done = [task.result() for task in started]
+    async with ledger_at_hand() as ledger:
+        done = await all_at_once(_run(graph, plain, example, ledger) for example in examples)
     runs = [run for run, _, _ in done]
     failures = [_failure(run) for run in runs if run.error]
     for failure in failures:

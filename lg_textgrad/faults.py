@@ -38,6 +38,8 @@ _RESETS = frozenset(
      "IncompleteRead", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError",
      "ClientOSError", "ClientPayloadError", "ConnectionClosedError"}
 )  # fmt: skip
+_DROPPED = frozenset({"ServerDisconnectedError", "ClientOSError", "ClientConnectionResetError"})
+"""What aiohttp itself raises; as exact names, for a connector's errors derive from them."""
 _LIMITS = frozenset(
     {"ModelRateLimitError", "RateLimitError", "ResourceExhausted", "TooManyRequests",
      "ThrottlingException"}
@@ -103,7 +105,17 @@ def fault_of(error: BaseException) -> Fault | None:
     return _by_name(error)
 
 
+def was_dropped(error: BaseException) -> bool:
+    """Return whether the server took the connection and closed it without an answer.
+
+    The SDKs' aiohttp transports report that as a connection that took too long to be made.
+    """
+    return any(type(each).__name__ in _DROPPED for each in _chain(error))
+
+
 def _by_name(error: BaseException) -> Fault | None:
+    if was_dropped(error):
+        return Fault("reset")
     names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if names & _NOT_CONNECTED:
         return Fault("unreachable")

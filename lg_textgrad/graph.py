@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 from langgraph.pregel import Pregel
 
 from lg_textgrad._hashing import digest
-from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.bindings.answering import Correction
 from lg_textgrad.bindings.base import Binding, Declared, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
@@ -185,9 +185,8 @@ class TrainableGraph:
                     on_run(run)
                 return run
 
-        async with ledger_at_hand() as ledger, task_group() as group:
-            tasks = [group.create_task(one(example, ledger)) for example in examples]
-        return [task.result() for task in tasks]
+        async with ledger_at_hand() as ledger:
+            return await all_at_once(one(example, ledger) for example in examples)
 
     def record(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lg_textgrad._hashing import digest
-from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad._sync import all_at_once, run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.errors import ConfigurationError, EvaluatorError
 from lg_textgrad.evaluators import (
@@ -158,9 +158,7 @@ class Objective:
         whose judge could not be reached, though others could, for as long as that lasts. Raises
         `EvaluatorError` when an evaluator raises or returns something that is no score.
         """
-        async with task_group() as group:
-            tasks = [group.create_task(self._score(run)) for run in runs]
-        return Loss(tuple(task.result() for task in tasks))
+        return Loss(tuple(await all_at_once(self._score(run) for run in runs)))
 
     async def asummarize(self, scored: Sequence[Scored]) -> list[Feedback]:
         """Return what the summary evaluators say of a whole batch; scores in their own unit.

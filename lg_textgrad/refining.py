@@ -14,7 +14,7 @@ from langgraph.pregel import Pregel
 
 from lg_textgrad import templates
 from lg_textgrad._hashing import digest, to_plain
-from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.asking import Writer
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.cutting import cut
@@ -299,12 +299,10 @@ class _Refinement:
 
     async def _afirst(self, variable: str | None) -> Place:
         """Take the graph's own answer, the one that most samples give, for the first draft."""
-        async with task_group() as group:
-            tasks = [
-                group.create_task(self.graph.arecord([self.example], sample=n))
-                for n in range(self.votes)
-            ]
-        runs = [run for task in tasks for run in task.result()]
+        found = await all_at_once(
+            self.graph.arecord([self.example], sample=n) for n in range(self.votes)
+        )
+        runs = [run for each in found for run in each]
         good = [run for run in runs if run.error is None]
         if not good:
             raise GraphError(f"The graph failed on this input: {runs[0].error}", run_id=runs[0].id)
@@ -379,9 +377,7 @@ class _Refinement:
             except ParameterError as error:
                 return error
 
-        async with task_group() as group:
-            tasks = [group.create_task(one(sample)) for sample in range(self.votes)]
-        made = [task.result() for task in tasks]
+        made = await all_at_once(one(sample) for sample in range(self.votes))
         self.refused += [f"reviser: {why}" for why in made if isinstance(why, ParameterError)]
         return [text for text in made if isinstance(text, str)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import openai
 import pytest
 
 from lg_textgrad.errors import (
@@ -14,6 +15,9 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
 )
 from lg_textgrad.faults import Fault, asked_wait, fault_of, out_of_credit, status_of
+from tests.servers import free_port
+from tests.servers.openai_server import Fault as Answer
+from tests.servers.openai_server import OpenAIServer
 
 
 class Response:
@@ -147,3 +151,29 @@ NOON = 1_780_000_000.0
 def test_wait_that_the_server_asks_for(headers, seconds):
     found = asked_wait(headers, NOON)
     assert found == (seconds if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(Answer.reset(), "reset"), (Answer.hang(30), "timeout")]
+)
+async def test_fault_is_known_through_aiohttp_too(answer, kind):
+    with OpenAIServer(lambda body: answer) as server:
+        async with openai.DefaultAioHttpClient(trust_env=False) as transport:
+            client = openai.AsyncOpenAI(
+                base_url=server.base_url, api_key="none", max_retries=0, timeout=0.7,
+                http_client=transport,
+            )  # fmt: skip
+            with pytest.raises(openai.APIConnectionError) as caught:
+                await client.chat.completions.create(model="test-model", messages=[])
+    assert fault_of(caught.value) == Fault(kind)
+
+
+async def test_nobody_listening_is_known_through_aiohttp_too():
+    async with openai.DefaultAioHttpClient(trust_env=False) as transport:
+        client = openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{free_port()}/v1", api_key="none", max_retries=0,
+            http_client=transport,
+        )  # fmt: skip
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await client.chat.completions.create(model="test-model", messages=[])
+    assert fault_of(caught.value) == Fault("unreachable")

@@ -7,7 +7,9 @@ import operator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypedDict
 
+import openai
 import pytest
+from langchain_openai import ChatOpenAI
 from langgraph.cache.memory import InMemoryCache
 from langgraph.graph import START, StateGraph
 from langgraph.types import CachePolicy
@@ -16,6 +18,7 @@ import lg_textgrad as tg
 from lg_textgrad.bindings.base import Declared
 from lg_textgrad.errors import DataError, GraphError, ParameterError
 from tests.parts import Chat, echo
+from tests.servers.openai_server import OpenAIServer
 
 
 class S(TypedDict, total=False):
@@ -144,7 +147,7 @@ async def test_at_most_max_runs_are_in_memory():
         nonlocal now, peak
         now += 1
         peak = max(peak, now)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
         now -= 1
         return {"a": ""}
 
@@ -291,3 +294,30 @@ def test_graph_that_holds_more_leaves_the_first_as_it_was():
     assert more.fingerprint == graph.fingerprint
     with pytest.raises(ParameterError, match="Two parameters are named 'a'"):
         more.holding(Declared({"a": tg.Parameter("a", "y")}))
+
+
+def test_sync_nodes_ask_at_once_up_to_the_limit():
+    all_there, waiting = asyncio.Event(), set()
+
+    async def handler(body):
+        waiting.add(body["messages"][-1]["content"])
+        if len(waiting) == 24:
+            all_there.set()
+        await asyncio.wait_for(all_there.wait(), 20)
+        return "ok"
+
+    with OpenAIServer(handler) as server, openai.DefaultHttpxClient(trust_env=False) as client:
+        model = ChatOpenAI(
+            model="test-model", base_url=server.base_url, api_key="none", max_retries=0,
+            http_client=client,
+        )  # fmt: skip
+
+        def node(state):
+            return {"a": model.invoke(state["q"]).content}
+
+        builder = StateGraph(S).add_node("node", node).add_edge(START, "node")
+        graph = tg.TrainableGraph(builder.compile(), [])
+        examples = [{"inputs": {"q": f"question {n}"}} for n in range(24)]
+        with tg.Store() as store, tg.use_ledger(tg.Ledger(store, max_concurrency=24)):
+            runs = graph.record(examples, max_runs=24)
+        assert [run.outputs["a"] for run in runs] == ["ok"] * 24

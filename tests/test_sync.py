@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from lg_textgrad._sync import run_sync, task_group
+from lg_textgrad._sync import all_at_once, run_sync, task_group
 
 var = ContextVar("var", default="none")
 
@@ -136,3 +136,52 @@ async def test_cancelling_the_caller_cancels_the_group():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_all_at_once_returns_results_in_their_order_however_they_end():
+    async def ends(after):
+        for _ in range(after):
+            await asyncio.sleep(0)
+        return after
+
+    assert await all_at_once(ends(n) for n in (90, 3, 50, 0)) == [90, 3, 50, 0]
+
+
+async def test_all_at_once_waits_for_nobody_but_lets_the_first_go_first():
+    seen = []
+    everyone = asyncio.Event()
+
+    async def one(n):
+        for step in range(5):  # what it takes to send a request
+            seen.append((n, step))
+            await asyncio.sleep(0)
+        if n == 2:
+            everyone.set()
+        await everyone.wait()  # only ends when all have begun
+
+    await all_at_once(one(n) for n in range(3))
+    assert seen == [(n, step) for n in range(3) for step in range(5)]
+
+
+async def test_all_at_once_raises_the_first_failure_and_begins_no_more():
+    begun = []
+
+    async def one(n):
+        begun.append(n)
+        if n == 1:
+            raise KeyError("k")
+        await asyncio.sleep(30)
+
+    with pytest.raises(KeyError):
+        await all_at_once(one(n) for n in range(5))
+    assert begun == [0, 1]
+
+
+def test_threads_are_enough_for_many_that_wait_for_each_other():
+    everyone = threading.Barrier(100)
+
+    async def all_wait():
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(None, everyone.wait, 20) for _ in range(100)))
+
+    run_sync(all_wait())

@@ -45,7 +45,7 @@ class Steps:
     """Training steps on one graph and one store, as a notebook would make them."""
 
     def __init__(self, server: Server, store: tg.Store, nodes: int, samples: int) -> None:
-        self.connections = openai.DefaultAsyncHttpxClient(trust_env=False)
+        self.connections = openai.DefaultAioHttpClient(trust_env=False)
         model = chat(server.base_url, max_retries=0, http_async_client=self.connections)
         self.model = tg.models.OpenAI(MODEL, base_url=server.base_url, api_key="none")
         self.graph = build(model, nodes)
@@ -109,7 +109,7 @@ async def our_steps(
 
 async def sdk_cpu(server: Server, bodies: Sequence[Any], at_once: int, repeat: int) -> float:
     """Return the least CPU, in seconds per call, that the SDK needs for these requests."""
-    connections = openai.DefaultAsyncHttpxClient(trust_env=False)
+    connections = openai.DefaultAioHttpClient(trust_env=False)
     client = openai.AsyncOpenAI(
         base_url=server.base_url, api_key="none", max_retries=0, http_client=connections
     )
@@ -128,7 +128,7 @@ async def without_us(
     server: Server, nodes: int, samples: int, bodies: Sequence[Any], repeat: int
 ) -> tuple[float, float]:
     """Return the least seconds, and CPU per call, of the bare graph and SDK with these requests."""
-    connections = openai.DefaultAsyncHttpxClient(trust_env=False)
+    connections = openai.DefaultAioHttpClient(trust_env=False)
     graph = build(chat(server.base_url, max_retries=0, http_async_client=connections), nodes).graph
     assert graph is not None, "it was compiled here"
     client = openai.AsyncOpenAI(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from lg_textgrad import templates
-from lg_textgrad._sync import task_group
+from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.critics.base import CriticRequest, Critique
 from lg_textgrad.critics.cutting import cut
@@ -189,9 +189,7 @@ class SelfRewardingCritic:
         if text is None:
             return
         critic = self._with(text)
-        async with task_group() as group:
-            tasks = [group.create_task(_weight(critic, p)) for p in known]
-        weights = [task.result() for task in tasks]
+        weights = await all_at_once(_weight(critic, p) for p in known)
         after = concordance([(w, p.gain) for w, p in zip(weights, known, strict=True)])
         assert after is not None, "the gains are those of before"
         kept = after > before

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 from weakref import WeakKeyDictionary, finalize
 
 import openai
@@ -51,6 +52,7 @@ from lg_textgrad.traffic import Route, lane_in_scope
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _NO_KEY = "none"
 """What the SDK is given for servers that ask for no key; it insists on one."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
@@ -264,9 +266,7 @@ class OpenAI:
                 base_url=self._base_url,
                 timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
                 max_retries=self._max_retries,
-                http_client=openai.DefaultAsyncHttpxClient(
-                    trust_env=not is_loopback(self._base_url), event_hooks={"response": [_heed]}
-                ),
+                http_client=_transport(self._base_url),
             )
             keeper = _keep(client, loop, self._clients, self._guard)
             forgotten = finalize(self, _close_soon, keeper, loop)
@@ -410,6 +410,18 @@ def _meant(said: Any) -> tuple[int, ...]:
     """Return the status that a gateway means by an error under status 200, if it says."""
     code = said.get("code") if isinstance(said, Mapping) else None
     return (code,) if isinstance(code, int) else ()
+
+
+def _transport(base_url: str) -> Any:
+    """Return the HTTP client for a server: never a proxy's where that is on loopback."""
+    trust_env = not is_loopback(base_url)
+    # The SDK's aiohttp transport is the quicker one: the other asks the system about each idle
+    # connection for each request. But it takes no SOCKS proxy, and no password in an address.
+    proxies = getproxies().values() if trust_env else ()
+    plain = not any(proxy.lower().startswith("socks") for proxy in proxies)
+    plain = plain and urlsplit(base_url).username is None
+    make = openai.DefaultAioHttpClient if plain else openai.DefaultAsyncHttpxClient
+    return make(trust_env=trust_env, event_hooks={"response": [_heed]})
 
 
 async def _heed(response: Any) -> None:

@@ -18,7 +18,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit
+from lg_textgrad.faults import fault_of, out_of_credit, was_dropped
 from lg_textgrad.models._redact import brief, scrub, shown_url
 from lg_textgrad.models.schema import whole_text
 
@@ -152,13 +152,14 @@ def _connection_error(
         cause = cause.__cause__
         if names & _NOT_CONNECTED:
             break
+    dropped = was_dropped(error)
     detail = brief(scrub(detail, secrets))
-    if names & _NOT_CONNECTED:
+    if names & _NOT_CONNECTED and not dropped:
         return ModelUnreachableError(
             f"Nobody answers at {at} ({detail}); start the server or correct --base-url.",
             fault="unreachable",
         )
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError) and not dropped:
         return ModelBusyError(
             f"The server at {at} did not answer in time, retries included; ask for less at once,"
             " or raise timeout.",

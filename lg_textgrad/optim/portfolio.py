@@ -10,7 +10,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from lg_textgrad._hashing import canonical
-from lg_textgrad._sync import task_group
+from lg_textgrad._sync import all_at_once
 from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.models.base import ChatModel
@@ -165,13 +165,12 @@ class Portfolio(Search):
             member.see(scored)
         if any(member.needs_gradients for member in self.members):
             await bench.abackward(scored)
-        async with task_group() as group:
-            tasks = [group.create_task(member.aproposals()) for member in self.members]
+        proposed = await all_at_once(member.aproposals() for member in self.members)
         refused = [why for member in self.members for why in member.refused]
         self.refused += refused[len(self.refused) :]
         tried = {a.proposal.hash for a in self.history}
         found: dict[str, Proposal] = {}
-        for turn in zip_longest(*(task.result() for task in tasks)):
+        for turn in zip_longest(*proposed):
             for proposal in turn:
                 if proposal is not None and proposal.hash not in tried:
                     found.setdefault(proposal.hash, proposal)

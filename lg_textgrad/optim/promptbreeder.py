@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lg_textgrad import templates
-from lg_textgrad._sync import task_group
+from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer
 from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError, ParameterError
@@ -229,14 +229,11 @@ class Promptbreeder(Search):
         changes: Sequence[tuple[Unit, _Plan]],
         known: Mapping[str, Sequence[str]],
     ) -> list[Unit | None]:
-        async with task_group() as group:
-            tasks = [
-                group.create_task(self._child(bench, base, unit, plan, known))
-                for unit, plan in changes
-            ]
+        children = await all_at_once(
+            self._child(bench, base, unit, plan, known) for unit, plan in changes
+        )
         found: list[Unit | None] = []
-        for task in tasks:  # in the order of the pairs, not of the replies
-            made = task.result()
+        for made in children:  # in the order of the pairs, not of the replies
             if isinstance(made, str):
                 self.refused.append(made)
             found.append(None if isinstance(made, str) else made)

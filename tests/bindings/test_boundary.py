@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -32,6 +31,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
+from tests.servers import free_port
 from tests.parts import QUICK, Chat, echo
 from tests.servers.openai_server import Fault, OpenAIServer, Reply, error_body
 
@@ -71,12 +71,6 @@ def paying(ledger=None, **options):
     scope = BoundaryScope(ledger or tg.Ledger(), **options)
     with pay_through(scope):
         yield scope
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class S(TypedDict, total=False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import socket
 import threading
 import traceback
 
@@ -23,6 +22,7 @@ from lg_textgrad.errors import (
     UnknownModelError,
 )
 from lg_textgrad.models import ChatModel, ModelRequest, OpenAI
+from tests.servers import free_port
 from tests.servers.openai_server import Fault, OpenAIServer, Reply, error_body
 
 KEY = "sk-very-secret-0123456789"
@@ -47,12 +47,6 @@ def ask(text="hello there", **options):
 def model(server, **options):
     options.setdefault("max_retries", 0)
     return OpenAI("test-model", base_url=server.base_url, **options)
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 async def failure(server, expected, request=None, **options):
@@ -546,6 +540,15 @@ async def test_a_hundred_calls_go_at_once():
         replies = await asyncio.gather(*(chat.acall(ask(str(k))) for k in range(100)))
         assert server.peak == 100
     assert len(replies) == 100
+
+
+async def test_server_is_reached_through_the_environments_proxy(monkeypatch):
+    with OpenAIServer() as server:
+        proxy = server.base_url.removesuffix("/v1")
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        chat = OpenAI("test-model", base_url="http://models.invalid/v1")
+        # Nobody else could have answered: the server's name leads nowhere.
+        assert (await chat.acall(ask())).text == "ok"
 
 
 async def test_loopback_is_never_reached_through_a_proxy(monkeypatch):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -36,15 +35,10 @@ from lg_textgrad.errors import (
 from lg_textgrad.graph import as_examples
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.trace import Trace
+from tests.servers import free_port
 from tests.recording import remote_graphs
 
 GRAPHS = ("chain", "nested", "agent", "fan", "choice", "handoff", "stops")
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def serve(folder):
