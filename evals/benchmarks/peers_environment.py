@@ -16,8 +16,9 @@ def interpreter() -> Path:
     """
     home = Path(__file__).parents[2] / ".venv-peers"
     python = home / "bin" / "python"
-    if not (home / ".ready").exists():
+    ready, wanted = home / ".ready", _WANTED.read_text(encoding="utf-8")
+    if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(_WANTED)], check=True)
-        (home / ".ready").touch()
+        ready.write_text(wanted, encoding="utf-8")
     return python

@@ -5,7 +5,7 @@
 `--data` is the folder with the tasks' JSONL files. Without `--base-url` the embedded model is
 used. The peers are installed into `.venv-peers` the first time. Each result is written to
 `results.json` beside this script as soon as it is there, failures included, and a result that is
-there already is not made again.
+there already is not made again. `python -m evals.benchmarks.quality.plot` draws them.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def main() -> None:
         local = tg.models.Local().start()
         options.base_url, options.model = local.base_url, local.model
     results = json.loads(options.results.read_text()) if options.results.exists() else []
-    known = {(r["task"], r["method"], r["seed"], r["calls_allowed"]) for r in results}
+    known = {(r["task"], r["method"], r["seed"], r["calls_allowed"], r["rows"][1]) for r in results}
     for seed in options.seeds:
         for name in options.tasks:
             rows = rows_of(TASKS[name], options.data, seed, val=options.val, test=options.test)
             for method in ["seed", *options.methods]:
-                key = name, method, seed, options.calls
+                key = name, method, seed, options.calls, options.val
                 if key in known:
                     continue
                 results.append(_run(TASKS[name], method, seed, rows, options))
@@ -99,7 +99,7 @@ def _ours(
         "portfolio": lambda llm, seed: tg.optim.Portfolio(llm, seed=seed),
         "tgd": lambda llm, seed: tg.optim.TextualGradientDescent(llm, seed=seed),
     }
-    prompt, result = optimize(
+    prompt, result, way = optimize(
         task,
         rows,
         make=makers[method],
@@ -109,7 +109,7 @@ def _ours(
         calls=options.calls,
         seed=seed,
         concurrency=options.concurrency,
-        store=options.runs / f"{task.name}-{method}-{seed}-{options.calls}",
+        store=options.runs / f"{task.name}-{method}-{seed}-{options.calls}-{options.val}",
     )
     spent = result["spent"]
     instruction, demos = split_demos(prompt)
@@ -120,6 +120,7 @@ def _ours(
         "calls": spent["calls"],
         "tokens": spent["prompt_tokens"] + spent["completion_tokens"],
         "val": [result["baseline"]["val"], result["best"]["val"]],
+        "way": way,
     }
 
 

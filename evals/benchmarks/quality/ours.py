@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 import lg_textgrad as tg
 from evals.benchmarks.quality.tasks import Rows, Task
+from lg_textgrad.ledger import ledger_in_scope
 
 
 class State(TypedDict, total=False):
@@ -71,8 +72,22 @@ def optimize(
     seed: int,
     store: Path | None,
     concurrency: int,
-) -> tuple[str, dict[str, Any]]:
-    """Return the prompt that the optimizer ended with, and what it cost."""
+) -> tuple[str, dict[str, Any], list[tuple[int, float]]]:
+    """Return the prompt that the optimizer ended with, what it cost, and the way there.
+
+    The way is each incumbent's validation score with the calls that were made by then.
+    """
+    way: list[tuple[int, float]] = []
+
+    def on_event(kind: str, data: Mapping[str, Any]) -> None:
+        ledger = ledger_in_scope()
+        assert ledger is not None, "events of a run come from inside of it"
+        calls = ledger.account.spent.calls
+        if kind == "baseline":
+            way.append((calls, data["val"]))
+        elif kind == "decision" and data["stage"] == "val" and data["accepted"]:
+            way.append((calls, data["val_after"]))
+
     graph = graph_of(task, base_url, model)
     llm = tg.models.OpenAI(model, base_url=base_url, api_key="none", timeout=900)
     trainer = tg.Trainer(
@@ -85,6 +100,7 @@ def optimize(
         schedule=tg.Schedule(steps=10, batch_size=8, seed=seed),
         store=store,
         max_concurrency=concurrency,
+        on_event=on_event,
     )
     result = trainer.fit(examples_of(task, rows.train), examples_of(task, rows.val))
-    return result.after["prompt"], result.to_json()
+    return result.after["prompt"], result.to_json(), way

@@ -40,6 +40,7 @@ class Counter:
         self.calls = 0
         self.tokens = 0
         self.counting = True
+        self.way: list[tuple[int, float]] = []
         self._guard = threading.Lock()
 
     def take(self) -> None:
@@ -63,6 +64,11 @@ class Counter:
         if self.counting and reply.usage is not None:
             self.tokens += reply.usage.total_tokens
         return reply.choices[0].message.content or ""
+
+    def found(self, score: float, calls: int | None = None) -> None:
+        """Note a validation score, where it is the best so far, with the calls made by then."""
+        if not self.way or score > self.way[-1][1]:
+            self.way.append((self.calls if calls is None else calls, score))
 
     def reply(self, task: Task, prompt: str, row: Mapping[str, Any]) -> str:
         """Return the model's reply to one row under `prompt`."""
@@ -127,6 +133,7 @@ def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer
     dice = random.Random(job["seed"])
     try:
         best_score = mean_score(val, task, lambda row: model.reply(task, best, row))
+        model.found(best_score)
         while True:
             rows = dice.sample(job["train"], 3)
             optimizer.zero_grad()
@@ -144,6 +151,7 @@ def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer
             optimizer.step()
             now = prompt.value
             score = mean_score(val, task, partial(model.reply, task, now))
+            model.found(score)
             if score > best_score:
                 best, best_score = now, score
             else:
@@ -169,6 +177,8 @@ def gepa(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, st
                     pool.map(lambda row: model.reply(task, candidate["prompt"], row), batch)
                 )
             judged = [task.score(r, row["outputs"]) for r, row in zip(replies, batch, strict=True)]
+            if len(batch) == len(job["val"]):
+                model.found(sum(score for score, _ in judged) / len(judged))
             return EvaluationBatch(
                 outputs=replies,
                 scores=[score for score, _ in judged],
@@ -251,7 +261,7 @@ def mipro(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, s
     candidates = 6
     minibatch = 10
     # Bootstrapping and proposing take about 60 calls, each trial a minibatch.
-    trials = max(4, (model.left - 60 - 3 * len(job["val"])) // minibatch)
+    count = max(4, (model.left - 60 - 3 * len(job["val"])) // minibatch)
     optimizer = dspy.MIPROv2(
         metric=metric, prompt_model=lm(_REWRITE, 0.7), auto=None, num_candidates=candidates,
         max_bootstrapped_demos=8, max_labeled_demos=8, num_threads=4, seed=job["seed"],
@@ -261,11 +271,19 @@ def mipro(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, s
             program,
             trainset=[example(r) for r in job["train"]],
             valset=[example(r) for r in job["val"]],
-            num_trials=trials,
+            num_trials=count,
             minibatch=True,
             minibatch_size=minibatch,
-            minibatch_full_eval_steps=max(2, trials // 2),
+            minibatch_full_eval_steps=max(2, count // 2),
         )
+
+    # MIPROv2 counts its evaluations only; what came before them is the difference to all calls.
+    trials = list(getattr(program, "trial_logs", {}).values())
+    evaluated = max((t["total_eval_calls_so_far"] for t in trials if t), default=0)
+    for trial in trials:
+        if "full_eval_score" in trial:
+            before = evaluated - trial["total_eval_calls_so_far"]
+            model.found(trial["full_eval_score"] / 100, model.calls - before)
 
     def answer(row: Mapping[str, Any]) -> str:
         try:
@@ -289,7 +307,10 @@ def main() -> None:
     answer, prompt = PEERS[job["peer"]](task, job, model)
     model.counting = False
     test = mean_score(job["test"], task, answer)
-    outcome = {"test": test, "prompt": prompt, "calls": model.calls, "tokens": model.tokens}
+    outcome = {
+        "test": test, "prompt": prompt, "calls": model.calls, "tokens": model.tokens,
+        "way": model.way,
+    }  # fmt: skip
     said.write(json.dumps(outcome, ensure_ascii=False))
 
 
