@@ -40,6 +40,15 @@ def background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def in_loop() -> bool:
+    """Return whether this thread runs an event loop, which a blocking call would stop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run `coroutine` to its end and return its result, whether or not a loop is running here.
 

@@ -12,13 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
+from lg_textgrad._sync import in_loop
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
+from lg_textgrad.limiter import Limiter
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Usage
 from lg_textgrad.store import TOOL, Store
-from lg_textgrad.traffic import Course, Limiter, Patience, Route, Traffic, in_loop
+from lg_textgrad.traffic import Course, Patience, Route, Traffic
 
 Paid = tuple[Any, Usage]
 """A reply as JSON data, and what it cost."""

@@ -13,7 +13,7 @@ import asyncio
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
@@ -33,6 +33,7 @@ from lg_textgrad.errors import (
     ModelError,
 )
 from lg_textgrad.faults import Fault, fault_of
+from lg_textgrad.limiter import Limiter
 from lg_textgrad.redaction import brief, scrub
 
 T = TypeVar("T")
@@ -89,90 +90,6 @@ class Patience:
                 raise ConfigurationError(
                     f"Patience needs {name} of 0 or more seconds, not {getattr(self, name)}."
                 )
-
-
-class Limiter:
-    """At most `limit` holders at once, shared by coroutines of any loop and by plain threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._guard = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-
-    @property
-    def limit(self) -> int:
-        """How many may hold a place; may be changed at any time, holders keep theirs."""
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
-        with self._guard:
-            self._limit = limit
-            self._wake()
-
-    @property
-    def held(self) -> int:
-        return self._held
-
-    def _take(self) -> Future[None] | None:
-        with self._guard:
-            if self._held < self._limit:
-                self._held += 1
-                return None
-            turn: Future[None] = Future()
-            self._waiting.append(turn)
-            return turn
-
-    def _give(self) -> None:
-        with self._guard:
-            self._held -= 1
-            self._wake()
-
-    def _wake(self) -> None:
-        while self._waiting and self._held < self._limit:
-            turn = self._waiting.popleft()
-            if turn.set_running_or_notify_cancel():
-                self._held += 1
-                turn.set_result(None)
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        turn = self._take()
-        if turn is not None:
-            if in_loop() and turn.cancel():
-                # A blocking call in a coroutine: waiting would stop the loop in which the holders
-                # finish. Slow anywhere; here one over the limit instead of waiting for ever.
-                yield
-                return
-            turn.result()
-        try:
-            yield
-        finally:
-            self._give()
-
-    @asynccontextmanager
-    async def ahold(self) -> AsyncIterator[None]:
-        turn = self._take()
-        if turn is not None:
-            try:
-                await asyncio.wrap_future(turn)
-            except asyncio.CancelledError:
-                if not turn.cancelled() and turn.done():
-                    self._give()  # the turn came in the same moment as the cancellation
-                raise
-        try:
-            yield
-        finally:
-            self._give()
-
-
-def in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 _lane: ContextVar[Lane | None] = ContextVar("lg_textgrad_lane", default=None)

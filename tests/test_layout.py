@@ -20,11 +20,12 @@ LAYERS = (
     "errors",  # an error carries what was spent, so it knows run.Usage
     "_hashing",
     "_straight",
+    "_sync",
+    "limiter",
     "redaction",
     "faults",
     "traffic",
     "prices",
-    "_sync",
     "demos",
     "parameter",
     "budget",

@@ -14,7 +14,7 @@ import lg_textgrad as tg
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import BudgetExceededError, ModelBusyError, ModelReplyError, StoreError
 from lg_textgrad.ledger import aask, account_of, ledger_in_scope
-from lg_textgrad.traffic import Limiter
+from lg_textgrad.limiter import Limiter
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from lg_textgrad._hashing import digest, to_plain
-from lg_textgrad._sync import background_loop
+from lg_textgrad._sync import background_loop, in_loop
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding
@@ -44,7 +44,7 @@ from lg_textgrad.executors.wire import (
 )
 from lg_textgrad.ledger import Ledger, Paid
 from lg_textgrad.recording.live import LiveSource
-from lg_textgrad.traffic import Lane, Patience, Route, Traffic, in_loop
+from lg_textgrad.traffic import Lane, Patience, Route, Traffic
 
 
 class Home:

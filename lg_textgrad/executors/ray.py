@@ -25,9 +25,9 @@ from lg_textgrad.executors.home import Line, WorkerLostError, total
 from lg_textgrad.executors.luggage import pack
 from lg_textgrad.executors.wire import unpacked
 from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.limiter import Limiter
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.run import Candidate, Example, Usage
-from lg_textgrad.traffic import Limiter
 
 logger = logging.getLogger("lg_textgrad")
 
