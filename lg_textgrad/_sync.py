@@ -23,6 +23,10 @@ _THREADS = 256
 """Of sync nodes, which mostly wait for a model. asyncio's own few (6 on two cores) would be all
 taken by nodes that wait for their turn, while the call whose turn it is needs one too."""
 
+_shared: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar(
+    "lg_textgrad_shared", default=None
+)
+
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
@@ -113,6 +117,12 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failed
 
 
+def shared() -> dict[Any, Any]:
+    """Return the dict that the coroutines of the outermost `all_at_once` share; outside, a new one."""
+    known = _shared.get()
+    return {} if known is None else known
+
+
 async def all_at_once(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Return what the coroutines return, in their order. The first failure stops the others.
 
@@ -121,9 +131,11 @@ async def all_at_once(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     its answer is dealt with before theirs come.
     """
     tasks: list[asyncio.Task[T]] = []
+    context = contextvars.copy_context()
+    context.run(_shared.set, shared())
     async with task_group() as group:
         for coroutine in coroutines:
-            task = group.create_task(coroutine)
+            task = group.create_task(coroutine, context=context.copy())
             tasks.append(task)
             for _ in range(_TURNS):
                 if task.done():

@@ -19,11 +19,12 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, wait_random_exponential
 
 from lg_textgrad._straight import straight
+from lg_textgrad._sync import shared
 from lg_textgrad.errors import (
     SYSTEMIC,
     ConfigurationError,
@@ -146,21 +147,25 @@ class Lane:
     def close(self, error: ModelError) -> None:
         """Give everyone who waits `error`, which the next call would meet too.
 
-        Who comes later finds the lane open: the server, or the key, may have been mended.
+        Who comes later finds the lane open: the server, or the key, may have been mended. But not
+        for a batch that met the error: it ends with it, and its last calls are on their way.
         """
         with self._guard:
-            self._close(error)
+            self._close(error, shared())
         self.places.limit = self._widest
 
-    def _close(self, error: ModelError) -> None:
+    def _close(self, error: ModelError, batch: dict[Any, Any]) -> None:
         self._down = self._courses, error
+        batch[self] = error
         self._failing.clear()
         self._rounds = min(self._rounds, _SUSPECT)
         self._slow_rounds = self._refused = 0
         self._not_before = 0.0
 
     def _closed_for(self, course: Course) -> ModelError | None:
-        return self._down[1] if self._down is not None and course.number < self._down[0] else None
+        if self._down is not None and course.number < self._down[0]:
+            return self._down[1]
+        return course.batch.get(self)
 
     def pause(self, course: Course) -> float:
         """Return the seconds to wait before an attempt. Raises what the lane is closed with."""
@@ -228,10 +233,10 @@ class Lane:
                 self._learn(number, fault)
             wide = 1 if self._rounds >= _SUSPECT else int(self._width)
             if isinstance(error, ModelError) and isinstance(error, SYSTEMIC):
-                self._close(error)
+                self._close(error, course.batch)
                 wide = self._widest
             elif self._hopeless(fault):
-                self._close(ModelDownError(self._epitaph(error, fault)))
+                self._close(ModelDownError(self._epitaph(error, fault)), course.batch)
                 wide = self._widest
         if wide != self.places.limit:
             self.places.limit = wide
@@ -295,6 +300,8 @@ class Course:
 
     def __init__(self, lane: Lane, number: int) -> None:
         self.number = number
+        self.batch: dict[Any, ModelError] = shared()
+        """The errors that ended what goes together with this call, by the lane that met them."""
         self._lane = lane
         self._seen: Counter[str] = Counter()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import lg_textgrad as tg
 from lg_textgrad._straight import straight
+from lg_textgrad._sync import all_at_once
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
     ConfigurationError,
@@ -413,6 +414,36 @@ async def test_refused_key_is_everybodys_error_at_once():
     with pytest.raises(ModelAuthenticationError, match="bad key"):
         await attempt(lane, "answer", early)
     assert await attempt(lane, "answer") == "answer"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_call_of_a_batch_that_begins_after_its_verdict_is_not_made(nested):
+    lane = Lane("m", 1, QUICK)
+    refused = asyncio.Event()
+    made = []
+
+    async def first():
+        try:
+            await attempt(lane, ModelAuthenticationError("bad key"))
+        finally:
+            refused.set()
+            await asyncio.sleep(0.05)  # as long as an error takes through a graph
+
+    async def second():
+        await refused.wait()
+        with pytest.raises(ModelAuthenticationError, match="bad key"):
+            await attempt(lane, "answer")
+        made.append("nothing")
+        raise ModelAuthenticationError("bad key")
+
+    async def level(coroutine):
+        return await all_at_once([coroutine])
+
+    with pytest.raises(ModelAuthenticationError):
+        await all_at_once([level(c) if nested else c for c in (first(), second())])
+    assert made == ["nothing"]
+    # A batch of its own, after somebody saw to the key.
+    assert await all_at_once([attempt(lane, "answer")]) == ["answer"]
 
 
 async def test_dead_server_stops_a_level_of_calls_within_a_few_requests():
