@@ -80,13 +80,13 @@ def optimize(
     way: list[tuple[int, float]] = []
 
     def on_event(kind: str, data: Mapping[str, Any]) -> None:
-        ledger = ledger_in_scope()
-        assert ledger is not None, "events of a run come from inside of it"
-        calls = ledger.account.spent.calls
+        ledger = ledger_in_scope()  # None before the run begins
+        if ledger is None:
+            return
         if kind == "baseline":
-            way.append((calls, data["val"]))
+            way.append((ledger.account.spent.calls, data["val"]))
         elif kind == "decision" and data["stage"] == "val" and data["accepted"]:
-            way.append((calls, data["val_after"]))
+            way.append((ledger.account.spent.calls, data["val_after"]))
 
     graph = graph_of(task, base_url, model)
     llm = tg.models.OpenAI(model, base_url=base_url, api_key="none", timeout=900)
