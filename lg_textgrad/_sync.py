@@ -118,7 +118,7 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 def shared() -> dict[Any, Any]:
-    """Return the dict that the coroutines of the outermost `all_at_once` share; outside, a new one."""
+    """Return the dict that the coroutines of the outermost `all_at_once` share; else a new one."""
     known = _shared.get()
     return {} if known is None else known
 

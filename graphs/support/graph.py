@@ -12,10 +12,7 @@ name it; without them the embedded model that `lg-textgrad` started is used.
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
-from pathlib import Path
 from typing import Literal, TypedDict
 
 from langchain_core.messages import HumanMessage, SystemMessage
@@ -25,11 +22,7 @@ from langgraph.graph import START, StateGraph
 from pydantic import SecretStr
 
 import lg_textgrad as tg
-
-DATA = Path(__file__).parent / "data"
-TEAMS = ("delivery", "payments", "repairs", "advice")
-ARTICLES: dict[str, str] = json.loads((DATA / "articles.json").read_text(encoding="utf-8"))
-ORDERS: dict[str, dict[str, str]] = json.loads((DATA / "orders.json").read_text(encoding="utf-8"))
+from graphs.support.books import ARTICLES, entry, reference_in, request, sent_back, team_in
 
 triage = tg.Parameter(
     "triage",
@@ -99,23 +92,11 @@ async def ask(prompt: SystemMessage, text: str, max_tokens: int) -> str:
 @tool
 def look_up(reference: str) -> str:
     """Return what Fernhill's books say about an order number or a help article."""
-    order = ORDERS.get(reference)
-    if order is not None:
-        return f"{order['item']}: {order['summary']}"
-    return ARTICLES.get(reference, "Nothing was found.")
-
-
-def reference_in(reply: str) -> str:
-    """Return the order number or the article that a reply names; the reply where it names none."""
-    number = re.search(r"\b(\d{4})\b", reply)
-    if number:
-        return f"F-{number[1]}"
-    return next((name for name in ARTICLES if name in reply.lower()), reply)
+    return entry(reference)
 
 
 async def run_triage(state: Desk) -> Desk:
-    reply = (await ask(triage.message(), state["message"], 8)).lower()
-    return {"team": next((team for team in TEAMS if team in reply), reply)}
+    return {"team": team_in(await ask(triage.message(), state["message"], 8))}
 
 
 async def run_specialist(state: Desk) -> Desk:
@@ -127,9 +108,8 @@ async def run_lookup(state: Desk) -> Desk:
 
 
 async def run_writer(state: Desk) -> Desk:
-    asked = f"Customer: {state['message']}\nTeam: {state['team']}\nFound: {state['found']}"
-    if state.get("verdict"):
-        asked += f"\nYour last answer: {state['answer']}\nThe checker: {state['verdict']}"
+    last = state.get("answer", ""), state.get("verdict", "")
+    asked = request(state["message"], state["team"], state["found"], *last)
     answer = await ask(writer.message(), asked, 80)
     return {"answer": answer, "rounds": state.get("rounds", 0) + 1}
 
@@ -139,8 +119,7 @@ async def run_checker(state: Desk) -> Desk:
 
 
 def after_check(state: Desk) -> Literal["writer", "__end__"]:
-    again = state["verdict"].upper().startswith("REVISE") and state["rounds"] < 2
-    return "writer" if again else "__end__"
+    return "writer" if sent_back(state["verdict"]) and state["rounds"] < 2 else "__end__"
 
 
 builder = StateGraph(Desk, input_schema=Incoming, output_schema=Outgoing)

@@ -60,6 +60,21 @@ def evaluator_of(task: Task) -> Callable[..., dict[str, Any]]:
     return scored
 
 
+def into(way: list[tuple[int, float]]) -> Callable[[str, Mapping[str, Any]], None]:
+    """Return what notes each incumbent's validation score with the calls that were made by then."""
+
+    def on_event(kind: str, data: Mapping[str, Any]) -> None:
+        ledger = ledger_in_scope()  # None before the run begins
+        if ledger is None:
+            return
+        if kind == "baseline":
+            way.append((ledger.account.spent.calls, data["val"]))
+        elif kind == "decision" and data["stage"] == "val" and data["accepted"]:
+            way.append((ledger.account.spent.calls, data["val_after"]))
+
+    return on_event
+
+
 def optimize(
     task: Task,
     rows: Rows,
@@ -78,16 +93,6 @@ def optimize(
     The way is each incumbent's validation score with the calls that were made by then.
     """
     way: list[tuple[int, float]] = []
-
-    def on_event(kind: str, data: Mapping[str, Any]) -> None:
-        ledger = ledger_in_scope()  # None before the run begins
-        if ledger is None:
-            return
-        if kind == "baseline":
-            way.append((ledger.account.spent.calls, data["val"]))
-        elif kind == "decision" and data["stage"] == "val" and data["accepted"]:
-            way.append((ledger.account.spent.calls, data["val_after"]))
-
     graph = graph_of(task, base_url, model)
     llm = tg.models.OpenAI(model, base_url=base_url, api_key="none", timeout=900)
     trainer = tg.Trainer(
@@ -100,7 +105,7 @@ def optimize(
         schedule=tg.Schedule(steps=10, batch_size=8, seed=seed),
         store=store,
         max_concurrency=concurrency,
-        on_event=on_event,
+        on_event=into(way),
     )
     result = trainer.fit(examples_of(task, rows.train), examples_of(task, rows.val))
     return result.after["prompt"], result.to_json(), way

@@ -20,7 +20,7 @@ from typing import Any
 
 from evals.benchmarks.quality.tasks import TASKS, Task
 
-_REWRITE = 700
+REWRITE = 700
 """Tokens that a peer's own calls (criticism, rewriting, proposing) may have."""
 
 
@@ -92,12 +92,8 @@ def mean_score(
 Answer = Callable[[Mapping[str, Any]], str]
 
 
-def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, str]:
-    """TextGrad's prompt optimization: batches of three, a step back when validation gets worse."""
-    import random
-
-    import textgrad as tg
-    from textgrad.autograd.string_based_ops import StringBasedFunction
+def engine_of(model: Counter) -> Callable[[int], Any]:
+    """Return what makes TextGrad an engine of `model`, by the most tokens of a reply."""
     from textgrad.engine.base import EngineLM
 
     class Engine(EngineLM):  # type: ignore[misc]
@@ -114,14 +110,25 @@ def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer
         def __call__(self, content: str, system_prompt: str | None = None, **more: Any) -> str:
             return self.generate(content, system_prompt, **more)
 
-    tg.set_backward_engine(Engine(_REWRITE), override=True)
+    return Engine
+
+
+def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, str]:
+    """TextGrad's prompt optimization: batches of three, a step back when validation gets worse."""
+    import random
+
+    import textgrad as tg
+    from textgrad.autograd.string_based_ops import StringBasedFunction
+
+    engine = engine_of(model)
+    tg.set_backward_engine(engine(REWRITE), override=True)
     prompt = tg.Variable(
         task.prompt,
         requires_grad=True,
         role_description="system prompt to the language model that " + task.role,
     )
-    student = tg.BlackboxLLM(Engine(task.max_tokens), prompt)
-    optimizer = tg.TextualGradientDescent(parameters=[prompt], engine=Engine(_REWRITE))
+    student = tg.BlackboxLLM(engine(task.max_tokens), prompt)
+    optimizer = tg.TextualGradientDescent(parameters=[prompt], engine=engine(REWRITE))
 
     def judged(prediction: Any, ground_truth: Any) -> str:
         score, comment = task.score(prediction.value, json.loads(ground_truth.value))
@@ -203,7 +210,7 @@ def gepa(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, st
 
     def reflect(asked: Any) -> str:
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        return model.ask(messages, _REWRITE, 0.7)
+        return model.ask(messages, REWRITE, 0.7)
 
     result = package.optimize(
         seed_candidate={"prompt": task.prompt},
@@ -263,7 +270,7 @@ def mipro(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, s
     # Bootstrapping and proposing take about 60 calls, each trial a minibatch.
     count = max(4, (model.left - 60 - 3 * len(job["val"])) // minibatch)
     optimizer = dspy.MIPROv2(
-        metric=metric, prompt_model=lm(_REWRITE, 0.7), auto=None, num_candidates=candidates,
+        metric=metric, prompt_model=lm(REWRITE, 0.7), auto=None, num_candidates=candidates,
         max_bootstrapped_demos=8, max_labeled_demos=8, num_threads=4, seed=job["seed"],
     )  # fmt: skip
     with contextlib.suppress(SpentError):

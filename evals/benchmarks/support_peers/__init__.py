@@ -1,0 +1,1 @@
+"""The support desk, tuned by lg_textgrad and by the peers."""

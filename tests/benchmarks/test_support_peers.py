@@ -1,0 +1,76 @@
+"""The support desk that peers tune is the one that we tune."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+import lg_textgrad as tg
+from evals.benchmarks.support_peers.__main__ import rows_of
+from evals.benchmarks.support_peers.desk import CAPS, score, serve
+from evals.evaluators.support import ALL
+from graphs.support import graph as support
+from tests.servers.openai_server import OpenAIServer
+
+ROWS = rows_of(0, val=12, test=12)["test"]
+
+
+def reply_to(prompt, text):
+    """Return what the model says, now and then REVISE, a team or an article."""
+    said = ("REVISE: shorter", "OK", "To payments!", "repairs", "sizes", "See F-1234.", "Ja")
+    return said[int(hashlib.sha256((prompt + text).encode()).hexdigest(), 16) % len(said)]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The graph's server, which answers with `reply_to`."""
+
+    def handler(body):
+        system, user = (m["content"] for m in body["messages"])
+        return reply_to(system, user)
+
+    with OpenAIServer(handler) as server:
+        monkeypatch.setenv("SUPPORT_BASE_URL", server.base_url)
+        monkeypatch.setenv("SUPPORT_MODEL", "test-model")
+        support.model.cache_clear()
+        yield server
+    support.model.cache_clear()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
+async def test_desk_without_langgraph_asks_and_answers_as_the_graph_does(server, row):
+    prompts = {name: p.value for name, p in support.graph.parameters.items()}
+    steps = []
+
+    def ask(node, text):
+        steps.append((prompts[node], text, CAPS[node]))
+        return reply_to(prompts[node], text)
+
+    served = serve(ask, row["inputs"]["message"])
+    with tg.use_ledger(tg.Ledger(max_concurrency=1)):
+        [run] = await support.graph.arecord([tg.Example(row["id"], row["inputs"], row["outputs"])])
+        loss = await tg.Objective(ALL).acall([run])
+    assert (run.outputs["team"], run.outputs["answer"]) == (served.team, served.answer)
+    assert steps == [
+        (*(m["content"] for m in body["messages"]), body["max_completion_tokens"])
+        for body in server.chats
+    ]
+    assert score(served.team, served.answer, row["outputs"])[0] == pytest.approx(loss.score)
+
+
+def test_some_answer_is_sent_back_and_some_is_not():
+    prompts = {name: p.value for name, p in support.graph.parameters.items()}
+    served = [
+        serve(lambda node, text: reply_to(prompts[node], text), row["inputs"]["message"])
+        for row in ROWS
+    ]
+    assert {len(s.steps) for s in served} == {4, 6}
+
+
+def test_validation_and_test_rows_are_drawn_by_the_seed_and_stay_apart():
+    first, again, other = (rows_of(seed, val=12, test=24) for seed in (0, 0, 1))
+    assert first == again != other
+    ids = [{r["id"] for r in own} for own in first.values()]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+    assert list(map(len, ids)) == [129, 12, 24]
