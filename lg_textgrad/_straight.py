@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
+from contextvars import ContextVar
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -10,6 +11,9 @@ T = TypeVar("T")
 
 _MOST_STEPS = 32
 """Steps in a row: a coroutine that polls must let others make true what it waits for."""
+
+waits: ContextVar[list[bool] | None] = ContextVar("lg_textgrad_waits", default=None)
+"""Filled when a call of this context waits for its answer, for who goes on with something else."""
 
 
 @coroutine
@@ -29,6 +33,8 @@ def straight(awaited: Awaitable[T]) -> Generator[Any, Any, T]:
                 wanted = steps.send(None)
                 continue
             passed = 0
+            if wanted is not None and (sent := waits.get()) is not None and not sent:
+                sent.append(True)
             try:
                 given = yield wanted
             except BaseException as error:

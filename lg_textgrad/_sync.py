@@ -14,10 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from lg_textgrad._straight import waits
+
 T = TypeVar("T")
 
 _TURNS = 24
-"""Turns of the loop: what LangGraph and an SDK take to send their first request, and some more."""
+"""Turns of the loop: more than LangGraph and an SDK take to send their first request."""
 
 _THREADS = 256
 """Of sync nodes, which mostly wait for a model. asyncio's own few (6 on two cores) would be all
@@ -126,19 +128,23 @@ def shared() -> dict[Any, Any]:
 async def all_at_once(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Return what the coroutines return, in their order. The first failure stops the others.
 
-    Each begins a few turns of the loop before the next, so that the first request leaves when it
-    is ready and not when the last one is: the server works on it while others are made ready, and
-    its answer is dealt with before theirs come.
+    Each begins when the one before waits for a model, or after a few turns of the loop. So the
+    first request leaves when it is ready and not when the last one is: the server works on it while
+    others are made ready, and its answer is dealt with before theirs come.
     """
     tasks: list[asyncio.Task[T]] = []
-    context = contextvars.copy_context()
+    context, outer = contextvars.copy_context(), waits.get()
     context.run(_shared.set, shared())
     async with task_group() as group:
         for coroutine in coroutines:
+            sent: list[bool] = []
+            context.run(waits.set, sent)
             task = group.create_task(coroutine, context=context.copy())
             tasks.append(task)
             for _ in range(_TURNS):
-                if task.done():
+                if task.done() or sent:
                     break
                 await asyncio.sleep(0)
+            if sent and outer is not None:
+                outer.append(True)
     return [task.result() for task in tasks]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
+from lg_textgrad._heap import settled
 from lg_textgrad._sync import in_loop
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError, StoreError
@@ -425,7 +426,8 @@ def use_ledger(ledger: Ledger) -> Iterator[None]:
     """Send the model calls of the current context through `ledger`."""
     token = _ledger.set(ledger)
     try:
-        yield
+        with settled():
+            yield
     finally:
         _ledger.reset(token)
 

@@ -19,6 +19,7 @@ LAYERS = (
     "run",
     "errors",  # an error carries what was spent, so it knows run.Usage
     "_hashing",
+    "_heap",
     "_straight",
     "_sync",
     "limiter",

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
+from lg_textgrad._straight import straight
 from lg_textgrad._sync import all_at_once, run_sync, task_group
 
 var = ContextVar("var", default="none")
@@ -161,6 +162,30 @@ async def test_all_at_once_waits_for_nobody_but_lets_the_first_go_first():
 
     await all_at_once(one(n) for n in range(3))
     assert seen == [(n, step) for n in range(3) for step in range(5)]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_next_begins_as_soon_as_the_one_before_waits_for_its_answer(nested):
+    turns, began = 0, []
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def one():
+        began.append(turns)
+        await asyncio.sleep(0)
+        await straight(asyncio.sleep(0.05))
+
+    async def level():
+        await all_at_once([one()])
+
+    counting = asyncio.create_task(count())
+    await all_at_once(level() if nested else one() for _ in range(5))
+    counting.cancel()
+    assert began[-1] - began[0] < 5 * 8
 
 
 async def test_all_at_once_raises_the_first_failure_and_begins_no_more():
