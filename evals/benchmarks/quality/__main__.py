@@ -26,6 +26,7 @@ from evals.benchmarks.quality.ours import (
     graph_of,
     optimize,
 )
+from evals.benchmarks.quality.results import by_task
 from evals.benchmarks.quality.tasks import TASKS, Rows, Task, rows_of
 from lg_textgrad.demos import split_demos
 
@@ -164,17 +165,16 @@ def _line(result: dict[str, Any]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the mean scores as a Markdown table: a row a task, a column a method."""
+    """Return the mean scores as a Markdown table: a row a task and size, a column a method."""
     methods = list(dict.fromkeys(r["method"] for r in results))
-    lines = ["| task | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
-    for task in dict.fromkeys(r["task"] for r in results):
-        cells = []
+    head = ["task", "validation rows", *methods]
+    lines = [" | ".join(["", *head, ""]).strip(), "|---" * len(head) + "|"]
+    for (task, val), own in by_task(results).items():
+        cells = [task, str(val)]
         for method in methods:
-            own = [r for r in results if r["task"] == task and r["method"] == method]
-            scores = [r["test"] for r in own if "test" in r]
-            mean = f"{sum(scores) / len(scores):.3f} ({len(scores)})" if scores else "–"
-            cells.append(mean)
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+            scores = [r["test"] for r in own if r["method"] == method and "test" in r]
+            cells.append(f"{sum(scores) / len(scores):.3f} ({len(scores)})" if scores else "–")
+        lines.append(" | ".join(["", *cells, ""]).strip())
     return "\n".join(lines)
 
 

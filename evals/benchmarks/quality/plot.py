@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from evals.benchmarks.peers_environment import interpreter
+from evals.benchmarks.quality.results import Result, by_task
 
 HERE = Path(__file__).parent
 _NAMES = {
@@ -29,20 +29,22 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def draw(results: Sequence[dict[str, Any]], to: Path) -> None:
-    """Draw one panel a task."""
+def draw(results: Sequence[Result], to: Path) -> None:
+    """Draw one panel a task and number of validation rows, where a way is known."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "lg_textgrad"  # the same picture for the same results
     from matplotlib import pyplot as plt
 
-    tasks = list(dict.fromkeys(r["task"] for r in results))
+    tasks = {
+        about: own for about, own in by_task(results).items() if any(r.get("way") for r in own)
+    }
     figure, panels = plt.subplots(
         1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, sharey=True
     )
-    for panel, task in zip(panels[0], tasks, strict=True):
-        own = [r for r in results if r["task"] == task and "test" in r]
+    for panel, ((task, val), all_of_it) in zip(panels[0], tasks.items(), strict=True):
+        own = [r for r in all_of_it if "test" in r]
         seeds = [r["test"] for r in own if r["method"] == "seed"]
         if seeds:
             mean = sum(seeds) / len(seeds)
@@ -56,7 +58,7 @@ def draw(results: Sequence[dict[str, Any]], to: Path) -> None:
                     run["calls"], run["test"], "o", color=_COLOURS[method],
                     label=None if n else name,
                 )  # fmt: skip
-        panel.set_title(task)
+        panel.set_title(f"{task}\n{val} validation rows", fontsize=9)
         panel.set_xlabel("model calls")
     panels[0][0].set_ylabel("score: best on validation (lines),\nfresh rows (dots)")
     handles = {

@@ -1,0 +1,16 @@
+"""What `results.json` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def by_task(results: Sequence[Result]) -> dict[tuple[str, int], list[Result]]:
+    """Return the results by task and number of validation rows: what may be compared."""
+    found: dict[tuple[str, int], list[Result]] = {}
+    for result in results:
+        found.setdefault((result["task"], result["rows"][1]), []).append(result)
+    return dict(sorted(found.items()))
