@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Protocol
+from weakref import finalize
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -58,6 +59,8 @@ class Memory:
         self.engine = sa.create_engine(
             "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
         )
+        # A store that nobody closes, as of a ledger that was made without one, closes itself.
+        finalize(self, self.engine.dispose)
         with self.engine.begin() as connection:
             create(connection)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -262,6 +264,18 @@ def test_store_of_a_newer_version_is_refused(where, layout):
     for read_only in (False, True):
         with pytest.raises(StoreError, match=f"newer lg_textgrad: its layout is {layout}.*pip install -U"):
             tg.Store(where, read_only=read_only)
+
+
+def test_in_memory_store_that_nobody_closes_closes_itself():
+    ledger = tg.Ledger()
+    pooled = ledger.store._place.engine.raw_connection()
+    connection = pooled.driver_connection
+    pooled.close()
+    assert connection.execute("SELECT 1").fetchone() == (1,)
+    del ledger, pooled
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 def test_in_memory_store_leaves_no_file(tmp_path, monkeypatch):
