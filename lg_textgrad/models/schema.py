@@ -42,9 +42,10 @@ def in_words(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[dic
 def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
     """Return the JSON value in `text`, which satisfies `schema`.
 
-    One code fence around the whole of it is ignored; nothing else is repaired or cut out. Raises
-    `ModelReplyError` when the text is empty, is not JSON, or breaks the schema, and
-    `ConfigurationError` when the schema itself is broken.
+    One code fence around the whole of it is ignored, and where only the last digits of numbers
+    break the schema (1.0000000000000002 of at most 1) those are rounded; nothing else is repaired
+    or cut out. Raises `ModelReplyError` when the text is empty, is not JSON, or breaks the schema,
+    and `ConfigurationError` when the schema itself is broken.
     """
     if not text.strip():
         raise ModelReplyError(
@@ -68,6 +69,8 @@ def parse_reply(text: str, schema: Mapping[str, Any]) -> Any:
             kind="garbled",
         ) from None
     violation = _violation(data, schema)
+    if violation and not _violation(rounded := _rounded(data), schema):
+        return rounded
     if violation:
         raise ModelReplyError(
             f"The model's reply violates the schema {violation}; ask again, or use a model that"
@@ -149,6 +152,17 @@ def _violation(data: Any, schema: Mapping[str, Any]) -> str:
     # jsonschema puts the value first; when that is long, the rule that it breaks would be cut off.
     rule = brief(f"{error.validator}: {error.validator_value}", 200)
     return f"at {error.json_path}: {brief(error.message, 100)} (breaks {rule})"
+
+
+def _rounded(data: Any) -> Any:
+    """Return the data with its numbers rounded to twelve decimals."""
+    if isinstance(data, float):
+        return round(data, 12)
+    if isinstance(data, list):
+        return [_rounded(item) for item in data]
+    if isinstance(data, dict):
+        return {name: _rounded(item) for name, item in data.items()}
+    return data
 
 
 @functools.lru_cache(maxsize=256)

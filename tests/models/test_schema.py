@@ -49,6 +49,22 @@ def test_any_text_gives_data_or_a_reply_error(text):
         assert error.reply == text
 
 
+WEIGHT = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1.0000000000000002", 1.0), ("-0.00000000000000000001", 0.0), ("0.25", 0.25)]
+)
+def test_number_that_misses_a_bound_by_its_last_digits_is_at_the_bound(text, number):
+    assert parse_reply(f'{{"weight": {text}}}', {"properties": {"weight": WEIGHT}}) == {"weight": number}
+
+
+@pytest.mark.parametrize("text", ["1.001", "-0.5", "1e300"])
+def test_number_beyond_a_bound_breaks_the_schema(text):
+    with pytest.raises(ModelReplyError, match="violates the schema at"):
+        parse_reply(text, WEIGHT)
+
+
 @pytest.mark.parametrize("fence", ["```json\n{}\n```", "```\n{}\n```", "  ```JSON\n{}\n``` \n"])
 def test_one_fence_around_the_whole_reply_is_ignored(fence):
     assert parse_reply(fence.replace("{}", json.dumps(GOOD)), SCHEMA) == GOOD
