@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -190,10 +190,10 @@ class Ledger:
 
     @asynccontextmanager
     async def _places(self, course: Course, urgent: bool) -> AsyncIterator[None]:
-        async with AsyncExitStack() as held:
-            if not urgent:
-                await held.enter_async_context(course.aturn())
-                await held.enter_async_context(self.limiter.ahold())
+        if urgent:
+            yield
+            return
+        async with course.aturn(), self.limiter.ahold():
             yield
 
     async def _awaited(self, future: Future[Paid]) -> Paid | None:

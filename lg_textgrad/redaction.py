@@ -41,9 +41,12 @@ _SECRET_VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
+_NAMES = (
+    "sk", "pk", "rk", "lsv2", "xai", "hf", "github_pat", "glpat", "ghp", "gho", "ghu", "ghs", "ghr",
+)  # fmt: skip
 _BEGINNINGS = (
-    "sk", "pk", "rk", "earer", "lsv2", "gsk", "xai", "hf_", "gh", "glpat", "xox", "AKIA", "AIza",
-    "eyJ", "PRIVATE KEY",
+    *(f"{name}{mark}" for name in _NAMES for mark in "-_"),
+    "earer", "xox", "AKIA", "AIza", "eyJ", "PRIVATE KEY",
 )  # fmt: skip
 """One of these is in every such secret: looking for them is what most texts cost."""
 

@@ -16,7 +16,7 @@ from langgraph.graph import START, StateGraph
 import lg_textgrad as tg
 from lg_textgrad.errors import ParameterError, RedactionError
 from lg_textgrad.objective import Scored
-from lg_textgrad.redaction import HIDDEN, Redaction, secrets_in, without_credentials
+from lg_textgrad.redaction import _SECRET_VALUE, HIDDEN, Redaction, secrets_in, without_credentials
 from lg_textgrad.store import Store, tables
 from tests import desk
 from tests.parts import Chat
@@ -52,6 +52,13 @@ def test_variables_named_like_secrets_are_secret(name):
 )  # fmt: skip
 def test_other_variables_are_settings(name, value):
     assert secrets_in({name: value}) == {}
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.from_regex(_SECRET_VALUE))
+def test_no_kind_of_key_is_passed_over_by_the_quick_look(text):
+    masked = Redaction().text(text)
+    assert _SECRET_VALUE.sub(HIDDEN, text) == masked != text
 
 
 @pytest.mark.parametrize(

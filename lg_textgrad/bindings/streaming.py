@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -60,7 +61,12 @@ def told(
 
 
 def _listens(handler: Any) -> bool:
-    return isinstance(handler, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
+    return _kind_listens(type(handler))  # type: ignore[arg-type]  # types can be hashed
+
+
+@lru_cache(256)  # the one is a protocol, which takes long to check
+def _kind_listens(kind: type) -> bool:
+    return issubclass(kind, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
 
 
 def _with(run_manager: Any, wanted: Callable[[Any], bool]) -> Any:

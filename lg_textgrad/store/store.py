@@ -21,7 +21,7 @@ from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
 from lg_textgrad.store import tables
 from lg_textgrad.store.copying import copy
 from lg_textgrad.store.file import File
-from lg_textgrad.store.known import KnownResults
+from lg_textgrad.store.known import Known
 from lg_textgrad.store.places import Memory, Place, Write
 from lg_textgrad.store.postgres import Postgres, is_url
 from lg_textgrad.store.records import decode_run, encode_run, frozen
@@ -76,7 +76,7 @@ class Store:
             self.directory = Path(where)
             self._place = File(self.directory, read_only=read_only, busy_seconds=busy_seconds)
         try:
-            self._known = KnownResults(self._place)
+            self._known = Known(self._place)
         except SQLAlchemyError as error:
             self._place.close()
             raise self._place.failure(error) from None
@@ -123,8 +123,6 @@ class Store:
 
     def get_result(self, key: str) -> tuple[Any, Usage] | None:
         """Return the reply stored under `key` and what it cost; None when there is none."""
-        if self._known.lacks(key):
-            return None
         rows = self._checked(tables.results, _RESULT, key=key)
         if not rows:
             return None
@@ -462,7 +460,7 @@ class Store:
         self, table: sa.Table, query: sa.Select[Any], **values: Any
     ) -> Sequence[sa.Row[Any]]:
         """Return rows of one table. Raises `CorruptStoreError` for one that is not as written."""
-        rows = self._rows(query, **values)
+        rows = () if self._known.lacks(table, values) else self._rows(query, **values)
         for row in rows:
             values = row._asdict()
             if row.crc != checksum(table, values):
