@@ -17,6 +17,7 @@ import random
 import subprocess
 import time
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def rows_of(seed: int, *, val: int, test: int) -> dict[str, list[dict[str, Any]]
     return rows
 
 
+@cache
+def start() -> dict[str, str]:
+    """Return the prompts that everybody begins with."""
+    from graphs.support.graph import graph  # reads the environment
+
+    return {name: parameter.value for name, parameter in graph.parameters.items()}
+
+
 def _run(method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     rows = rows_of(seed, val=options.val, test=options.test)
@@ -98,7 +107,7 @@ def _ours(
         for name, own in rows.items()
     }
     objective = tg.Objective(ALL)
-    prompts = {name: parameter.value for name, parameter in graph.parameters.items()}
+    prompts = start()  # before the graph has others
     found: dict[str, Any] = {}
     if method != "seed":
         llm = tg.models.OpenAI(options.model, base_url=options.base_url, api_key="none")
@@ -114,7 +123,11 @@ def _ours(
             max_concurrency=4,
             on_event=into(way),
         )
-        result = trainer.fit(splits["train"], splits["val"])
+        try:
+            result = trainer.fit(splits["train"], splits["val"])
+        finally:
+            for name, text in prompts.items():  # who comes next begins where we began
+                graph.parameters[name].adopt(text)
         prompts = {name: result.after[name] for name in prompts}
         spent = result.to_json()["spent"]
         found = {
@@ -137,7 +150,7 @@ def _peer(
     job = {
         "peer": method, "seed": seed, "calls": options.calls, "base_url": options.base_url,
         "model": options.model, **rows,
-        "prompts": {name: p.value for name, p in graph.parameters.items()},
+        "prompts": start(),
         "roles": {name: p.role for name, p in graph.parameters.items()},
     }  # fmt: skip
     done = subprocess.run(
