@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 
 import pytest
 
 import lg_textgrad as tg
-from evals.benchmarks.support_peers.__main__ import rows_of
+from evals.benchmarks.support_peers.__main__ import _run, rows_of, start
 from evals.benchmarks.support_peers.desk import CAPS, score, serve
 from evals.evaluators.support import ALL
 from graphs.support import graph as support
@@ -74,3 +75,38 @@ def test_validation_and_test_rows_are_drawn_by_the_seed_and_stay_apart():
     ids = [{r["id"] for r in own} for own in first.values()]
     assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
     assert list(map(len, ids)) == [129, 12, 24]
+
+
+RULE = (
+    "An answer must begin with the words 'Good day from Fernhill.' and end with the words "
+    "'Warm regards, Fernhill'; an answer must have at most 40 words."
+)
+
+
+def learner(body):
+    """The model of a desk whose writer keeps to the form once its prompt tells it."""
+    system = body["messages"][0]["content"]
+    if "response_format" in body:
+        wanted = body["response_format"]["json_schema"]["schema"]["properties"]
+        known = {"general_rule": RULE, "weight": 1, "reason": "form"}
+        return {name: known.get(name, []) for name in wanted}
+    if system.startswith("You answer"):
+        return "Good day from Fernhill. Warm regards, Fernhill" if RULE in system else "Hello"
+    return "OK"
+
+
+def test_who_comes_after_us_begins_where_we_began(monkeypatch, tmp_path):
+    with OpenAIServer(learner) as server:
+        monkeypatch.setenv("SUPPORT_BASE_URL", server.base_url)
+        monkeypatch.setenv("SUPPORT_MODEL", "test-model")
+        support.model.cache_clear()
+        options = argparse.Namespace(
+            base_url=server.base_url, model="test-model", calls=300, val=6, test=2, runs=tmp_path
+        )
+        ours = _run("lg_textgrad", 0, options)
+        again = _run("lg_textgrad", 0, argparse.Namespace(**{**vars(options), "runs": tmp_path / "b"}))
+    support.model.cache_clear()
+    assert RULE in ours["prompts"]["writer"], "nothing was learned"
+    assert {name: p.full for name, p in support.graph.parameters.items()} == start()
+    assert RULE not in start()["writer"]
+    assert again["way"][0][1] == ours["way"][0][1] < ours["way"][-1][1]
