@@ -113,6 +113,15 @@ def engine_of(model: Counter) -> Callable[[int], Any]:
     return Engine
 
 
+def stepped(optimizer: Any) -> bool:
+    """Make TextGrad's step; False where its model's reply had not the form that it wants."""
+    try:
+        optimizer.step()
+    except IndexError:
+        return False
+    return True
+
+
 def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, str]:
     """TextGrad's prompt optimization: batches of three, a step back when validation gets worse."""
     import random
@@ -155,7 +164,9 @@ def textgrad(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer
                 reply = student(asked)
                 losses.append(loss(inputs={"prediction": reply, "ground_truth": expected}))
             tg.sum(losses).backward()
-            optimizer.step()
+            if not stepped(optimizer):
+                prompt.set_value(best)
+                continue
             now = prompt.value
             score = mean_score(val, task, partial(model.reply, task, now))
             model.found(score)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from evals.benchmarks.quality.peers import REWRITE, Counter, SpentError, engine_of
+from evals.benchmarks.quality.peers import REWRITE, Counter, SpentError, engine_of, stepped
 from evals.benchmarks.support_peers.desk import CAPS, Served, score, serve
 from graphs.support.books import entry, reference_in, request, sent_back, team_in
 
@@ -112,10 +112,11 @@ def textgrad(job: Mapping[str, Any], model: Counter) -> tuple[Serve, Prompts]:
         while True:
             optimizer.zero_grad()
             tg.sum([loss_of(row) for row in dice.sample(job["train"], 3)]).backward()
-            optimizer.step()
-            now = {node: p.value for node, p in prompts.items()}
-            points = mean(val, under(model, now))
-            model.found(points)
+            points = -1.0
+            if stepped(optimizer):
+                now = {node: p.value for node, p in prompts.items()}
+                points = mean(val, under(model, now))
+                model.found(points)
             if points > best_score:
                 best, best_score = now, points
             else:
