@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+_ROOT = Path(__file__).parents[2]
 _WANTED = Path(__file__).parent / "quality" / "peers.txt"
 
 
@@ -14,7 +18,7 @@ def interpreter() -> Path:
 
     Raises `subprocess.CalledProcessError` when the packages cannot be had.
     """
-    home = Path(__file__).parents[2] / ".venv-peers"
+    home = _ROOT / ".venv-peers"
     python = home / "bin" / "python"
     ready, wanted = home / ".ready", _WANTED.read_text(encoding="utf-8")
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
@@ -22,3 +26,18 @@ def interpreter() -> Path:
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(_WANTED)], check=True)
         ready.write_text(wanted, encoding="utf-8")
     return python
+
+
+def outcome_of(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a module of the peers makes of a job, both JSON.
+
+    Raises `RuntimeError` with the end of what it said when it fails.
+    """
+    done = subprocess.run(
+        [str(interpreter()), "-m", module],
+        input=json.dumps(job), capture_output=True, text=True, check=False, cwd=_ROOT,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-400:])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

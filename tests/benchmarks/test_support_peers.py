@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from contextlib import contextmanager
 
 import pytest
 
@@ -23,20 +24,21 @@ def reply_to(prompt, text):
     return said[int(hashlib.sha256((prompt + text).encode()).hexdigest(), 16) % len(said)]
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """The graph's server, which answers with `reply_to`."""
-
-    def handler(body):
-        system, user = (m["content"] for m in body["messages"])
-        return reply_to(system, user)
-
-    with OpenAIServer(handler) as server:
+@contextmanager
+def serving(monkeypatch, answer):
+    """The graph's server, with `answer` for each request's body."""
+    with OpenAIServer(answer) as server:
         monkeypatch.setenv("SUPPORT_BASE_URL", server.base_url)
         monkeypatch.setenv("SUPPORT_MODEL", "test-model")
         support.model.cache_clear()
         yield server
     support.model.cache_clear()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with serving(monkeypatch, lambda b: reply_to(*(m["content"] for m in b["messages"]))) as server:
+        yield server
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
@@ -96,16 +98,12 @@ def learner(body):
 
 
 def test_who_comes_after_us_begins_where_we_began(monkeypatch, tmp_path):
-    with OpenAIServer(learner) as server:
-        monkeypatch.setenv("SUPPORT_BASE_URL", server.base_url)
-        monkeypatch.setenv("SUPPORT_MODEL", "test-model")
-        support.model.cache_clear()
+    with serving(monkeypatch, learner) as server:
         options = argparse.Namespace(
             base_url=server.base_url, model="test-model", calls=300, val=6, test=2, runs=tmp_path
         )
         ours = _run("lg_textgrad", 0, options)
         again = _run("lg_textgrad", 0, argparse.Namespace(**{**vars(options), "runs": tmp_path / "b"}))
-    support.model.cache_clear()
     assert RULE in ours["prompts"]["writer"], "nothing was learned"
     assert {name: p.full for name, p in support.graph.parameters.items()} == start()
     assert RULE not in start()["writer"]

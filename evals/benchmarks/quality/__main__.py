@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import lg_textgrad as tg
-from evals.benchmarks.peers_environment import interpreter
+from evals.benchmarks.peers_environment import outcome_of
 from evals.benchmarks.quality.ours import (
     evaluator_of,
     examples_of,
     graph_of,
     optimize,
 )
-from evals.benchmarks.quality.results import by_task
+from evals.benchmarks.quality.results import by_task, line_of
 from evals.benchmarks.quality.tasks import TASKS, Rows, Task, rows_of
 from lg_textgrad.demos import split_demos
 
@@ -68,7 +67,7 @@ def main() -> None:
                 results.append(_run(TASKS[name], method, seed, rows, options))
                 text = json.dumps(results, indent=1, ensure_ascii=False)
                 options.results.write_text(text + "\n", encoding="utf-8")
-                print(_line(results[-1]), flush=True)
+                print(line_of(results[-1]), flush=True)
     print(table(results))
 
 
@@ -139,29 +138,12 @@ def _test(task: Task, rows: Rows, prompt: str, options: argparse.Namespace) -> f
 def _peer(
     task: Task, method: str, seed: int, rows: Rows, options: argparse.Namespace
 ) -> dict[str, Any]:
-    python = interpreter()
     job = {
         "task": task.name, "peer": method, "seed": seed, "calls": options.calls,
         "base_url": options.base_url, "model": options.model,
         "train": rows.train, "val": rows.val, "test": rows.test,
     }  # fmt: skip
-    done = subprocess.run(
-        [str(python), "-m", "evals.benchmarks.quality.peers"],
-        input=json.dumps(job), capture_output=True, text=True, check=False,
-        cwd=HERE.parents[2],
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr[-400:])
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def _line(result: dict[str, Any]) -> str:
-    score = f"{result['test']:.3f}" if "test" in result else result["failed"][:60]
-    return (
-        f"{result['task']:24} {result['method']:10} seed {result['seed']}  {score}  "
-        f"{result.get('calls', 0)} calls, {result.get('tokens', 0)} tokens, {result['seconds']} s"
-    )
+    return outcome_of("evals.benchmarks.quality.peers", job)
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -113,6 +113,42 @@ def engine_of(model: Counter) -> Callable[[int], Any]:
     return Engine
 
 
+def lm_of(model: Counter) -> Callable[[int, float], Any]:
+    """Return what makes DSPy an LM of `model`, by a reply's most tokens and the temperature."""
+    import dspy
+
+    class Counted(dspy.LM):  # type: ignore[misc]
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            model.take()
+            response = super().forward(*arguments, **options)
+            if model.counting:
+                model.tokens += response.usage.total_tokens
+            return response
+
+    def lm(max_tokens: int, heat: float) -> Any:
+        return Counted(
+            f"openai/{model.model}",
+            api_base=str(model.client.base_url),
+            api_key="none",
+            temperature=heat,
+            max_tokens=max_tokens,
+            cache=False,
+            num_retries=2,
+        )
+
+    return lm
+
+
+def reflector_of(model: Counter) -> Callable[[Any], str]:
+    """Return what GEPA asks to reflect."""
+
+    def reflect(asked: Any) -> str:
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        return model.ask(messages, REWRITE, 0.7)
+
+    return reflect
+
+
 def stepped(optimizer: Any) -> bool:
     """Make TextGrad's step; False where its model's reply had not the form that it wants."""
     try:
@@ -219,16 +255,12 @@ def gepa(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, st
             ]
             return dict.fromkeys(components, records)
 
-    def reflect(asked: Any) -> str:
-        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        return model.ask(messages, REWRITE, 0.7)
-
     result = package.optimize(
         seed_candidate={"prompt": task.prompt},
         trainset=job["train"],
         valset=job["val"],
         adapter=Adapter(),
-        reflection_lm=reflect,
+        reflection_lm=reflector_of(model),
         # A step is at most two minibatches of three, a reflection, and validation.
         stop_callbacks=lambda _: model.left < 7 + len(job["val"]),
         seed=job["seed"],
@@ -241,25 +273,7 @@ def mipro(task: Task, job: Mapping[str, Any], model: Counter) -> tuple[Answer, s
     """MIPROv2 with eight demonstrations at most, trials until the calls are used up."""
     import dspy
 
-    class Counted(dspy.LM):  # type: ignore[misc]
-        def forward(self, *arguments: Any, **options: Any) -> Any:
-            model.take()
-            response = super().forward(*arguments, **options)
-            if model.counting:
-                model.tokens += response.usage.total_tokens
-            return response
-
-    def lm(max_tokens: int, heat: float) -> Any:
-        return Counted(
-            f"openai/{model.model}",
-            api_base=str(model.client.base_url),
-            api_key="none",
-            temperature=heat,
-            max_tokens=max_tokens,
-            cache=False,
-            num_retries=2,
-        )
-
+    lm = lm_of(model)
     dspy.configure(lm=lm(task.max_tokens, 0.0))
     signature = dspy.Signature("question -> reply", task.prompt)
     program = dspy.Predict(signature)

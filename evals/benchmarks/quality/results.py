@@ -14,3 +14,12 @@ def by_task(results: Sequence[Result]) -> dict[tuple[str, int], list[Result]]:
     for result in results:
         found.setdefault((result["task"], result["rows"][1]), []).append(result)
     return dict(sorted(found.items()))
+
+
+def line_of(result: Result) -> str:
+    """Return one result for people."""
+    score = f"{result['test']:.3f}" if "test" in result else result["failed"][:60]
+    return (
+        f"{result.get('task', ''):24} {result['method']:12} seed {result['seed']}  {score}  "
+        f"{result.get('calls', 0)} calls, {result.get('tokens', 0)} tokens, {result['seconds']} s"
+    )

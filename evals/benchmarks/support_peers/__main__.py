@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import time
 import traceback
 from functools import cache
@@ -22,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import lg_textgrad as tg
-from evals.benchmarks.peers_environment import interpreter
+from evals.benchmarks.peers_environment import outcome_of
 from evals.benchmarks.quality.ours import into
+from evals.benchmarks.quality.results import line_of
 from evals.evaluators.support import ALL
 
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def main() -> None:
             results.append({**about, **_run(method, seed, options)})
             text = json.dumps(results, indent=1, ensure_ascii=False)
             options.results.write_text(text + "\n", encoding="utf-8")
-            print(_line(results[-1]), flush=True)
+            print(line_of(results[-1]), flush=True)
 
 
 def rows_of(seed: int, *, val: int, test: int) -> dict[str, list[dict[str, Any]]]:
@@ -146,30 +146,13 @@ def _peer(
 ) -> dict[str, Any]:
     from graphs.support.graph import graph
 
-    python = interpreter()
     job = {
         "peer": method, "seed": seed, "calls": options.calls, "base_url": options.base_url,
         "model": options.model, **rows,
         "prompts": start(),
         "roles": {name: p.role for name, p in graph.parameters.items()},
     }  # fmt: skip
-    done = subprocess.run(
-        [str(python), "-m", "evals.benchmarks.support_peers.peers"],
-        input=json.dumps(job), capture_output=True, text=True, check=False,
-        cwd=HERE.parents[2],
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr[-400:])
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def _line(result: dict[str, Any]) -> str:
-    score = f"{result['test']:.3f}" if "test" in result else result["failed"][:60]
-    return (
-        f"{result['method']:12} seed {result['seed']}  {score}  {result.get('calls', 0)} calls, "
-        f"{result.get('tokens', 0)} tokens, {result['seconds']} s"
-    )
+    return outcome_of("evals.benchmarks.support_peers.peers", job)
 
 
 if __name__ == "__main__":

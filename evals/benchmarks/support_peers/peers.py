@@ -17,7 +17,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from evals.benchmarks.quality.peers import REWRITE, Counter, SpentError, engine_of, stepped
+from evals.benchmarks.quality.peers import (
+    REWRITE,
+    Counter,
+    SpentError,
+    engine_of,
+    lm_of,
+    reflector_of,
+    stepped,
+)
 from evals.benchmarks.support_peers.desk import CAPS, Served, score, serve
 from graphs.support.books import entry, reference_in, request, sent_back, team_in
 
@@ -167,17 +175,13 @@ def gepa(job: Mapping[str, Any], model: Counter) -> tuple[Serve, Prompts]:
                 for component in components
             }
 
-    def reflect(asked: Any) -> str:
-        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        return model.ask(messages, REWRITE, 0.7)
-
     most = 6  # calls of one row: the writer and the checker twice
     result = package.optimize(
         seed_candidate=dict(job["prompts"]),
         trainset=job["train"],
         valset=job["val"],
         adapter=Adapter(),
-        reflection_lm=reflect,
+        reflection_lm=reflector_of(model),
         # A step is at most two minibatches of three, a reflection, and validation.
         stop_callbacks=lambda _: model.left < most * (6 + len(job["val"])) + 1,
         seed=job["seed"],
@@ -190,20 +194,7 @@ def mipro(job: Mapping[str, Any], model: Counter) -> tuple[Serve, Prompts]:
     """MIPROv2 on a DSPy module with a predictor a node, four demonstrations each at most."""
     import dspy
 
-    class Counted(dspy.LM):  # type: ignore[misc]
-        def forward(self, *arguments: Any, **options: Any) -> Any:
-            model.take()
-            response = super().forward(*arguments, **options)
-            if model.counting:
-                model.tokens += response.usage.total_tokens
-            return response
-
-    def lm(max_tokens: int, heat: float) -> Any:
-        return Counted(
-            f"openai/{model.model}", api_base=str(model.client.base_url), api_key="none",
-            temperature=heat, max_tokens=max_tokens, cache=False, num_retries=2,
-        )  # fmt: skip
-
+    lm = lm_of(model)
     dspy.configure(lm=lm(max(CAPS.values()), 0.0))
     markers = 24  # tokens that DSPy's own form takes around a reply
 
