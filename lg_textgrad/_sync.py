@@ -7,11 +7,12 @@ from call to call, and a call from inside a running loop (a notebook) works like
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from lg_textgrad._straight import waits
@@ -43,7 +44,15 @@ def background_loop() -> asyncio.AbstractEventLoop:
             threading.Thread(
                 target=_loop.run_forever, name="lg_textgrad-sync", daemon=True
             ).start()
+            atexit.register(_wind_up, _loop)
         return _loop
+
+
+def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
+    """Let clients that live as long as the loop close their connections before the process ends."""
+    if loop.is_running():
+        with suppress(Exception):  # nobody is left who could be told
+            asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(2)
 
 
 def in_loop() -> bool:

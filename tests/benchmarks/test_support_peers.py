@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -108,3 +110,15 @@ def test_who_comes_after_us_begins_where_we_began(monkeypatch, tmp_path):
     assert {name: p.full for name, p in support.graph.parameters.items()} == start()
     assert RULE not in start()["writer"]
     assert again["way"][0][1] == ours["way"][0][1] < ours["way"][-1][1]
+
+
+def test_process_that_trains_and_ends_leaves_no_connection_open(tmp_path):
+    with OpenAIServer(learner) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "evals.benchmarks.support_peers", "--base-url", server.base_url,
+             "--model", "test-model", "--seeds", "0", "--methods", "lg_textgrad", "--val", "2",
+             "--test", "2", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "r.json")],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+    assert "lg_textgrad" in done.stdout
+    assert "Unclosed" not in done.stderr
