@@ -10,10 +10,11 @@ import asyncio
 import atexit
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from lg_textgrad._straight import waits
 
@@ -31,6 +32,7 @@ _shared: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar(
 )
 
 _lock = threading.Lock()
+_left_open: WeakSet[AsyncGenerator[None]] = WeakSet()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -48,11 +50,18 @@ def background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def close_at_end(generator: AsyncGenerator[None], loop: asyncio.AbstractEventLoop) -> None:
+    """Close a generator of the background loop, which nobody shuts down, when the process ends."""
+    if loop is _loop:
+        _left_open.add(generator)
+
+
 def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
-    """Let clients that live as long as the loop close their connections before the process ends."""
+    async def close(generator: AsyncGenerator[None]) -> None:
+        await generator.aclose()
+
     if loop.is_running():
-        with suppress(Exception):  # nobody is left who could be told
-            asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(2)
+        wait([asyncio.run_coroutine_threadsafe(close(g), loop) for g in list(_left_open)], 2)
 
 
 def in_loop() -> bool:

@@ -20,7 +20,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from lg_textgrad._hashing import canonical
-from lg_textgrad._sync import run_sync
+from lg_textgrad._sync import close_at_end, run_sync
 from lg_textgrad.errors import (
     ConfigurationError,
     ModelBusyError,
@@ -269,6 +269,7 @@ class OpenAI:
                 http_client=_transport(self._base_url),
             )
             keeper = _keep(client, loop, self._clients, self._guard)
+            close_at_end(keeper, loop)
             forgotten = finalize(self, _close_soon, keeper, loop)
             forgotten.atexit = False
             once = client.with_options(max_retries=0)
