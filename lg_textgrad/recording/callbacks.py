@@ -103,6 +103,7 @@ class Recorder(CallRecorder):
             inputs=inputs,
             plain_inputs=None,
             started=time.monotonic(),
+            began=self._count,
         )
         if task.caller is not None:
             task.caller.inside.append(task)
@@ -110,7 +111,8 @@ class Recorder(CallRecorder):
         task.plain_inputs = plain if kind.channel is None else {kind.channel: plain}
         task.place = self._places.name(task)
         if task.is_call and task.caller is not None:
-            task.sources = self._sources(task.caller, inputs, self._count)
+            made = task.caller.called(task, self._count)
+            task.sources = self._sources(task.caller, inputs, made)
         else:
             if parent.tasks is None:
                 parent.tasks = []

@@ -59,6 +59,8 @@ class Task:
     place: str = ""
     """Its name while the run goes on; see `Places`."""
     ended: float = 0.0
+    began: int = 0
+    """When its first attempt began, in the count of events."""
     finished: int = 0
     """When its last attempt ended, in the count of events; 0 while it runs."""
     sheets: list[set[str]] = field(default_factory=list)
@@ -88,6 +90,8 @@ class Task:
     """What its code has at hand, from its first call on."""
     inside: list[Task] = field(default_factory=list)
     """What ran inside of its last attempt."""
+    last_call: int = -1
+    """The place of the last of its calls that has begun, in the order in which they were made."""
     resumed: list[Any] = field(default_factory=list)
     """The inputs of the invocations that it went on in."""
     results: list[Task] = field(default_factory=list)
@@ -103,6 +107,11 @@ class Task:
         return len(self.route) == 4 and self.route[0] == _PUSH and self.route[3] is True
 
     @property
+    def call(self) -> int:
+        """For a call, its place among those of its caller, in the order in which they were made."""
+        return int(self.route[2])
+
+    @property
     def is_handler(self) -> bool:
         """Whether it handles the error of another task of its superstep."""
         return "node_error_handler" in self.route
@@ -110,6 +119,18 @@ class Task:
     @property
     def is_sent(self) -> bool:
         return _PUSH in self.triggers and not self.is_call and not self.is_handler
+
+    def called(self, call: Task, now: int) -> int:
+        """Note a call that begins now; return the latest moment at which it can have been made.
+
+        Calls that go at once begin in any order, each in a thread of its own. A call was made
+        before those that were made after it, so before any of them began.
+        """
+        if call.call > self.last_call:
+            self.last_call = call.call
+            return now
+        later = (t for t in self.inside if t.is_call and t.call > call.call)
+        return min((t.began for t in later), default=now)
 
     def begin_again(self, inputs: Any, root: Root) -> None:
         """Another attempt after an error or an interrupt: what it does replaces what was written.
@@ -123,6 +144,7 @@ class Task:
             self.inside.clear()
             self.results.clear()
             self.known = None
+            self.last_call = -1
         else:
             # What had come back before is taken from the checkpoint.
             self.resumed.append(root.inputs)

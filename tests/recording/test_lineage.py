@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import threading
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain_core.callbacks import BaseCallbackHandler
+from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
 from langgraph.types import Overwrite
 
 import lg_textgrad as tg
+from lg_textgrad.recording.callbacks import Recorder
+from lg_textgrad.recording.structure import Structure
 from lg_textgrad.trace import Trace
 
 LAST, GROWING = ["a", "b", "c"], ["x", "y"]
@@ -113,3 +118,35 @@ def test_edges_are_what_readers_saw_of_each_other(graph, inputs):
         value = run.outputs[key]
         signed = {v for v in (value if isinstance(value, list) else [value]) if "#" in v}
         assert set(writers) == signed
+
+
+def test_call_that_begins_late_is_made_of_nothing_that_was_called_after_it():
+    second_ended = threading.Event()
+
+    @task
+    def part(n):
+        return f"part {n}"
+
+    @entrypoint()
+    def steps(topic):
+        both = [part(n) for n in range(2)]
+        return " and ".join(one.result() for one in both)
+
+    class FirstBeginsLast(BaseCallbackHandler):
+        """Holds the thread of the first call until the second one has ended."""
+
+        raise_error = True
+
+        def on_chain_start(self, serialized, inputs, **_):
+            if inputs == {"n": 0}:
+                assert second_ended.wait(10)
+
+        def on_chain_end(self, outputs, **_):
+            if outputs == "part 1":
+                second_ended.set()
+
+    recorder = Recorder(Structure.of(steps))
+    steps.invoke("", {"callbacks": [FirstBeginsLast(), recorder]})
+
+    sources = {e.id: e.sources for e in recorder.executions() if e.called}
+    assert sources == {"steps/part#0": {"n": [["", "*"]]}, "steps/part#1": {"n": [["", "*"]]}}
