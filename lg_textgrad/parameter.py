@@ -46,6 +46,8 @@ class Gradient:
     example_id: str = ""
     score: float | None = None
     """The run's score in [0, 1]; None when it was not scored."""
+    is_rule: bool = True
+    """Whether `change` can stand in the prompt as it is; False when it tells of this run alone."""
 
     @property
     def id(self) -> str:

@@ -67,6 +67,11 @@ class Note:
         return sum(g.weight for g in self.gradients)
 
     @property
+    def is_rule(self) -> bool:
+        """Whether it can stand in a prompt as it is."""
+        return all(g.is_rule for g in self.gradients)
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """The gradients' ids, for the edits that answer the note."""
         return tuple(dict.fromkeys(g.id for g in self.gradients))

@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage
 
 from lg_textgrad import templates
 from lg_textgrad._hashing import to_plain
+from lg_textgrad._sync import all_at_once
 from lg_textgrad.critics.asking import aask_twice, an_object
 from lg_textgrad.critics.base import (
     Blame,
@@ -33,9 +34,13 @@ from lg_textgrad.run import Execution, ModelCall
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATES = ("correction", "correction_case", "again")
+_INSTRUCTIONS = ("correction", "correction_assumed")
+"""What a correction is asked for with: first the step may have been right, then it was not."""
+_TEMPLATES = (*_INSTRUCTIONS, "correction_case", "again")
 _ENOUGH = 0.95
 """A correction that wins back this share of the loss has found the fault."""
+_MOST_SHOWN = 80
+"""Characters of a reply that stand in a gradient."""
 _MOST_LENGTH = 1000
 """Characters of a text whose length the schema limits."""
 
@@ -50,7 +55,8 @@ class ProvenCredit:
     and those of the nodes that then get something else to read; what comes before is answered from
     the ledger. Once the loss is won back, what comes later is not tried. An execution that is
     proven to be at fault and that `critic` had not blamed is shown to it once more, with the reply
-    that would have been right.
+    that would have been right. A suspect whose reply the model stands by is not tried, unless
+    nothing else wins the loss back; then the model is told to assume a fault, a call more.
 
     `most` suspects are tried at most, those that `critic` blames first. Where nothing is proven the
     critic's own weights count for `unproven` of their size. An execution without a chat model's
@@ -112,7 +118,7 @@ class ProvenCredit:
         tried = min(nodes, self.most)
         # What is put right first has the most that follows it.
         reruns = sum(nodes - 1 - n for n in range(tried))
-        return most_calls(self.critic, nodes) + 2 * tried + reruns
+        return most_calls(self.critic, nodes) + 3 * tried + reruns
 
     def reset(self) -> None:
         """Tell a critic that learns that a run begins or goes on."""
@@ -134,27 +140,53 @@ class ProvenCredit:
         self, request: RunRequest, gradients: Sequence[Gradient]
     ) -> Sequence[Gradient]:
         """Return the gradients with measured weights, and new ones where the critic saw none."""
-        known = {g.execution for g in gradients if g.change}
-        gains: dict[str, float] = {}
+        gains, replies = await self._try(request, gradients)
         weights: dict[str, float] = {}
-        found = list(gradients)
-        for execution in self._suspects(request, gradients):
-            reply = await self._acorrect(request, execution)
-            if reply is None:
-                continue
-            gains[execution.id] = await self._again(request, execution, reply)
-            before = request.trace.reached_from([execution.id]) - {execution.id}
-            upstream = max((gains[e] for e in gains if e in before), default=0.0)
-            weights[execution.id] = max(0.0, gains[execution.id] - upstream)
-            if weights[execution.id] >= request.threshold and execution.id not in known:
-                found += await self._aexplain(request, execution, reply)
-            if gains[execution.id] >= _ENOUGH:
-                break
+        for execution, gain in gains.items():
+            before = request.trace.reached_from([execution]) - {execution}
+            upstream = max((gains.get(e, 0.0) for e in before), default=0.0)
+            weights[execution] = max(0.0, gain - upstream)
+        known = {g.execution for g in gradients if g.change}
+        missed = [e for e, w in weights.items() if w >= request.threshold and e not in known]
+        told = await all_at_once(
+            self._aexplain(request, request.trace.executions[e], replies[e]) for e in missed
+        )
+        found = [*gradients, *(g for gradients in told for g in gradients)]
         left = self.unproven * (1 - min(1.0, sum(weights.values())))
         weighed = [
             replace(g, weight=round(weights.get(g.execution) or left * g.weight, 6)) for g in found
         ]
         return [g for g in weighed if g.weight > 0]
+
+    async def _try(
+        self, request: RunRequest, gradients: Sequence[Gradient]
+    ) -> tuple[dict[str, float], dict[str, AIMessage]]:
+        """Return what corrections won back and what they were, by execution, in order of the run.
+
+        The critic may stand by what a suspect wrote. Where nothing else wins the loss back, it is
+        asked again for those, told that they are at fault.
+        """
+        suspects = self._suspects(request, gradients)
+        gains: dict[str, float] = {}
+        replies: dict[str, AIMessage] = {}
+        for instruction in _INSTRUCTIONS:
+            stood_by = []
+            for execution in suspects:
+                try:
+                    reply = await self._acorrect(request, execution, instruction)
+                except (ModelReplyError, CriticError) as error:
+                    self.malformed += isinstance(error, ModelReplyError)
+                    logger.warning("There is no correction for %s: %s", execution.id, error)
+                    continue
+                if reply is None:
+                    stood_by.append(execution)
+                    continue
+                replies[execution.id] = reply
+                gains[execution.id] = await self._again(request, execution, reply)
+                if gains[execution.id] >= _ENOUGH:
+                    return gains, replies
+            suspects = stood_by
+        return gains, replies
 
     def _suspects(
         self, request: RunRequest, gradients: Sequence[Gradient]
@@ -184,7 +216,10 @@ class ProvenCredit:
     async def _aexplain(
         self, request: RunRequest, execution: Execution, reply: AIMessage
     ) -> list[Gradient]:
-        """Return what the critic says of an execution that it missed, told the right reply."""
+        """Return what the critic says of an execution that it missed, told the right reply.
+
+        Where it has no rule to say, the two replies are what there is to know.
+        """
         parameters = request.scored.run.parameters
         own = {n: parameters[n] for n in execution.prompts if n in request.trainable}
         right = message_text({"content": reply.content, "tool_calls": reply.tool_calls})
@@ -196,13 +231,28 @@ class ProvenCredit:
             )
         except CriticError as error:
             logger.warning("%s", error)
-            return []
-        return [g for g in critique.gradients if g.change]
+            critique = Critique()
+        wrote = cut(shown_values(execution)[1], _MOST_SHOWN)
+        return [g for g in critique.gradients if g.change] or [
+            Gradient(
+                parameter=name,
+                run_id=request.scored.run.id,
+                execution=execution.id,
+                change=f"It wrote '{wrote}'; right is '{cut(right, _MOST_SHOWN)}'.",
+                is_rule=False,
+                evidence=cut("; ".join(dict.fromkeys(b.text for b in blames)), 300),
+                example_id=request.scored.run.example.id,
+                score=request.scored.score,
+            )
+            for name in own
+        ]
 
-    async def _acorrect(self, request: RunRequest, execution: Execution) -> AIMessage | None:
-        """Return what the execution should have replied.
+    async def _acorrect(
+        self, request: RunRequest, execution: Execution, instruction: str
+    ) -> AIMessage | None:
+        """Return what the execution should have replied; None where that is what it did reply.
 
-        None where that is what it did reply, and where the critic cannot say.
+        Raises `ModelReplyError` and `CriticError` where the critic cannot say.
         """
         form = _form(execution)
         assert form is not None, "suspects have a reply that can be put right"
@@ -227,16 +277,11 @@ class ProvenCredit:
             more=form.wish,
         )
         messages = [
-            {"role": "system", "content": templates.source("correction")},
+            {"role": "system", "content": templates.source(instruction)},
             {"role": "user", "content": case},
         ]
         schema = {**an_object({"output": form.schema}), **form.definitions}
-        try:
-            data = await aask_twice(self.model, messages, schema, self.max_tokens)
-        except (ModelReplyError, CriticError) as error:
-            self.malformed += isinstance(error, ModelReplyError)
-            logger.warning("There is no correction for %s: %s", execution.id, error)
-            return None
+        data = await aask_twice(self.model, messages, schema, self.max_tokens)
         return form.reply(data["output"])
 
 

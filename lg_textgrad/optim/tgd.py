@@ -152,7 +152,7 @@ class TextualGradientDescent(Optimizer):
 
         The last line of a prompt mostly says what form the reply must have, so it stays last.
         """
-        notes = [n for n in self._reduced(parameter).consistent() if n.weight > 0]
+        notes = [n for n in self._reduced(parameter).consistent() if n.weight > 0 and n.is_rule]
         line = max(1, len(parameter.value.split("\n")) - 1)
         edits = [
             Edit(parameter.name, "add", line, note.change, note.ids)

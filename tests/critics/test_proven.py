@@ -190,8 +190,62 @@ async def test_critic_that_fails_on_the_right_reply_ends_nothing(ledger, caplog)
 
     desk = Desk("b")
     proven = tg.ProvenCredit(Stumbles(), desk.graph, desk.objective, model=corrector())
-    assert await (await desk.scored()).abackward(proven) == []
+    [gradient] = await (await desk.scored()).abackward(proven)
+    assert (gradient.change, gradient.weight) == ("It wrote '0:a?'; right is '0:ab'.", 1.0)
     assert "it stumbled" in caplog.text
+
+
+async def test_proven_blame_without_a_rule_keeps_its_weight_and_is_no_line_for_a_prompt(ledger):
+    desk = Desk("b")
+    proven = tg.ProvenCredit(Silent(), desk.graph, desk.objective, model=corrector())
+    [gradient] = await (await desk.scored()).abackward(proven)
+    assert (gradient.parameter, gradient.execution, gradient.weight) == ("b", "b#0", 1.0)
+    assert gradient.change == "It wrote '0:a?'; right is '0:ab'."
+    assert gradient.evidence == "It must be '0:abc'."
+    assert not gradient.is_rule
+
+
+def stands_by(*names):
+    """A corrector that repeats what these nodes wrote until it is told to assume a fault."""
+    right, same = corrector(), corrector(wrong_for=names)
+
+    def reply(request):
+        assumed = "Assume that what this step wrote is wrong" in request.messages[0]["content"]
+        return (right if assumed else same).reply(request)
+
+    return Scripted(reply)
+
+
+async def test_critic_that_stands_by_every_reply_is_told_to_assume_a_fault(ledger):
+    desk, model = Desk("b"), stands_by(*"abc")
+    proven = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=model)
+    assert weights(await (await desk.scored()).abackward(proven)) == {"b#0": 1.0}
+    # All three at first; then a, which stands by it rightly, and b, which wins the loss back.
+    asked = [r.messages[1]["content"].split("Step: ")[1][0] for r in model.requests]
+    assert "".join(asked) == "abcab"
+
+
+async def test_suspect_that_the_critic_stands_by_is_not_asked_again_when_the_loss_is_won_back(ledger):
+    desk, model = Desk("b"), stands_by("a")
+    proven = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=model)
+    assert weights(await (await desk.scored()).abackward(proven)) == {"b#0": 1.0}
+    assert len(model.requests) == 2
+
+
+async def test_correction_under_an_assumed_fault_takes_the_weight_from_what_follows(ledger):
+    # c's honest correction wins back half of what b's, assumed to be at fault, wins back.
+    outputs = {"a": "0:a", "b": "0:a?", "c": "0:a?c"}
+
+    def reply(request):
+        assumed = "Assume that what this step wrote is wrong" in request.messages[0]["content"]
+        name = request.messages[1]["content"].split("Step: ")[1][0]
+        return {"output": "0:ab" if assumed and name == "b" else outputs[name] + "!" * (name == "c")}
+
+    desk = Desk("b")
+    scores = {"0:a?c": 0.0, "0:a?c!": 0.5, "0:abc": 1.0}
+    desk.objective = tg.Objective([lambda outputs: {"score": scores[outputs["c"]]}])
+    critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=Scripted(reply))
+    assert weights(await (await desk.scored()).abackward(critic)) == {"b#0": 1.0}
 
 
 async def test_critic_inside_that_learns_is_told_what_was_measured():
@@ -455,7 +509,7 @@ async def test_correction_keeps_what_the_run_says_inside_the_fence(ledger):
     assert Blame("x", 1.0, "y").settled is False
 
 
-@pytest.mark.parametrize(("nodes", "most", "expected"), [(1, 8, 1 + 2), (3, 8, 3 + 6 + 3), (3, 1, 3 + 2 + 2)])
+@pytest.mark.parametrize(("nodes", "most", "expected"), [(1, 8, 1 + 3), (3, 8, 3 + 9 + 3), (3, 1, 3 + 3 + 2)])
 def test_most_calls_are_foretold(nodes, most, expected):
     desk = Desk()
     critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=corrector(), most=most)

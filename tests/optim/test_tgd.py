@@ -131,6 +131,14 @@ async def test_notes_as_lines_cost_no_call_and_go_before_the_last_line():
     assert len(model.requests) == 1
 
 
+async def test_what_tells_of_one_run_is_shown_to_the_rewriter_and_is_no_line():
+    notes = [gradient("It wrote 'x'; right is 'y'.", 0.9, is_rule=False), gradient("Be brief.", 0.4)]
+    optimizer, p, model = make(edits(edit()), value="One.\nReply in JSON.", grad=notes, notes_as_lines=True)
+    _, lines = await optimizer.aproposals()
+    assert lines.candidate["p"] == "One.\nBe brief.\nReply in JSON."
+    assert "1. It wrote 'x'; right is 'y'." in model.requests[0].messages[-1]["content"]
+
+
 async def test_notes_as_lines_are_there_when_the_rewriter_fails():
     bad = ModelReplyError("no JSON")
     optimizer, _, _ = make(bad, bad, notes_as_lines=True)
