@@ -71,9 +71,10 @@ class BoundaryScope:
     """The first error that makes every further call pointless, even if a node swallowed it."""
     lost: bool = False
     """Whether a call failed on its way for good: chance had a hand in what the run did."""
-    place: Callable[[UUID | None, str], str] | None = None
+    place: Callable[[UUID | None, str], tuple[str, str]] | None = None
     """Return which execution makes a call, by the id of the call's run in callbacks and its
-    namespace: in words that every repetition of the run repeats."""
+    namespace: in words that every repetition of the run repeats, and then in words that no other
+    execution of its superstep has."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
     witness: Callable[[UUID | None], None] | None = None
@@ -96,17 +97,20 @@ class BoundaryScope:
         execution asked it before is part of the key, and so is the sample. Executions that ask the
         same side by side are told apart by their place in the run, never by who comes first.
         """
-        namespace = namespace_of(getattr(run_manager, "metadata", None))
-        place = node_path(namespace)
-        if self.place is not None:
-            place = self.place(getattr(run_manager, "run_id", None), namespace)
-        base = digest_of_plain("chat", asked, place)
+        base = digest_of_plain("chat", asked, self.where(run_manager)[0])
         with self._guard:
             free = self._free.setdefault(base, [])
             if not free:
                 self._seen[base] = self._seen.get(base, 0) + 1
             count = heapq.heappop(free) if free else self._seen[base] - 1
         return f"{base}.{self.sample}.{count}"
+
+    def where(self, run_manager: Any) -> tuple[str, str]:
+        """Return which execution makes a call, as `place` says."""
+        namespace = namespace_of(getattr(run_manager, "metadata", None))
+        if self.place is None:
+            return node_path(namespace), node_path(namespace)
+        return self.place(getattr(run_manager, "run_id", None), namespace)
 
     def give_back(self, key: str) -> None:
         """Let the next call that asks the same have the key of one that failed.
