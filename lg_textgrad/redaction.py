@@ -137,6 +137,15 @@ class Redaction:
         self._room = _MOST_CLEAN
         self._bare = self if hook is None else Redaction(None, self._named)
 
+    def try_out(self, examples: Iterable[Example]) -> None:
+        """Raise `RedactionError` for a hook that fails on a number or on what is in the examples.
+
+        Before a run begins: later its hook cannot be another one, and a reply would be lost.
+        """
+        self.number(1)
+        for example in examples:
+            self.example(example)
+
     def variable_in(self, text: str) -> str | None:
         """Return the name of a variable whose secret the text has in it."""
         return next(
@@ -151,9 +160,8 @@ class Redaction:
             return masked
         found = self._asked(masked)
         if not isinstance(found, str):
-            raise RedactionError(
-                f"The redaction hook returned a {type(found).__name__} for a text; it must return "
-                "a text for a text."
+            raise _failed(
+                f"returned a {type(found).__name__} for a text; it must return a text for a text"
             )
         return found
 
@@ -229,16 +237,24 @@ class Redaction:
             found = self.hook(value)
         except Exception as error:
             # Without the exception's words: they may be what had to be masked.
-            raise RedactionError(
-                f"The redaction hook raised {type(error).__name__}; nothing is stored, shown or "
-                "sent without it. Mend it and resume."
+            raise _failed(
+                f"raised {type(error).__name__}; nothing is stored, shown or sent without it"
             ) from None
         if found is not None and not isinstance(found, str | int | float):
-            raise RedactionError(
-                f"The redaction hook returned a {type(found).__name__}; it must return a text for "
-                "a text, and a number, a text or None for a number."
+            raise _failed(
+                f"returned a {type(found).__name__}; it must return a text for a text, and a "
+                "number, a text or None for a number"
             )
         return found
+
+
+def _failed(what: str) -> RedactionError:
+    """Return the error for a hook that `what`: its code is part of the run, so no `resume`."""
+    return RedactionError(
+        f"The redaction hook {what}. Mend it and fork the run, which keeps what was paid for: "
+        "`lg-textgrad optimize --fork RUN_DIR --out NEW`, in Python "
+        "Store(new).take_over(Store(old)). A run that had not begun is started again."
+    )
 
 
 class _Walk:

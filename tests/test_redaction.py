@@ -353,6 +353,46 @@ def test_training_lets_no_private_word_into_store_prompts_or_critics_questions(s
         make(server, store=tmp_path).fit(TRAIN, VAL)
 
 
+def mask_city(value):
+    return value.replace("Bergen", "[city]") if isinstance(value, str) else value
+
+
+def test_hook_that_cannot_take_the_data_fails_before_anything_is_paid(server, tmp_path):
+    def only_texts(value):
+        return value.replace("Bergen", "[city]")
+
+    def not_the_last_row(value):
+        if value == VAL[-1]["inputs"]["message"]:
+            raise ValueError(value)
+        return value
+
+    for hook in (only_texts, not_the_last_row):
+        with pytest.raises(RedactionError, match="raised .*Error; nothing is stored"):
+            make(server, store=tmp_path, redact=hook).fit(TRAIN, VAL)
+    assert server.chats == []
+    # So the run directory is still free for the mended one.
+    assert make(server, store=tmp_path, redact=mask_city).fit(TRAIN, VAL).best.val == 1
+
+
+def test_hook_that_fails_on_a_reply_is_mended_in_a_fork_that_pays_for_nothing_twice(server, tmp_path):
+    def fails(value):
+        if len(server.chats) > 20:
+            raise ValueError("too much")
+        return mask_city(value)
+
+    with pytest.raises(RedactionError, match=r"Mend it and fork .*--fork RUN_DIR.*take_over"):
+        make(server, store=tmp_path / "old", redact=fails).fit(TRAIN, VAL)
+    with Store(tmp_path / "old", read_only=True) as old:
+        paid = sum(usage.calls for usage in old.paid().values())
+    assert paid > 0
+    server.requests.clear()
+    with Store(tmp_path / "old") as old, Store(tmp_path / "new") as new:
+        new.take_over(old)
+        result = make(server, store=new, redact=mask_city).fit(TRAIN, VAL)
+        assert result.best.val == 1
+        assert result.spent.usage.cached_calls >= paid
+
+
 async def test_runs_from_elsewhere_reach_the_critic_masked(server, monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", PASSWORD)
     example = tg.Example("e", {"message": f"I use {PASSWORD} at Bergen"})
