@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import heapq
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -77,6 +78,8 @@ class BoundaryScope:
     execution of its superstep has."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
+    timed: Callable[[UUID | None, float], None] | None = None
+    """Told how many seconds a call took when it was made, by the id of its run in callbacks."""
     witness: Callable[[UUID | None], None] | None = None
     """Told of each call, by the id of its run in callbacks."""
     stranger: Callable[[], None] | None = None
@@ -137,9 +140,13 @@ class BoundaryScope:
         if self.witness is not None:
             self.witness(getattr(run_manager, "run_id", None))
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: Usage, run_manager: Any = None) -> None:
+        """Note what a call cost, and tell whoever records the run how long it took."""
         with self._guard:
             self.usage += usage
+        if self.timed is not None:
+            took = usage.seconds + usage.saved_seconds
+            self.timed(getattr(run_manager, "run_id", None), took)
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
@@ -170,12 +177,13 @@ def pay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Paid]) -> Any:
     """
 
     def alone() -> Paid:
+        started = time.monotonic()
         with _left():
-            return call()
+            return _took(call(), started)
 
     with _asking(scope, asked) as key:
         found = scope.ledger.pay(key, scope.kind, asked.request, alone, asked.route)
-    scope.add(found[1])
+    scope.add(found[1], asked.run)
     return found[0]
 
 
@@ -183,13 +191,19 @@ async def apay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Awaitab
     """Return what `pay_in` returns, for coroutines."""
 
     async def alone() -> Paid:
+        started = time.monotonic()
         with _left():
-            return await call()
+            return _took(await call(), started)
 
     with _asking(scope, asked) as key:
         found = await scope.ledger.apay(key, scope.kind, asked.request, alone, asked.route)
-    scope.add(found[1])
+    scope.add(found[1], asked.run)
     return found[0]
+
+
+def _took(paid: Paid, started: float) -> Paid:
+    """Return what a call came to with the time that it took: the model's, without any queue."""
+    return paid[0], replace(paid[1], seconds=time.monotonic() - started)
 
 
 @contextmanager
