@@ -27,7 +27,8 @@ class Outcome:
     """Of the graph's own model calls, prompt and completion together, answered from the store or
     not: what the candidate will cost in production."""
     seconds: float = 0.0
-    """Time spent in those calls, added up, when they were made."""
+    """How long the models took for those calls, added up, when they were made: answered from the
+    store or not, without what a call waited for its turn."""
 
     @classmethod
     def of(cls, scored: Scored) -> Outcome:

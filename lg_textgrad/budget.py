@@ -82,10 +82,12 @@ class Account:
     def reserve(self, route: Route | None = None) -> None:
         """Set one call aside. Raises `BudgetExceededError` when it would go over a cap.
 
-        And `ConfigurationError` under a cap in dollars for a route without a known price.
+        And `ConfigurationError` under a cap in dollars for a route without a known price, or under
+        one in tokens or dollars for a route whose replies don't say what they took.
         """
         budget = self.budget
         self.check_price(route)
+        self._check_counted(route)
         with self._lock:
             if budget.calls is not None and self._spent.calls + self._reserved >= budget.calls:
                 raise self._over("calls", budget.calls)
@@ -106,6 +108,16 @@ class Account:
         """Raise `ConfigurationError` under a cap in dollars for a route without a known price."""
         if self.budget.usd is not None and not self.prices.known(route):
             raise _unpriced(route)
+
+    def _check_counted(self, route: Route | None) -> None:
+        """Raise `ConfigurationError` for a route on which a cap would see nothing being spent."""
+        caps = []
+        if self.budget.tokens is not None:
+            caps.append("tokens")
+        if self.budget.usd is not None and not self.prices.free(route):
+            caps.append("dollars")
+        if caps and not self.prices.counted(route):
+            raise _uncounted(route, " and ".join(caps))
 
     def release(self) -> None:
         """Give a reservation back: the call was not answered, so nothing was paid."""
@@ -145,4 +157,13 @@ def _unpriced(route: Route | None) -> ConfigurationError:
         f"The price of {route} is not known, so a budget in dollars cannot be kept. Give it with "
         f'prices = {{"{route.model}" = [in, out]}}, in dollars per million tokens, or cap calls '
         "or tokens instead."
+    )
+
+
+def _uncounted(route: Route | None, caps: str) -> ConfigurationError:
+    whose = "The graph's server" if route is None else f"The server of {route}"
+    return ConfigurationError(
+        f"{whose} does not say how many tokens a reply took, so a budget in {caps} cannot be kept. "
+        "Have it count them (a client that streams has to ask for it, ChatOpenAI with "
+        "stream_usage=True), or cap calls instead."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -311,11 +312,13 @@ async def _paid(
             raise _NotAskedError(f"The judge of '{name}' could not be reached: {error}") from None
         if type(error).__module__.startswith("lg_textgrad"):
             raise
+        redaction = Redaction() if ledger is None else ledger.redaction
+        led_to_it = "".join(traceback.format_exception(error))
         raise EvaluatorError(
-            f"The evaluator '{name}' raised {type(error).__name__} on {where}: {error}. Mend the "
-            "evaluator and resume; the runs are kept.",
+            f"The evaluator '{name}' raised {type(error).__name__} on {where}: "
+            f"{redaction.text(str(error))}. Mend the evaluator and resume; the runs are kept.",
             run_id=run_id,
-        ) from error
+        ) from (error if redaction.text(led_to_it) == led_to_it else None)
 
 
 def read_result(

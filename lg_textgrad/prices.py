@@ -17,6 +17,14 @@ from lg_textgrad.traffic import EMBEDDED, Route
 
 Priced = Callable[[Usage], float]
 _MILLION = 1_000_000
+_OF_A_PROVIDER: Mapping[str, str] = {
+    "ChatBedrock": "aws",
+    "ChatBedrockConverse": "aws",
+    "ChatCohere": "cohere",
+    "ChatGoogleGenerativeAI": "google",
+    "ChatVertexAI": "google",
+}
+"""LangChain classes that ask their provider unless an address is set, which the route then has."""
 
 
 class Prices:
@@ -28,6 +36,7 @@ class Prices:
     def __init__(self, given: Mapping[str, Sequence[float]] | None = None) -> None:
         self._given = {name: _checked(name, rates) for name, rates in (given or {}).items()}
         self._known: dict[Route, Priced | None] = {}
+        self._uncounted: set[Route | None] = set()
         self._guard = threading.Lock()
 
     def known(self, route: Route | None) -> bool:
@@ -35,17 +44,42 @@ class Prices:
         return self._priced(route) is not None
 
     def of(self, usage: Usage, route: Route | None) -> Usage:
-        """Return the usage with its dollars; as unpriced where nobody knows the price."""
+        """Return the usage with its dollars; as unpriced where nobody knows the price.
+
+        Nor does anybody where the server didn't count the tokens, unless the model is free.
+        """
         priced = self._priced(route)
-        if priced is None:
+        counted = not usage.calls or usage.tokens > 0
+        if not counted:
+            with self._guard:
+                self._uncounted.add(route)
+        if priced is None or not (counted or _free(priced)):
             return replace(usage, unpriced=usage.calls)
         return replace(usage, usd=priced(usage))
+
+    def counted(self, route: Route | None) -> bool:
+        """Return whether all replies on this route so far said how many tokens they took."""
+        with self._guard:
+            return route not in self._uncounted
+
+    def free(self, route: Route | None) -> bool:
+        """Return whether calls on this route are known to cost nothing."""
+        priced = self._priced(route)
+        return priced is not None and _free(priced)
 
     @property
     def unknown(self) -> tuple[str, ...]:
         """The names of models that were asked and whose price nobody knows."""
         with self._guard:
-            return tuple(sorted({r.model for r, priced in self._known.items() if priced is None}))
+            return tuple(
+                sorted(
+                    {
+                        route.model
+                        for route, priced in self._known.items()
+                        if priced is None or (route in self._uncounted and not _free(priced))
+                    }
+                )
+            )
 
     def said(self, route: Route) -> str:
         """Return the price of a route in words."""
@@ -70,6 +104,10 @@ class Prices:
         if route.server == EMBEDDED:
             return _linear(0.0, 0.0, 0.0)
         return _listed(route)
+
+
+def _free(priced: Priced) -> bool:
+    return priced(Usage(1, prompt_tokens=_MILLION, completion_tokens=_MILLION)) == 0
 
 
 def _checked(name: str, rates: Sequence[float]) -> tuple[float, float, float]:
@@ -97,7 +135,13 @@ def _listed(route: Route) -> Priced | None:
     from genai_prices import Usage as Tokens
     from genai_prices import calc_price
 
-    where: dict[str, Any] = {"provider_api_url": route.server} if "://" in route.server else {}
+    where: dict[str, Any] = {}
+    if "://" in route.server:
+        where["provider_api_url"] = route.server
+    elif route.server in _OF_A_PROVIDER:
+        where["provider_id"] = _OF_A_PROVIDER[route.server]
+    else:  # without a server the list would take the model of that name at whoever sells it
+        return None
 
     def ask(come: int, go: int, cached: int = 0) -> Decimal:
         tokens = Tokens(

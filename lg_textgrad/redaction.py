@@ -7,6 +7,7 @@ again in a prompt, a trace or an export.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -60,6 +61,12 @@ _MOST_CLEAN = 1_000_000
 """Characters of clean texts that are remembered."""
 
 
+def _forms(secret: str) -> tuple[str, ...]:
+    """Return a secret as it is, and as it stands in the text of JSON data."""
+    quoted = (json.dumps(secret, ensure_ascii=whole)[1:-1] for whole in (True, False))
+    return tuple(dict.fromkeys((secret, *quoted)))
+
+
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without the secrets, and without anything that looks like an API key."""
     return _SECRET_TEXT.sub(HIDDEN, _without(text, _longest_first(secrets)))
@@ -94,10 +101,13 @@ def brief(text: str, limit: int = 500) -> str:
 
 
 def secrets_in(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return name -> value of the variables that are named like keys, tokens and passwords."""
+    """Return name -> value of the variables that are named like keys, tokens and passwords.
+
+    Without blanks around it: a value that was read from a file ends in a newline that nobody sends.
+    """
     return {
         name: value
-        for name, value in environment.items()
+        for name, value in ((name, value.strip()) for name, value in environment.items())
         if _SECRET_VARIABLE.search(name)
         and not _NO_SECRET.search(name)
         and len(value) >= _SHORTEST
@@ -119,15 +129,29 @@ class Redaction:
     ) -> None:
         self.hook = hook
         self._named = secrets_in(os.environ if environment is None else environment)
-        self._secrets = tuple(_longest_first(set(self._named.values())))
+        self._secrets = tuple(
+            _longest_first(form for value in set(self._named.values()) for form in _forms(value))
+        )
         # Texts that have nothing secret in them: roles, names and prompts come again and again.
         self._clean: set[str] = set()
         self._room = _MOST_CLEAN
         self._bare = self if hook is None else Redaction(None, self._named)
 
+    def try_out(self, examples: Iterable[Example]) -> None:
+        """Raise `RedactionError` for a hook that fails on a number or on what is in the examples.
+
+        Before a run begins: later its hook cannot be another one, and a reply would be lost.
+        """
+        self.number(1)
+        for example in examples:
+            self.example(example)
+
     def variable_in(self, text: str) -> str | None:
         """Return the name of a variable whose secret the text has in it."""
-        return next((name for name, value in self._named.items() if value in text), None)
+        return next(
+            (n for n, value in self._named.items() if any(form in text for form in _forms(value))),
+            None,
+        )
 
     def text(self, text: str) -> str:
         """Return a text without secrets, and as the hook would have it."""
@@ -136,9 +160,8 @@ class Redaction:
             return masked
         found = self._asked(masked)
         if not isinstance(found, str):
-            raise RedactionError(
-                f"The redaction hook returned a {type(found).__name__} for a text; it must return "
-                "a text for a text."
+            raise _failed(
+                f"returned a {type(found).__name__} for a text; it must return a text for a text"
             )
         return found
 
@@ -160,12 +183,14 @@ class Redaction:
     def example(self, example: Example) -> Example:
         """Return an example as evaluators and critics may know it; the graph gets it as it is."""
         walk = _Walk(self)
-        inputs, outputs = walk.value(dict(example.inputs)), example.outputs
+        inputs, outputs = walk.mapping(example.inputs), example.outputs
         if outputs is not None:
-            outputs = walk.value(dict(outputs))
-        if inputs == example.inputs and outputs == example.outputs:
+            outputs = walk.mapping(outputs)
+        metadata = walk.mapping(example.metadata)
+        same = inputs is example.inputs and outputs is example.outputs
+        if same and metadata is example.metadata:
             return example
-        return replace(example, inputs=inputs, outputs=outputs)
+        return replace(example, inputs=inputs, outputs=outputs, metadata=metadata)
 
     def run(self, run: Run) -> Run:
         """Return a run as everybody may know it; its example is `example`'s to mask."""
@@ -212,16 +237,24 @@ class Redaction:
             found = self.hook(value)
         except Exception as error:
             # Without the exception's words: they may be what had to be masked.
-            raise RedactionError(
-                f"The redaction hook raised {type(error).__name__}; nothing is stored, shown or "
-                "sent without it. Mend it and resume."
+            raise _failed(
+                f"raised {type(error).__name__}; nothing is stored, shown or sent without it"
             ) from None
         if found is not None and not isinstance(found, str | int | float):
-            raise RedactionError(
-                f"The redaction hook returned a {type(found).__name__}; it must return a text for "
-                "a text, and a number, a text or None for a number."
+            raise _failed(
+                f"returned a {type(found).__name__}; it must return a text for a text, and a "
+                "number, a text or None for a number"
             )
         return found
+
+
+def _failed(what: str) -> RedactionError:
+    """Return the error for a hook that `what`: its code is part of the run, so no `resume`."""
+    return RedactionError(
+        f"The redaction hook {what}. Mend it and fork the run, which keeps what was paid for: "
+        "`lg-textgrad optimize --fork RUN_DIR --out NEW`, in Python "
+        "Store(new).take_over(Store(old)). A run that had not begun is started again."
+    )
 
 
 class _Walk:
@@ -238,14 +271,35 @@ class _Walk:
             return self._redaction.text(value)
         if kind is int or kind is float:
             return self._redaction.number(value) if self._numbers else value
-        if kind is not dict and kind is not list and kind is not tuple:
+        if value is None or kind is bool:
             return value
         found = self._known.get(id(value))
         if found is not None:
             return found[1]
-        masked = self._mapping(value) if kind is dict else self._sequence(value)
+        if kind is dict:
+            masked = self._mapping(value)
+        elif kind is list or kind is tuple:
+            masked = self._sequence(value)
+        else:
+            masked = self._unusual(value)
         self._known[id(value)] = value, masked  # held, so that its id stays its own
         return masked
+
+    def mapping(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a mapping masked; the same object where nothing in it is."""
+        given = dict(value)
+        masked: dict[str, Any] = self.value(given)
+        return value if masked is given else masked
+
+    def _unusual(self, value: Any) -> Any:
+        """Return a message, or whatever else is no JSON data, as it is, or masked as such data."""
+        plain = _plain(value)
+        # Subclasses of text and numbers stay what they are on the way to JSON data.
+        for kind in (str, int, float):
+            if isinstance(plain, kind) and type(plain) is not bool:
+                plain = kind(plain)
+        masked = self.value(plain)
+        return value if masked is plain else masked
 
     def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
         name, again = self._redaction.name, {}

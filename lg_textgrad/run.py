@@ -23,7 +23,8 @@ class Usage:
     completion_tokens: int = 0
     """Tokens received from calls that were made."""
     seconds: float = 0.0
-    """Time spent waiting for those calls, added up; concurrent calls overlap."""
+    """How long the models took for those calls, added up; concurrent calls overlap. What a call
+    waited for its turn, or after a failed attempt, is not in it."""
     cached_tokens: int = 0
     """Of the prompt tokens those that the server had at hand, which cost less."""
     usd: float = 0.0
@@ -34,6 +35,8 @@ class Usage:
     """Tokens of calls that were answered from the store: what they cost when they were made."""
     saved_usd: float = 0.0
     """Dollars of those whose price was known."""
+    saved_seconds: float = 0.0
+    """How long they took when they were made."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -47,6 +50,7 @@ class Usage:
             self.unpriced + other.unpriced,
             self.saved_tokens + other.saved_tokens,
             self.saved_usd + other.saved_usd,
+            self.saved_seconds + other.saved_seconds,
         )
 
     @property
@@ -56,6 +60,7 @@ class Usage:
             cached_calls=self.calls + self.cached_calls,
             saved_tokens=self.tokens + self.saved_tokens,
             saved_usd=self.usd + self.saved_usd,
+            saved_seconds=self.seconds + self.saved_seconds,
         )
 
     @property

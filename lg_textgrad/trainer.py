@@ -183,6 +183,8 @@ class Trainer:
             reference = self.graph.candidate({**start, **reference})
         check_secrets(self.redaction, {**(reference or {}), **start})
         first = store.get_meta("configuration") is None
+        if first:
+            self.redaction.try_out(e for examples in splits.values() for e in examples)
         match(store, self._made_of(splits, start), start, self._details(splits))
         store.put_meta("result", None)  # that of an earlier session, when it goes on
         account = account_of(store, self.budget)

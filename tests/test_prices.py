@@ -20,7 +20,7 @@ OWN = Route("own", "http://10.0.0.1:8000/v1")
 
 
 @QUIET
-@given(st.integers(0, 500_000), st.integers(0, 500_000), st.integers(0, 50_000))
+@given(st.integers(0, 500_000), st.integers(0, 500_000), st.integers(1, 50_000))
 def test_listed_price_is_what_the_list_itself_works_out(fresh, cached, out):
     usage = Usage(1, prompt_tokens=fresh + cached, completion_tokens=out, cached_tokens=cached)
     priced = Prices().of(usage, MINI)
@@ -35,7 +35,10 @@ def test_listed_price_is_what_the_list_itself_works_out(fresh, cached, out):
 
 @pytest.mark.parametrize(
     "route",
-    [OWN, Route("gpt-4o-mini", "http://10.0.0.1:8000/v1"), Route("no-such-model", MINI.server), None],
+    [
+        OWN, Route("gpt-4o-mini", "http://10.0.0.1:8000/v1"), Route("no-such-model", MINI.server),
+        Route("deepseek-r1", "ChatOllama"), None,
+    ],
     ids=str,
 )
 def test_unknown_price_is_said_and_not_guessed(route):
@@ -46,6 +49,40 @@ def test_unknown_price_is_said_and_not_guessed(route):
     assert prices.unknown == (() if route is None else (route.model,))
     if route is not None:
         assert prices.said(route) == "price unknown"
+
+
+def test_class_that_asks_its_provider_has_the_providers_price():
+    tokens = genai_prices.Usage(input_tokens=1_000_000)
+    expected = genai_prices.calc_price(tokens, "gemini-2.5-flash", provider_id="google").total_price
+    route = Route("gemini-2.5-flash", "ChatGoogleGenerativeAI")
+    assert Prices().of(Usage(1, prompt_tokens=1_000_000), route).usd == float(expected) > 0
+
+
+def test_call_whose_tokens_nobody_counted_has_no_known_price():
+    prices = Prices({"own": (1, 1), "gift": (0, 0)})
+    assert prices.of(Usage(1), OWN) == Usage(1, unpriced=1)
+    assert prices.of(Usage(1), Route("gift", OWN.server)).dollars == 0
+    assert prices.of(Usage(cached_calls=1), MINI).dollars == 0
+    assert prices.unknown == ("own",)
+
+
+@pytest.mark.parametrize("budget", [{"usd": 0.001}, {"tokens": 10}], ids=str)
+def test_cap_holds_where_the_server_counts_no_tokens(budget):
+    ledger = tg.Ledger(account=Account(tg.Budget(**budget, prices={"own": (1, 1)})))
+    assert ledger.pay("first", "rollout", {}, lambda: ("said", Usage(1)), OWN)[0] == "said"
+    with pytest.raises(ConfigurationError, match="does not say how many tokens a reply took"):
+        ledger.pay("second", "rollout", {}, lambda: ("said", Usage(1)), OWN)
+    # What was paid for is kept, and other models are asked on.
+    assert ledger.pay("first", "rollout", {}, lambda: pytest.fail("asked again"), OWN)[0] == "said"
+    ledger.pay("other", "critic", {}, lambda: ("said", Usage(1, prompt_tokens=1)), MINI)
+    assert ledger.account.spent.calls == 2
+
+
+def test_free_model_that_counts_no_tokens_keeps_to_a_cap_in_dollars():
+    ledger = tg.Ledger(account=Account(tg.Budget(usd=1.0, prices={"own": (0, 0)})))
+    for key in "ab":
+        ledger.pay(key, "rollout", {}, lambda: ("said", Usage(1)), OWN)
+    assert ledger.account.spent.dollars == 0
 
 
 def test_given_price_goes_before_the_list():

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 import json
-from dataclasses import replace
+import traceback
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
-from lg_textgrad.errors import ParameterError, RedactionError
+from lg_textgrad.errors import EvaluatorError, ParameterError, RedactionError
 from lg_textgrad.objective import Scored
 from lg_textgrad.redaction import _SECRET_VALUE, HIDDEN, Redaction, secrets_in, without_credentials
 from lg_textgrad.store import Store, tables
@@ -52,6 +55,20 @@ def test_variables_named_like_secrets_are_secret(name):
 )  # fmt: skip
 def test_other_variables_are_settings(name, value):
     assert secrets_in({name: value}) == {}
+
+
+@pytest.mark.parametrize("value", [f"{PASSWORD}\n", f"  {PASSWORD}\r\n"])
+def test_secret_that_was_read_from_a_file_is_found(value):
+    assert Redaction(environment={"DB_PASSWORD": value}).text(f"it is {PASSWORD}.") == f"it is {HIDDEN}."
+
+
+@pytest.mark.parametrize("secret", ['with "quotes" in', "back\\slash\\es", "Schlüssel-größe", "two\nlines"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_secret_is_found_inside_of_json_text(secret, ascii_only):
+    redaction = Redaction(environment={"DB_PASSWORD": secret})
+    text = json.dumps({"p": secret}, ensure_ascii=ascii_only)
+    assert redaction.text(text) == json.dumps({"p": HIDDEN})
+    assert redaction.variable_in(text) == "DB_PASSWORD"
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -128,6 +145,44 @@ def test_hook_sees_each_text_and_number_after_the_secrets_are_masked():
     assert redaction.value(value) == {"who": ["[name]", 0, None, True], "said": f"it is {HIDDEN}"}
     assert seen == ["Bob", 49, f"it is {HIDDEN}"]
     assert redaction.answer({"n": 49, "t": "Bob"}) == {"n": 49, "t": "[name]"}
+
+
+class Tone(Enum):
+    LOUD = "secret of Bergen"
+
+
+@dataclass
+class Letter:
+    body: str
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        HumanMessage, Letter, lambda text: OrderedDict(a=text), lambda text: [{"a": (text,)}],
+        lambda text: defaultdict(list, a=[text]), lambda text: {text}, type("Text", (str,), {}),
+        lambda text: Tone.LOUD if "Bergen" in text else 1, lambda text: ValueError(text),
+    ],
+)  # fmt: skip
+def test_values_of_every_type_are_masked_and_left_alone_where_nothing_is(make):
+    redaction = Redaction(lambda v: v.replace("Bergen", "[city]") if isinstance(v, str) else v, {})
+    quiet = make("nothing to hide")
+    assert redaction.value(quiet) is quiet
+    masked = redaction.value({"v": make("to Bergen")})["v"]
+    assert "Bergen" not in repr(masked)
+    assert "[city]" in repr(masked)
+
+
+def test_example_is_masked_in_its_messages_and_its_metadata():
+    redaction = Redaction(environment=ENVIRONMENT)
+    example = tg.Example(
+        "e", {"messages": [HumanMessage(f"use {PASSWORD}")]}, None, {"note": PASSWORD, "n": 1}
+    )
+    shown = redaction.example(example)
+    assert shown.inputs == {"messages": [{"role": "human", "content": f"use {HIDDEN}"}]}
+    assert shown.metadata == {"note": HIDDEN, "n": 1}
+    harmless = tg.Example("e", {"messages": [HumanMessage("hi")]}, {"a": 1}, {"n": 1})
+    assert redaction.example(harmless) is harmless
 
 
 @pytest.mark.parametrize(
@@ -298,6 +353,46 @@ def test_training_lets_no_private_word_into_store_prompts_or_critics_questions(s
         make(server, store=tmp_path).fit(TRAIN, VAL)
 
 
+def mask_city(value):
+    return value.replace("Bergen", "[city]") if isinstance(value, str) else value
+
+
+def test_hook_that_cannot_take_the_data_fails_before_anything_is_paid(server, tmp_path):
+    def only_texts(value):
+        return value.replace("Bergen", "[city]")
+
+    def not_the_last_row(value):
+        if value == VAL[-1]["inputs"]["message"]:
+            raise ValueError(value)
+        return value
+
+    for hook in (only_texts, not_the_last_row):
+        with pytest.raises(RedactionError, match="raised .*Error; nothing is stored"):
+            make(server, store=tmp_path, redact=hook).fit(TRAIN, VAL)
+    assert server.chats == []
+    # So the run directory is still free for the mended one.
+    assert make(server, store=tmp_path, redact=mask_city).fit(TRAIN, VAL).best.val == 1
+
+
+def test_hook_that_fails_on_a_reply_is_mended_in_a_fork_that_pays_for_nothing_twice(server, tmp_path):
+    def fails(value):
+        if len(server.chats) > 20:
+            raise ValueError("too much")
+        return mask_city(value)
+
+    with pytest.raises(RedactionError, match=r"Mend it and fork .*--fork RUN_DIR.*take_over"):
+        make(server, store=tmp_path / "old", redact=fails).fit(TRAIN, VAL)
+    with Store(tmp_path / "old", read_only=True) as old:
+        paid = sum(usage.calls for usage in old.paid().values())
+    assert paid > 0
+    server.requests.clear()
+    with Store(tmp_path / "old") as old, Store(tmp_path / "new") as new:
+        new.take_over(old)
+        result = make(server, store=new, redact=mask_city).fit(TRAIN, VAL)
+        assert result.best.val == 1
+        assert result.spent.usage.cached_calls >= paid
+
+
 async def test_runs_from_elsewhere_reach_the_critic_masked(server, monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", PASSWORD)
     example = tg.Example("e", {"message": f"I use {PASSWORD} at Bergen"})
@@ -328,6 +423,37 @@ def test_comment_of_an_evaluator_is_masked(monkeypatch):
     with tg.use_ledger(tg.Ledger()):
         loss = tg.Objective([judge])(graph.record([{"inputs": {"q": "q"}}]))
     assert loss.scored[0].feedback[0].comment == f"log in with {HIDDEN}"
+
+
+@pytest.mark.parametrize("summary", [False, True])
+def test_error_of_an_evaluator_is_masked_with_what_led_to_it(monkeypatch, summary):
+    monkeypatch.setenv("CRM_TOKEN", PASSWORD)
+
+    def judge(outputs):
+        try:
+            raise RuntimeError(f"401 for key {PASSWORD}")
+        except RuntimeError as error:
+            raise ValueError("cannot judge") from error
+
+    runs = graph_with(lambda s: {"a": 1}).record([{"inputs": {"q": "q"}}])
+    with pytest.raises(EvaluatorError, match="cannot judge") as caught:
+        if summary:
+            tg.Objective([lambda outputs: 1], summary=[judge]).summarize(
+                tg.Objective([lambda outputs: 1])(runs).scored
+            )
+        else:
+            tg.Objective([judge])(runs)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_traceback_of_an_evaluator_is_shown_where_nothing_in_it_is_secret():
+    def judge(outputs):
+        raise ValueError("cannot judge")
+
+    runs = graph_with(lambda s: {"a": 1}).record([{"inputs": {"q": "q"}}])
+    with pytest.raises(EvaluatorError, match="raised ValueError on") as caught:
+        tg.Objective([judge])(runs)
+    assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_prompt_with_a_secret_in_it_is_refused_before_the_first_call(server, monkeypatch):

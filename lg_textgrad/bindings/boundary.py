@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import heapq
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -71,11 +72,14 @@ class BoundaryScope:
     """The first error that makes every further call pointless, even if a node swallowed it."""
     lost: bool = False
     """Whether a call failed on its way for good: chance had a hand in what the run did."""
-    place: Callable[[UUID | None, str], str] | None = None
+    place: Callable[[UUID | None, str], tuple[str, str]] | None = None
     """Return which execution makes a call, by the id of the call's run in callbacks and its
-    namespace: in words that every repetition of the run repeats."""
+    namespace: in words that every repetition of the run repeats, and then in words that no other
+    execution of its superstep has."""
     warnings: set[str] = field(default_factory=set)
     """Where a candidate's text could not be put in place, by node."""
+    timed: Callable[[UUID | None, float], None] | None = None
+    """Told how many seconds a call took when it was made, by the id of its run in callbacks."""
     witness: Callable[[UUID | None], None] | None = None
     """Told of each call, by the id of its run in callbacks."""
     stranger: Callable[[], None] | None = None
@@ -96,17 +100,20 @@ class BoundaryScope:
         execution asked it before is part of the key, and so is the sample. Executions that ask the
         same side by side are told apart by their place in the run, never by who comes first.
         """
-        namespace = namespace_of(getattr(run_manager, "metadata", None))
-        place = node_path(namespace)
-        if self.place is not None:
-            place = self.place(getattr(run_manager, "run_id", None), namespace)
-        base = digest_of_plain("chat", asked, place)
+        base = digest_of_plain("chat", asked, self.where(run_manager)[0])
         with self._guard:
             free = self._free.setdefault(base, [])
             if not free:
                 self._seen[base] = self._seen.get(base, 0) + 1
             count = heapq.heappop(free) if free else self._seen[base] - 1
         return f"{base}.{self.sample}.{count}"
+
+    def where(self, run_manager: Any) -> tuple[str, str]:
+        """Return which execution makes a call, as `place` says."""
+        namespace = namespace_of(getattr(run_manager, "metadata", None))
+        if self.place is None:
+            return node_path(namespace), node_path(namespace)
+        return self.place(getattr(run_manager, "run_id", None), namespace)
 
     def give_back(self, key: str) -> None:
         """Let the next call that asks the same have the key of one that failed.
@@ -133,9 +140,13 @@ class BoundaryScope:
         if self.witness is not None:
             self.witness(getattr(run_manager, "run_id", None))
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: Usage, run_manager: Any = None) -> None:
+        """Note what a call cost, and tell whoever records the run how long it took."""
         with self._guard:
             self.usage += usage
+        if self.timed is not None:
+            took = usage.seconds + usage.saved_seconds
+            self.timed(getattr(run_manager, "run_id", None), took)
 
 
 _scope: ContextVar[BoundaryScope | None] = ContextVar("lg_textgrad_boundary", default=None)
@@ -166,12 +177,13 @@ def pay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Paid]) -> Any:
     """
 
     def alone() -> Paid:
+        started = time.monotonic()
         with _left():
-            return call()
+            return _took(call(), started)
 
     with _asking(scope, asked) as key:
         found = scope.ledger.pay(key, scope.kind, asked.request, alone, asked.route)
-    scope.add(found[1])
+    scope.add(found[1], asked.run)
     return found[0]
 
 
@@ -179,13 +191,19 @@ async def apay_in(scope: BoundaryScope, asked: Asked, call: Callable[[], Awaitab
     """Return what `pay_in` returns, for coroutines."""
 
     async def alone() -> Paid:
+        started = time.monotonic()
         with _left():
-            return await call()
+            return _took(await call(), started)
 
     with _asking(scope, asked) as key:
         found = await scope.ledger.apay(key, scope.kind, asked.request, alone, asked.route)
-    scope.add(found[1])
+    scope.add(found[1], asked.run)
     return found[0]
+
+
+def _took(paid: Paid, started: float) -> Paid:
+    """Return what a call came to with the time that it took: the model's, without any queue."""
+    return paid[0], replace(paid[1], seconds=time.monotonic() - started)
 
 
 @contextmanager

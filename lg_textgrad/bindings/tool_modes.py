@@ -1,9 +1,9 @@
 """What the graph's tools do in tuning runs: called, recorded, or answered from the recording.
 
 Works at `BaseTool`, so it covers `ToolNode`, `create_agent`, and tools that a node calls itself. A
-recording is kept under the tool's name, its arguments without injected ones, the example, and how
-often the run had asked that before. So every candidate that is tried on an example gets what the
-first one got, and nothing is done twice.
+recording is kept under the tool's name, its arguments without injected ones, the example, which
+execution asked, and how often it had asked that before. So every candidate that is tried on an
+example gets what the first one got, and nothing is done twice, whoever comes first.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -21,7 +21,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import interrupt
 
 from lg_textgrad._hashing import digest, to_plain
-from lg_textgrad.bindings.boundary import scope_in_place, warn
+from lg_textgrad.bindings.boundary import BoundaryScope, scope_in_place, warn
 from lg_textgrad.bindings.nesting import Inside, inside_tool
 from lg_textgrad.bindings.patching import ensure, register
 from lg_textgrad.bindings.recorded import (
@@ -97,6 +97,9 @@ class Call:
     args: Any
     id: str | None
     """The model's id of the call, which the answer carries; None where no model asked."""
+    place: str = ""
+    line: str = ""
+    """Which execution asks; see `BoundaryScope.place`."""
 
 
 _call: ContextVar[Call | None] = ContextVar("lg_textgrad_tool_call", default=None)
@@ -119,13 +122,11 @@ class ToolDesk:
             return make()
         made = _Made(call)
         while True:
-            key, request = self._next(call)
+            keys = self._next(call)
             if mode == REPLAY:
-                known = self._known(self._ledger.recorded(key, request), call)
+                known = self._known(self._recorded(keys), call)
             else:
-                known = self._ledger.keep(
-                    key, request, lambda: made.of(make), renew=mode == RECORD
-                )
+                known = self._kept(keys, lambda: made.of(make), renew=mode == RECORD)
             if made.done:
                 return made.result(known)
             if self._again(known, mode, call):
@@ -141,13 +142,11 @@ class ToolDesk:
             return await make()
         made = _Made(call)
         while True:
-            key, request = self._next(call)
+            keys = self._next(call)
             if mode == REPLAY:
-                known = self._known(await self._ledger.arecorded(key, request), call)
+                known = self._known(await self._arecorded(keys), call)
             else:
-                known = await self._ledger.akeep(
-                    key, request, lambda: made.aof(make), renew=mode == RECORD
-                )
+                known = await self._akept(keys, lambda: made.aof(make), renew=mode == RECORD)
             if made.done:
                 return made.result(known)
             if self._again(known, mode, call):
@@ -156,16 +155,71 @@ class ToolDesk:
                 return _given(known, call)
             interrupt(decode(known["interrupt"]))
 
-    def _next(self, call: Call) -> tuple[str, dict[str, Any]]:
+    def _next(self, call: Call) -> _Keys:
+        """Return what a call's recording may be found under."""
         name = call.tool.name
         asked: dict[str, Any] = {"tool": name, "args": to_plain(_visible(call))}
-        if name not in self._tools.shared:
-            asked["example"] = self._example
-        base = digest("tool", asked)
+        if name in self._tools.shared:
+            return _Keys(asked, self._counted(digest("tool", asked)))
+        asked["example"] = self._example
+        former = self._counted(digest("tool", asked))
+        asked["place"] = call.place
+        alike = digest("tool", asked)
+        if call.line == call.place:
+            return _Keys(asked, self._counted(alike), former=former)
+        own = self._counted(digest("tool", asked, call.line))
+        # Counted only where its own key has nothing, so that those who have theirs move nobody.
+        return _Keys(asked, own, lambda: self._counted(alike), former)
+
+    def _counted(self, base: str) -> str:
         with self._guard:
             count = self._counts[base]
             self._counts[base] += 1
-        return f"{base}.{count}", asked
+        return f"{base}.{count}"
+
+    def _recorded(self, keys: _Keys) -> Any:
+        for key in keys.all():
+            if (known := self._ledger.recorded(key, keys.request)) is not None:
+                return known
+        return None
+
+    async def _arecorded(self, keys: _Keys) -> Any:
+        for key in keys.all():
+            if (known := await self._ledger.arecorded(key, keys.request)) is not None:
+                return known
+        return None
+
+    def _kept(self, keys: _Keys, make: Callable[[], Any], *, renew: bool) -> Any:
+        """Return what is recorded under any of the keys, which then is so under the first ones."""
+
+        def first() -> Any:
+            if keys.former is None or renew:
+                return make()
+            known = self._ledger.recorded(keys.former, keys.request)
+            return make() if known is None else known
+
+        def among_alike() -> Any:
+            assert keys.alike is not None, "asked only of executions that were sent"
+            return self._ledger.keep(keys.alike(), keys.request, first, renew=renew)
+
+        found = first if keys.alike is None else among_alike
+        return self._ledger.keep(keys.own, keys.request, found, renew=renew)
+
+    async def _akept(
+        self, keys: _Keys, make: Callable[[], Awaitable[Any]], *, renew: bool
+    ) -> Any:
+        async def first() -> Any:
+            if keys.former is None or renew:
+                return await make()
+            known = await self._ledger.arecorded(keys.former, keys.request)
+            return await make() if known is None else known
+
+        async def among_alike() -> Any:
+            assert keys.alike is not None, "asked only of executions that were sent"
+            return await self._ledger.akeep(keys.alike(), keys.request, first, renew=renew)
+
+        found = first if keys.alike is None else among_alike
+        return await self._ledger.akeep(keys.own, keys.request, found, renew=renew)
 
     def _known(self, known: Any, call: Call) -> Mapping[str, Any]:
         """Return what is recorded. Raises `ToolReplayError` where nothing is."""
@@ -187,6 +241,27 @@ class ToolDesk:
         )
         warn(text)
         return ToolReplayError(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """What the recording of one call may be found under, the first that has one counts."""
+
+    request: dict[str, Any]
+    own: str
+    """The execution's own, whoever comes first."""
+    alike: Callable[[], str] | None = None
+    """That of all executions which were sent to the same node, in the order in which they ask: for
+    a candidate that sends more or in another order. None for an execution that nobody sent."""
+    former: str | None = None
+    """What earlier versions had: the order in which the run's executions ask."""
+
+    def all(self) -> Iterator[str]:
+        yield self.own
+        if self.alike is not None:
+            yield self.alike()
+        if self.former is not None:
+            yield self.former
 
 
 class _Made:
@@ -260,6 +335,11 @@ def _visible(call: Call) -> Any:
     return visible(dict(call.args))
 
 
+def _placed(call: Call, scope: BoundaryScope, run_manager: Any) -> Call:
+    place, line = scope.where(run_manager)
+    return replace(call, place=place, line=line)
+
+
 def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
     """Note what `run` and `arun` are asked, for the tool's own method to be answered."""
 
@@ -301,6 +381,7 @@ def _answered(original: Callable[..., Any]) -> Callable[..., Any]:
         if call is None or call.tool is not self or scope is None or scope.tools is None:
             return original(self, *args, **kwargs)
         token = _call.set(None)  # its super class's method, or another tool's, is not this call
+        call = _placed(call, scope, kwargs.get("run_manager"))
         try:
             return scope.tools.answer(call, lambda: original(self, *args, **kwargs))
         finally:
@@ -316,6 +397,7 @@ def _aanswered(original: Callable[..., Any]) -> Callable[..., Any]:
         if call is None or call.tool is not self or scope is None or scope.tools is None:
             return await original(self, *args, **kwargs)
         token = _call.set(None)
+        call = _placed(call, scope, kwargs.get("run_manager"))
         try:
             return await scope.tools.aanswer(call, lambda: original(self, *args, **kwargs))
         finally:

@@ -56,6 +56,7 @@ class TraceCritic:
             "brief": self.brief,
             "max_trace_tokens": self.max_trace_tokens,
             "max_tokens": self.max_tokens,
+            "alone": dict(self._alone.fingerprint),
         }
 
     def most_calls(self, nodes: int) -> int:

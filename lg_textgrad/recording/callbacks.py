@@ -16,7 +16,7 @@ from lg_textgrad.recording.caches import cached
 from lg_textgrad.recording.calls import NAMESPACE, CallRecorder, namespace_here
 from lg_textgrad.recording.doubts import changed, changed_further_inside, in_a_thread
 from lg_textgrad.recording.origins import Known, Origins, constants_of, items_of
-from lg_textgrad.recording.places import Places
+from lg_textgrad.recording.places import Places, line_of
 from lg_textgrad.recording.structure import UNKNOWN, Structure
 from lg_textgrad.recording.tasks import Frame, Root, Task
 from lg_textgrad.run import Execution, node_path
@@ -109,7 +109,7 @@ class Recorder(CallRecorder):
             task.caller.inside.append(task)
         plain = self._plain(inputs, task)
         task.plain_inputs = plain if kind.channel is None else {kind.channel: plain}
-        task.place = self._places.name(task)
+        task.place, task.line = self._places.name(task), line_of(task)
         if task.is_call and task.caller is not None:
             made = task.caller.called(task, self._count)
             task.sources = self._sources(task.caller, inputs, made)
@@ -252,12 +252,17 @@ class Recorder(CallRecorder):
         if used is not None:
             task.passed["*"] = used
 
-    def place(self, run_id: UUID | None, namespace: str) -> str:
-        """Return which execution makes a call: by its run, else by its namespace. See `Places`."""
+    def place(self, run_id: UUID | None, namespace: str) -> tuple[str, str]:
+        """Return which execution makes a call: by its run, else by its namespace.
+
+        Its place and its line, see `recording.places`.
+        """
         with self._guard:
             frame = self._frames.get(run_id) if run_id is not None else None
             task = frame.task if frame is not None else self._tasks.get(namespace)
-            return task.place if task is not None else node_path(namespace)
+            if task is None:
+                return node_path(namespace), node_path(namespace)
+            return task.place, task.line
 
     # What callbacks don't tell.
 

@@ -34,6 +34,7 @@ class CallRecorder(BaseCallbackHandler):
         self._tasks: dict[str, Task] = {}
         self._calls: dict[UUID, tuple[Task, float, ModelCall]] = {}
         self._tools: dict[UUID, tuple[Task, ToolCall]] = {}
+        self._seconds: dict[UUID, float] = {}
 
     def _plain(self, value: Any, task: Task) -> Any:
         try:
@@ -115,7 +116,8 @@ class CallRecorder(BaseCallbackHandler):
             task, started, call = self._calls.pop(run_id)
             generation = response.generations[0][0]
             output: Mapping[str, Any] = {"role": "ai", "content": generation.text}
-            usage = Usage(calls=1, seconds=time.monotonic() - started)
+            took = self._seconds.pop(run_id, None)
+            usage = Usage(calls=1, seconds=time.monotonic() - started if took is None else took)
             reason = (generation.generation_info or {}).get("finish_reason")
             if isinstance(generation, ChatGeneration):
                 message = generation.message
@@ -136,6 +138,15 @@ class CallRecorder(BaseCallbackHandler):
             if run_id in self._calls:
                 task, _started, call = self._calls.pop(run_id)
                 task.model_calls[run_id] = replace(call, error=f"{type(error).__name__}: {error}")
+
+    def timed(self, run_id: UUID | None, seconds: float) -> None:
+        """Note how long a call took when it was made, which may have been in another run.
+
+        Between its callbacks it also waited for its turn, or was only looked up.
+        """
+        with self._guard:
+            if run_id in self._calls:
+                self._seconds[run_id] = seconds
 
     # Tool calls.
 

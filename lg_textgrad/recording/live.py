@@ -77,7 +77,7 @@ class LiveSource:
         """
         recorder = Recorder(self._structure)
         scope.witness, scope.stranger = recorder.witness, recorder.stranger
-        scope.place = recorder.place
+        scope.place, scope.timed = recorder.place, recorder.timed
         resume = resume_values(example)
         # What runs have in a checkpointer is theirs alone.
         graph = observing(self.graph) if self._saves else self._observing

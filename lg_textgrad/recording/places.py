@@ -22,17 +22,32 @@ class Places:
 
     def name(self, task: Task) -> str:
         """Return the name of an execution that begins; its caller's was asked for before."""
-        host = task.caller
-        parts = task.namespace.split("|")[len(host.namespace.split("|")) if host else 0 :]
-        own = "/".join(part.split(":")[0] for part in parts)
-        name = f"{host.place}/{own}" if host else own
-        issued = _number(task)
+        own, issued = _own(task), _number(task)
+        name = f"{task.caller.place}/{own}" if task.caller else own
         if issued is None:
             return name
         known = self._alike.setdefault((name, task.superstep, digest(task.plain_inputs)), [])
         rank = sum(other < issued for other in known)
         known.append(issued)
         return f"{name}~{rank}" if rank else name
+
+
+def line_of(task: Task) -> str:
+    """Return the name of an execution that no other of its run has in the same superstep.
+
+    Other than a place it hangs on what was sent beside it, so a candidate that sends more, or in
+    another order, gives its executions other lines.
+    """
+    issued = _number(task)
+    own = _own(task) if issued is None else f"{_own(task)}!{issued}"
+    return f"{task.caller.line}/{own}" if task.caller else own
+
+
+def _own(task: Task) -> str:
+    """Return the part of an execution's name that its caller's has not."""
+    host = task.caller
+    parts = task.namespace.split("|")[len(host.namespace.split("|")) if host else 0 :]
+    return "/".join(part.split(":")[0] for part in parts)
 
 
 def _number(task: Task) -> int | None:

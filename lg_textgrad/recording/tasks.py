@@ -58,6 +58,8 @@ class Task:
     started: float
     place: str = ""
     """Its name while the run goes on; see `Places`."""
+    line: str = ""
+    """Its name among all that were sent with it; see `line_of`."""
     ended: float = 0.0
     began: int = 0
     """When its first attempt began, in the count of events."""

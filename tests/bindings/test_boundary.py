@@ -20,6 +20,7 @@ from langgraph.types import Send
 from pydantic import BaseModel
 
 import lg_textgrad as tg
+from lg_textgrad.acceptance import Outcome
 from lg_textgrad.bindings.boundary import BoundaryScope, _asked, model_identity, pay_through
 from lg_textgrad.bindings.rewriting import rewriting
 from lg_textgrad.budget import Account
@@ -31,6 +32,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
+from lg_textgrad.objective import Scored
 from tests.servers import free_port
 from tests.parts import QUICK, Chat, echo
 from tests.servers.openai_server import Fault, OpenAIServer, Reply, error_body
@@ -804,3 +806,78 @@ async def test_nothing_in_langchain_is_changed_outside_of_scopes_that_overlap(en
 class Nothing:
     def rewrite(self, node, messages, options):
         return messages, options
+
+
+# How long a call took.
+
+
+def slow(first=0.0):
+    """A model that takes a tenth of a second, and fails once, after a pause, if it is told to."""
+    failures = [first] if first else []
+
+    class Slow(Chat):
+        async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+            await asyncio.sleep(failures[0] if failures else 0.1)
+            if failures:
+                failures.pop()
+                raise TimeoutError
+            return self._generate(messages)
+
+    return Slow(answer=lambda messages: "said")
+
+
+def seconds_of(run):
+    outcome = Outcome.of(Scored(run, 1.0, ()))
+    assert outcome.seconds == pytest.approx(
+        sum(c.usage.seconds for e in run.executions for c in e.model_calls)
+    )
+    return outcome.seconds
+
+
+async def test_call_that_the_store_answers_took_as_long_as_when_it_was_made():
+    model = slow()
+
+    async def node(s):
+        return {"a": (await model.ainvoke(s["q"])).content}
+
+    graph, store = one_node(node), tg.Store()
+    found = []
+    for sample in (0, 1):
+        with tg.use_ledger(tg.Ledger(store)):
+            # The run is made anew, its call is the first one's.
+            found += await graph.arecord([{"id": str(sample), **BATCH[0]}])
+    assert 0.09 <= seconds_of(found[0]) < 1
+    assert seconds_of(found[1]) == seconds_of(found[0])
+    assert len(model.calls) == 1
+
+
+async def test_candidate_that_shares_a_call_is_no_faster_for_it():
+    model, prompt = slow(), tg.Parameter("p", "first")
+
+    async def node(s):
+        str(prompt)
+        return {"a": (await model.ainvoke(s["q"])).content}
+
+    built = StateGraph(S).add_node("n", node).add_edge(START, "n").compile()
+    graph = tg.TrainableGraph(built, [prompt])
+    ledger = tg.Ledger()
+    with tg.use_ledger(ledger):
+        [first] = await graph.arecord(BATCH)
+        [again] = await graph.arecord(BATCH, prompts={"p": "second"})
+    assert len(model.calls) == 1
+    assert 0.09 <= seconds_of(first) == seconds_of(again)
+    assert (again.usage.calls, again.usage.cached_calls, again.usage.seconds) == (0, 1, 0)
+    assert ledger.account.spent.seconds == first.usage.seconds > 0
+
+
+@pytest.mark.parametrize("what", ["a turn", "another attempt"])
+async def test_what_a_call_waits_for_is_not_the_models_time(what):
+    model = slow(first=0.5 if what == "another attempt" else 0.0)
+
+    async def node(s):
+        return {"a": (await model.ainvoke(s["q"])).content}
+
+    rows = [{"inputs": {"q": str(n)}} for n in range(1 if what == "another attempt" else 8)]
+    with tg.use_ledger(tg.Ledger(max_concurrency=1, patience=QUICK)):
+        runs = await one_node(node).arecord(rows)
+    assert all(0.09 <= seconds_of(run) < 0.5 for run in runs)

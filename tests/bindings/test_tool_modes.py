@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -14,9 +15,11 @@ from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, T
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode
-from langgraph.types import Command, interrupt
+from langgraph.types import Command, Send, interrupt
 
 import lg_textgrad as tg
+from lg_textgrad._hashing import digest
+from lg_textgrad.bindings.recorded import encode
 from lg_textgrad.errors import ConfigurationError, ToolReplayError
 from tests.parts import Chat
 
@@ -244,6 +247,109 @@ async def test_tool_that_is_asked_the_same_twice_in_a_run_is_called_twice_and_st
         [run] = await graph_of(node).arecord(rows("q"), sample=sample)
         assert run.outputs["a"] == ["refunded o (1)", "refunded o (2)"]
     assert len(bench.calls) == 2
+
+
+class Hurried:
+    """A tool that counts its calls, for branches that come to it in the order that is told."""
+
+    def __init__(self):
+        self.made = 0
+        self.order = []
+
+        @tool
+        def ticket(desk: str) -> str:
+            """Draw a ticket."""
+            self.made += 1
+            return f"{desk} {self.made}"
+
+        self.ticket = ticket
+
+    async def draw(self, who):
+        for _ in range(20 * self.order.index(who)):
+            await asyncio.sleep(0)
+        return [(who, await self.ticket.ainvoke({"desk": "a"}))]
+
+    def sent(self, senders):
+        """A graph that sends each of `senders` to one node."""
+
+        async def work(s):
+            return {"a": await self.draw(s["q"])}
+
+        builder = StateGraph(Drawn).add_node("work", work)
+        builder.add_conditional_edges(START, lambda _: [Send("work", {"q": w}) for w in senders])
+        return builder.compile()
+
+    def parallel(self):
+        builder = StateGraph(Drawn)
+        for who in ("x", "y"):
+
+            async def work(_, who=who):
+                return {"a": await self.draw(who)}
+
+            builder.add_node(who, work).add_edge(START, who)
+        return builder.compile()
+
+
+class Drawn(TypedDict, total=False):
+    q: str
+    a: Annotated[list, operator.add]
+
+
+@pytest.mark.parametrize("how", ["sent", "parallel"])
+@pytest.mark.parametrize("mode", ["replay", "replay-else-live"])
+async def test_who_comes_first_does_not_decide_who_gets_which_recording(ledger, how, mode):
+    hurried = Hurried()
+    built = hurried.parallel() if how == "parallel" else hurried.sent(["x", "y"])
+    found = []
+    for order, tools in (("xy", "replay-else-live"), ("yx", mode), ("xy", mode)):
+        hurried.order = list(order)
+        graph = tg.TrainableGraph(built, tools=tg.Tools(tools))
+        [run] = await graph.arecord(rows("o"), sample=len(found))
+        assert run.error is None
+        found.append(dict(run.outputs["a"]))
+    assert found == [{"x": "a 1", "y": "a 2"}] * 3
+    assert hurried.made == 2
+
+
+@pytest.mark.parametrize("senders", [["y", "x"], ["new", "x", "y"]])
+async def test_candidate_that_sends_otherwise_does_nothing_twice(bench, ledger, senders):
+    async def work(s):
+        return {"a": [await bench.refund.ainvoke({"order": s["q"]})]}
+
+    def graph(sent):
+        builder = StateGraph(Drawn).add_node("work", work)
+        builder.add_conditional_edges(START, lambda _: [Send("work", {"q": w}) for w in sent])
+        return tg.TrainableGraph(builder.compile())
+
+    await graph(["x", "y"]).arecord(rows("o"))
+    [run] = await graph(senders).arecord(rows("o"), sample=1)
+    assert run.error is None
+    assert sorted(bench.calls) == sorted(("refund", w) for w in {"x", "y", *senders})
+
+
+async def test_agent_that_asks_for_its_tools_in_another_order_does_nothing_twice(bench, ledger):
+    calls = [("refund", {"order": "o1"}), ("look_up", {"order": "o2"})]
+    for sample, asked in enumerate((calls, calls[::-1])):
+        graph = tg.TrainableGraph(
+            create_agent(agent_model(*asked), [bench.refund, bench.look_up])
+        )
+        example = {"id": "e", "inputs": {"messages": [HumanMessage("hi", id="h")]}}
+        [run] = await graph.arecord([example], sample=sample)
+        assert run.error is None
+    assert sorted(bench.calls) == [("look_up", "o2"), ("refund", "o1")]
+
+
+@pytest.mark.parametrize("mode", ["replay", "replay-else-live"])
+@pytest.mark.parametrize("how", ["invoke", "async"])
+async def test_what_an_earlier_version_recorded_is_found(bench, ledger, how, mode):
+    name = "refund" if how == "invoke" else "look_up"
+    asked = {"tool": name, "args": {"order": "o1"}, "example": digest("o1", {"q": "o1"})}
+    ledger.keep(f"{digest('tool', asked)}.0", asked, lambda: {"output": encode("as it was", None)})
+    graph = graph_of(by_node(bench, how), tg.Tools(mode))
+    for sample in (0, 1):
+        [run] = await graph.arecord(rows("o1"), sample=sample)
+        assert (run.error, run.outputs["a"]) == (None, "as it was")
+    assert bench.calls == []
 
 
 async def test_candidates_that_come_at_the_same_time_share_one_call(bench, ledger):

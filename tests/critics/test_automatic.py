@@ -7,6 +7,7 @@ from typing import TypedDict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
 from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
@@ -46,7 +47,8 @@ class Both(Scripted):
 
 def wordy():
     """A chain that answers each question at length."""
-    return chain(lambda m: m[1].content[:2] + " word" * 200)
+    took = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    return chain(lambda m: AIMessage(m[1].content[:2] + " word" * 200, usage_metadata=took))
 
 
 async def counted(graph, n=2, budget=None, **options):

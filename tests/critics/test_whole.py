@@ -267,3 +267,9 @@ def test_fingerprint_follows_model_options_and_templates():
     assert set(plain["templates"]) == {
         "critic_run", "critic_run_case", "critic_run_detail", "critic_run_step", "again",
     }  # fmt: skip
+
+
+def test_fingerprint_follows_what_an_execution_alone_is_judged_by():
+    """`ProvenCredit` asks so, about what it has put right."""
+    model = Scripted(None, "m")
+    assert tg.TraceCritic(model).fingerprint["alone"] == tg.LLMCritic(model).fingerprint

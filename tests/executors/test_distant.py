@@ -238,6 +238,39 @@ def test_replayed_tool_is_refused_where_nothing_is_recorded(server, graph):
     assert any("look_up" in warning for warning in run.warnings)
 
 
+def test_tools_of_what_was_sent_are_called_once_for_home_and_worker(tmp_path, monkeypatch):
+    (tmp_path / "sent_app.py").write_text(
+        "import operator\n"
+        "from typing import Annotated, TypedDict\n"
+        "from langgraph.graph import START, StateGraph\n"
+        "from langgraph.types import Send\n"
+        "import lg_textgrad as tg\n"
+        "from tests.executors.far_app import look_up\n"
+        "class S(TypedDict, total=False):\n"
+        "    q: str\n"
+        "    a: Annotated[list, operator.add]\n"
+        "async def work(s):\n"
+        "    return {'a': [(s['q'], await look_up.ainvoke({'word': 'same'}))]}\n"
+        "def build():\n"
+        "    builder = StateGraph(S).add_node('work', work)\n"
+        "    builder.add_conditional_edges(START, lambda s: [Send('work', {'q': q}) for q in 'xy'])\n"
+        "    return tg.TrainableGraph(builder.compile())\n"
+        "graph = build()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAR_LOG", str(tmp_path / "log"))
+    from lg_textgrad.loading import load_graph
+
+    graph, store, row = load_graph("sent_app.py:graph"), tg.Store(), tg.Example("e", {"q": "q"})
+    with Loopback(graph, "sent_app.py:graph"):
+        [far] = record(graph, [row], tg.Ledger(store))
+    graph.executor = None
+    [near] = record(graph, [row], tg.Ledger(store), sample=1)
+    assert far.error is near.error is None
+    assert near.outputs["a"] == [tuple(pair) for pair in far.outputs["a"]]
+    assert (tmp_path / "log").read_text() == "same\nsame\n"
+
+
 # What travels.
 
 
