@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from langgraph.pregel import Pregel
 
 from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
+from lg_textgrad.data import read_toml
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
@@ -59,20 +59,8 @@ def load_evaluators(specs: list[str]) -> list[Any]:
     return found
 
 
-def read_prompts(path: str | Path) -> dict[str, str]:
-    """Return the texts of a prompts file: a `[prompts]` table of name = text."""
-    document = _read_toml(Path(path), "prompts file")
-    prompts = document.get("prompts")
-    if not isinstance(prompts, dict) or not all(isinstance(t, str) for t in prompts.values()):
-        raise ConfigurationError(
-            f"The prompts file '{path}' needs a table [prompts] of name = \"text\"."
-        )
-    # In a block of lines the break before the closing quotes is layout, not text.
-    return {name: text.removesuffix("\n") for name, text in prompts.items()}
-
-
 def write_prompts(path: str | Path, prompts: Mapping[str, str], comment: str = "") -> None:
-    """Write a file that `read_prompts`, `lg_textgrad.prompts` and a person can read."""
+    """Write a file that `read_prompts` and a person can read."""
     lines = [as_comment(comment), "", "[prompts]"]
     for name, text in prompts.items():
         body = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').replace("\r", "\\r")
@@ -342,7 +330,7 @@ def _check_kinds(document: Mapping[str, Any], path: Path) -> None:
 def read_config(path: str | Path) -> Config:
     """Return the configuration in a TOML file. Paths in it count from the file's folder."""
     path = Path(path)
-    document = _read_toml(path, "configuration file")
+    document = read_toml(path, "configuration file")
     known = {f.name for f in fields(Config)}
     for name in document:
         if name not in known:
@@ -360,14 +348,3 @@ def read_config(path: str | Path) -> Config:
         if value and not is_url(value):
             setattr(config, name, os.path.relpath(path.parent / value))
     return config
-
-
-def _read_toml(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"There is no {what} '{path}'.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The {what} '{path}' cannot be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"The {what} '{path}' is not valid TOML: {error}.") from None

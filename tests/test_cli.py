@@ -18,10 +18,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import lg_textgrad as tg
 from lg_textgrad import cli, models
 from lg_textgrad.assembly import OPTIMIZERS
 from lg_textgrad.cli import traffic
-from lg_textgrad.loading import Config, read_config, read_prompts
+from lg_textgrad.data import read_prompts
+from lg_textgrad.loading import Config, read_config
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import BROKEN, ENDING, GREETING, PARCELS, START_PROMPTS, Script
@@ -598,6 +600,8 @@ def test_export_writes_what_read_prompts_reads(here, finished):
     after = {n: p["after"] for n, p in finished.document["parameters"].items()}
     assert json.loads(done.out) == {"out": "prompts.toml", "prompts": after}
     assert read_prompts("prompts.toml") == after
+    with tg.prompts(tg.read_prompts("prompts.toml")):  # as the documents say
+        assert {name: str(tg.Parameter(name, "")) for name in after} == after
     text = Path("prompts.toml").read_text()
     assert text.startswith("# The accepted prompts of the run in it.\n# val: 0.111 -> 1.000\n")
     scored = here.run("evaluate", "optimize.toml", "--prompts", "prompts.toml", "--json")

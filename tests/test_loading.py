@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import lg_textgrad as tg
+from lg_textgrad.data import read_prompts
 from lg_textgrad.errors import ConfigurationError, GraphError, ParameterError
 from lg_textgrad.loading import (
     _KINDS,
@@ -22,7 +23,6 @@ from lg_textgrad.loading import (
     load_graph,
     load_object,
     read_config,
-    read_prompts,
     write_prompts,
 )
 
@@ -155,7 +155,7 @@ def test_prompts_written_by_a_person_are_read(tmp_path):
     path = tmp_path / "p.toml"
     path.write_text("[prompts]\na = 'One.'\nb = \"\"\"\nTwo.\nLines.\n\"\"\"\nc = \"\"\"Three.\"\"\"\n")
     assert read_prompts(path) == {"a": "One.", "b": "Two.\nLines.", "c": "Three."}
-    with tg.prompts(read_prompts(path)):
+    with tg.prompts(tg.read_prompts(path)):
         assert str(tg.Parameter("b", "x")) == "Two.\nLines."
 
 

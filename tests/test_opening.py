@@ -10,8 +10,9 @@ import pytest
 
 import lg_textgrad as tg
 from lg_textgrad import opening
+from lg_textgrad.data import read_prompts
 from lg_textgrad.errors import BudgetTooSmallError, GraphError, RunMismatchError
-from lg_textgrad.loading import read_config, read_prompts
+from lg_textgrad.loading import read_config
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import ENDING, START_PROMPTS, Script

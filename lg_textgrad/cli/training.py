@@ -24,7 +24,8 @@ from lg_textgrad.cli.settings import (
     tell_doubts,
 )
 from lg_textgrad.cli.status import DONE
-from lg_textgrad.loading import Config, load_redact, read_prompts
+from lg_textgrad.data import read_prompts
+from lg_textgrad.loading import Config, load_redact
 from lg_textgrad.opening import open_graph
 from lg_textgrad.planning import Schedule
 from lg_textgrad.redaction import Redaction
