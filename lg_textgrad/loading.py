@@ -262,6 +262,12 @@ class Config:
                 f"The base_url '{self.base_url}' had a user, password or query, which a run "
                 "doesn't keep; give the whole address again, with --base-url."
             )
+        if self.base_url and {self.model, self.rewriter_model or "local"} == {"local"}:
+            raise ConfigurationError(
+                f"The base_url '{without_credentials(self.base_url)}' would not be used: the model "
+                "is 'local', the embedded one, which has no server of yours. Name the server's "
+                "model with --model, or leave the base_url out."
+            )
         if self.retries < 0:
             raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
 

@@ -238,6 +238,15 @@ def test_whole_numbers_are_numbers(tmp_path):
     assert (config.min_gain, config.budget_seconds, config.weights) == (0, 60, {"a": 2})
 
 
+def test_address_of_a_server_that_nobody_would_ask_is_refused():
+    given = {"graph": "g:g", "train": "t", "val": "v", "evaluator": ["e:e"], "base_url": "http://h/v1"}
+    for local in ({}, {"rewriter_model": "local"}):
+        with pytest.raises(ConfigurationError, match=r"'http://h/v1' would not be used.* --model"):
+            Config(**given, **local).check()
+    Config(**given, model="theirs").check()
+    Config(**given, rewriter_model="theirs").check()  # the critic alone is the embedded one
+
+
 def test_missing_settings_are_named_with_their_flags():
     with pytest.raises(ConfigurationError, match="'val' is missing; give --val or set it"):
         Config(graph="a:b", train="t").check()
