@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import all_at_once, run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
@@ -121,6 +122,8 @@ class Objective:
     ) -> None:
         if repeats < 1:
             raise ConfigurationError(f"repeats must be at least 1, not {repeats}.")
+        for name, given in (("evaluators", evaluators), ("summary", summary)):
+            check_kind(given, Iterable, f"`{name}` of Objective", "write a list: [evaluator]")
         self.repeats = repeats
         self.evaluators = list(evaluators)
         self.weights = dict(weights or {})

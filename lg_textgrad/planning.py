@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lg_textgrad._given import check_critic, check_kind
 from lg_textgrad.budget import Account
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.objective import Scored
+from lg_textgrad.objective import Objective, Scored
 from lg_textgrad.optim.base import Optimizer, Search, Sizes
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example
@@ -37,6 +38,19 @@ class Schedule:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+def check_parts(graph: Any, objective: Any, critic: Any, optimizer: Any) -> None:
+    """Raise `ConfigurationError` for a part of a trainer that is of another kind.
+
+    An optimizer that needs no gradients may have no critic.
+    """
+    make = "make one: tg.TrainableGraph(graph, parameters)"
+    check_kind(graph, TrainableGraph, "Trainer", make)
+    check_kind(objective, Objective, "Trainer", "make one: tg.Objective([evaluator])")
+    check_kind(optimizer, Optimizer, "Trainer", "make one of tg.optim")
+    if critic is not None:
+        check_critic(critic, "Trainer")
 
 
 def match(

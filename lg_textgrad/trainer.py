@@ -33,6 +33,7 @@ from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.planning import (
     Schedule,
+    check_parts,
     check_reads,
     check_secrets,
     estimate,
@@ -106,6 +107,7 @@ class Trainer:
         approve: Approver | None = None,
         redact: Redact | None = None,
     ) -> None:
+        check_parts(graph, objective, critic, optimizer)
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
         if not any(p.requires_grad for p in graph.parameters.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lg_textgrad._given import check_model
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
 from lg_textgrad.critics.compact import fits, size
 from lg_textgrad.critics.node import LLMCritic
@@ -39,6 +40,7 @@ class AutoCritic:
             raise ConfigurationError(
                 f"`share` of AutoCritic is {share}; give a part of the budget above 0, 1 at most."
             )
+        check_model(model, "AutoCritic")
         self.model = model
         self.share = share
         self.node = LLMCritic(model, brief=brief)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad.critics.asking import RULE, WEIGHT, aask_twice, an_object
 from lg_textgrad.critics.base import Blame, CriticRequest, Critique
 from lg_textgrad.critics.cutting import cut
@@ -37,6 +38,7 @@ class LLMCritic:
         max_value_chars: int = 1500,
         max_tokens: int = 300,
     ) -> None:
+        check_model(model, "LLMCritic")
         self.model = model
         self.brief = brief
         self.instruction = instruction

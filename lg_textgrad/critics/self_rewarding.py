@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_critic
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.critics.base import CriticRequest, Critique
@@ -96,6 +97,12 @@ class SelfRewardingCritic:
         max_tokens: int = 600,
         seed: int = 0,
     ) -> None:
+        check_critic(critic, "SelfRewardingCritic")
+        if not hasattr(critic, "instruction"):
+            raise ConfigurationError(
+                f"A {type(critic).__name__} has no instruction that SelfRewardingCritic could "
+                "rewrite; give it tg.LLMCritic(model)."
+            )
         if every < 1 or not 2 <= least <= history:
             raise ConfigurationError(
                 "SelfRewardingCritic needs every of at least 1, and least between 2 and history, "

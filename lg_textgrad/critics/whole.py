@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad.critics.asking import RULE, WEIGHT, aask_twice, an_object
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
 from lg_textgrad.critics.compact import Compact, Step, compacted
@@ -39,6 +40,7 @@ class TraceCritic:
         max_trace_tokens: int = 2000,
         max_tokens: int = 800,
     ) -> None:
+        check_model(model, "TraceCritic")
         self.model = model
         self.brief = brief
         self.max_trace_tokens = max_trace_tokens

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import (
@@ -76,6 +77,7 @@ class TextualGradientDescent(Optimizer):
         if beam < 1 or momentum < 0:
             raise ConfigurationError("`beam` must be at least 1, and `momentum` at least 0.")
         super().__init__(parameters)
+        check_model(model, "TextualGradientDescent")
         self.model = model
         self.edits = edits
         self.beam = beam
