@@ -120,6 +120,7 @@ max_concurrency = 8
 # tools = "replay-else-live"   # or live, record, replay; a table for some of them
 # redact = "my_app.privacy:mask"   # sees every text before it is stored or sent to the critic
 # min_gain = 0.0           # how much better a candidate must be on val
+# acceptance = "significant"       # and unlikely to be so by chance
 
 # dataset = "support"      # a LangSmith dataset in place of the files above
 # langsmith = true         # report to LangSmith; nothing is sent without it
@@ -201,6 +202,9 @@ class Config:
     reuse: str | None = None
     """Another run's directory: model results that it paid for are not paid for again."""
     min_gain: float = 0.0
+    acceptance: str = "better"
+    """`better`, `significant`, `sequential`, `guarded` or `priced`: what is kept."""
+    acceptance_options: dict[str, Any] = field(default_factory=dict)
     summary_evaluator: list[str] = field(default_factory=list)
     """Evaluators that look at all runs of a scoring at once; reported, without a say."""
     dataset: str | None = None

@@ -184,6 +184,23 @@ def test_options_of_the_optimizer_are_flags_too_over_those_of_the_file(here):
     assert done.code == 0, done.err
 
 
+def test_acceptance_policy_is_chosen_by_the_file_and_by_a_flag(here):
+    toml = (here.folder / "optimize.toml").read_text()
+    chosen = 'acceptance = "significant"\nacceptance_options = {alpha = 0.01}\n'
+    (here.folder / "optimize.toml").write_text(f"{chosen}{toml}")
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--out", "runs/s")
+    assert done.code == 0, done.err
+    assert "p = " in done.err  # what it says of each comparison
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--out", "runs/g", "--acceptance", "guarded")
+    assert done.code == 0, done.err
+    with Store("runs/g", read_only=True) as store:
+        kept = store.get_meta("command")
+    assert (kept["acceptance"], kept["acceptance_options"]) == ("guarded", {})
+    (here.folder / "optimize.toml").write_text(f'acceptance = "best"\n{toml}')
+    done = here.run("optimize", "optimize.toml", "--out", "runs/n")
+    assert (done.code, "no acceptance policy 'best'" in one_error(done.err)) == (2, True)
+
+
 def test_missing_extra_is_told_with_its_command_before_anything_is_asked(here, monkeypatch):
     for name, package in (("mipro", "optuna"), ("gepa", "gepa")):
         monkeypatch.setitem(sys.modules, package, None)

@@ -222,7 +222,7 @@ def test_every_setting_has_a_kind_that_is_checked():
         ("evaluator = ['a', 3]", "'evaluator' must be a list of strings"),
         ("[weights]\na = 'x'", "'weights' must be a table of numbers"),
         ("test = []", "'test' must be a string"),
-        ("model_name = 'x'", "unknown setting 'model_name'; there are api_key_env, "),
+        ("model_name = 'x'", "unknown setting 'model_name'; there are acceptance, "),
         ("steps = ", "is not valid TOML: Invalid value"),
     ],
 )

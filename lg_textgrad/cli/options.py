@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lg_textgrad.assembly import CRITICS, OPTIMIZERS
+from lg_textgrad.assembly import ACCEPTANCE, CRITICS, OPTIMIZERS
 from lg_textgrad.cli import traffic
 from lg_textgrad.opening import ROWS
 
@@ -58,6 +58,9 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     traffic.add_options(command)
     command.add_argument(
         "--min-gain", type=float, metavar="X", help="how much better a candidate must be on val"
+    )
+    command.add_argument(
+        "--acceptance", choices=ACCEPTANCE, help="what is kept; 'better' by default"
     )
     command.add_argument(
         "--brief-critic", action="store_true", default=None, help="for small critic models"

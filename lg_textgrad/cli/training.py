@@ -74,6 +74,7 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
 def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
     check_optimizer(config.optimizer, config.optimizer_options)
+    acceptance = make_acceptance(config)
     redact = load_redact(config.redact)
     options.redaction = Redaction(redact)
     graph = traffic.graph_of(config)
@@ -124,7 +125,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
                 config.steps,
                 config.batch_size,
             ),
-            acceptance=make_acceptance(config.min_gain),
+            acceptance=acceptance,
             budget=config.budget,
             schedule=schedule,
             store=store,
