@@ -12,7 +12,12 @@ from lg_textgrad._given import check_critic, check_kind
 from lg_textgrad.budget import Account
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
-from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
+from lg_textgrad.errors import (
+    ConfigurationError,
+    GraphError,
+    ParameterError,
+    RunMismatchError,
+)
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.objective import Objective, Scored
 from lg_textgrad.optim.base import Optimizer, Search, Sizes
@@ -149,24 +154,36 @@ def told_prices(account: Account, askers: Sequence[Any]) -> dict[str, str]:
     return told
 
 
+def all_failed(errors: Sequence[str | None]) -> str | None:
+    """Return what to say when no run got through, given the error of each; else None."""
+    first = next((error for error in errors if error), None)
+    if first is None or not all(errors):
+        return None
+    several = f"All {len(errors)} runs failed, the first with"
+    which = several if len(errors) > 1 else "The run failed:"
+    return f"{which} {first.rstrip('.')}. Mend the graph, its keys or the inputs."
+
+
 def check_reads(graph: TrainableGraph, scored: Sequence[Scored]) -> tuple[list[str], list[str]]:
     """Return the parameters that no run read, and the nodes that never ran.
 
     A node that the validation examples never reached may still read one on others. Raises
-    `ParameterError` for a parameter that no node reads.
+    `ParameterError` for a parameter that no node reads, `GraphError` where no run got that far.
     """
     runs = [s.run for s in scored]
     unread = graph.unread(runs)
     if not unread:
         return [], []
+    failed = all_failed([r.error for r in runs])
+    if failed is not None:
+        raise GraphError(failed)
     ran = {e.path for r in runs for e in r.executions if not e.path.startswith("__")}
     skipped = [n for n in graph.nodes if n not in ran]
     trainable = [n for n, p in graph.parameters.items() if p.requires_grad]
-    failed = [r.error for r in runs if r.error]
-    hopeless = len(unread) == len(trainable) or len(failed) == len(runs)
-    if graph.nodes and (not skipped or hopeless):
+    if graph.nodes and (not skipped or len(unread) == len(trainable)):
         name = unread[0]
-        also = f" {len(failed)} runs failed, the first with {failed[0]}." if failed else ""
+        errors = [r.error for r in runs if r.error]
+        also = f" {len(errors)} runs failed, the first with {errors[0]}." if errors else ""
         raise ParameterError(
             f"No node read the parameter '{name}' in any of {len(runs)} runs "
             f"(nodes that ran: {', '.join(sorted(ran)) or 'none'}).{also} Read it inside the "

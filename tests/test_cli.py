@@ -458,6 +458,8 @@ def test_missing_key_names_the_variable(here, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL")
     done = here.run("optimize", "optimize.toml", "--api-key-env", "MY_KEY")
     assert (done.code, "set MY_KEY" in one_error(done.err)) == (2, True)
+    assert "--api-key-env" in done.err
+    assert "--base-url" in done.err
 
 
 @pytest.mark.parametrize("whose", ["graph", "critic"])
@@ -707,6 +709,21 @@ def test_inspect_tells_runs_that_failed(here):
     done = here.run("inspect", "fails:graph", "--inputs", "test.jsonl")
     assert done.code == 0
     assert "The run of example 'e6' failed: ParameterError" in done.err
+    assert re.search("All 2 runs failed, the first with ParameterError.*Mend the graph", done.out)
+    assert "--discover" not in done.out
+
+
+def test_init_says_what_inspect_says_of_a_graph_without_prompts(here):
+    (here.folder / "promptless.py").write_text(
+        "from langgraph.graph import START, StateGraph\n"
+        "graph = StateGraph(dict).add_node('n', lambda s: {}).add_edge(START, 'n').compile()\n"
+    )
+    said = "No prompt was found that can be tuned; declare one with Parameter('name', 'text')."
+    assert said in here.run("inspect", "promptless:graph", "--inputs", "test.jsonl").out
+    done = here.run("init", "promptless:graph", "--inputs", "test.jsonl", "--out", "n.toml")
+    assert said in done.err
+    assert "--inputs FILE" not in done.err
+    assert "--inputs FILE finds them" in here.run("init", "promptless:graph", "--out", "m.toml").err
 
 
 LOUD = """
