@@ -338,7 +338,11 @@ def _check_kinds(document: Mapping[str, Any], path: Path) -> None:
 
 
 def read_config(path: str | Path) -> Config:
-    """Return the configuration in a TOML file. Paths in it count from the file's folder."""
+    """Return the configuration in a TOML file. Paths in it count from the file's folder.
+
+    So do those of `FILE.py:NAME` and `FILE.json:NAME`, where that file is there; else they count
+    from the working directory. Raises `ConfigurationError`.
+    """
     path = Path(path)
     document = read_toml(path, "configuration file")
     known = {f.name for f in fields(Config)}
@@ -357,4 +361,18 @@ def read_config(path: str | Path) -> Config:
         value = getattr(config, name)
         if value and not is_url(value):
             setattr(config, name, os.path.relpath(path.parent / value))
+    for name in ("graph", "evaluator", "summary_evaluator", "optimizer", "redact"):
+        named = getattr(config, name)
+        if isinstance(named, str):
+            setattr(config, name, _beside(named, path.parent))
+        elif named is not None:
+            setattr(config, name, [_beside(spec, path.parent) for spec in named])
     return config
+
+
+def _beside(spec: str, folder: Path) -> str:
+    """Return `FILE:NAME` with the file that is in `folder`; others as they are."""
+    place, _, name = spec.rpartition(":")
+    if not place.endswith((".py", ".json")) or not (folder / place).is_file():
+        return spec
+    return f"{os.path.relpath(folder / place)}:{name}"

@@ -203,6 +203,31 @@ def test_paths_count_from_the_configuration_s_folder(tmp_path, monkeypatch):
     assert config.evaluator == ["a:b"]
 
 
+def test_files_of_python_count_from_the_configuration_s_folder_else_from_here(tmp_path, monkeypatch):
+    for file in ("app/agent.py", "app/langgraph.json", "app/sub/judges.py", "here.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("def team(): ...\n")
+    (tmp_path / "app" / "o.toml").write_text(
+        'graph = "agent.py:graph"\nevaluator = ["sub/judges.py:team", "here.py:team", "a.b:c"]\n'
+        'summary_evaluator = "./sub/judges.py:team"\nredact = "../here.py:mask"\noptimizer = "gepa"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    config = read_config("app/o.toml")
+    judges = os.path.join("app", "sub", "judges.py")
+    assert config.graph == f"{os.path.join('app', 'agent.py')}:graph"
+    assert config.evaluator == [f"{judges}:team", "here.py:team", "a.b:c"]
+    assert config.summary_evaluator == [f"{judges}:team"]
+    assert (config.redact, config.optimizer) == ("here.py:mask", "gepa")
+    assert [f.__name__ for f in load_evaluators(config.evaluator[:2])] == ["team", "team"]
+    (tmp_path / "app" / "o.toml").write_text('graph = "langgraph.json:agent"\n')
+    assert read_config("app/o.toml").graph == f"{os.path.join('app', 'langgraph.json')}:agent"
+    (tmp_path / "here.json").write_text("{}")
+    (tmp_path / "app" / "o.toml").write_text(f'graph = "here.json:agent"\nredact = "{tmp_path}/app/agent.py:f"\n')
+    config = read_config("app/o.toml")
+    assert config.graph == "here.json:agent"
+    assert os.path.abspath(config.redact.rpartition(":")[0]) == str(tmp_path / "app" / "agent.py")
+
+
 def test_every_setting_has_a_kind_that_is_checked():
     for f in fields(Config):
         _, fits = _KINDS[str(f.type).removesuffix(" | None")]
