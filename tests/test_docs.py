@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from lg_textgrad.cli import parser
@@ -106,6 +107,16 @@ def test_examples_of_the_readme_run(tmp_path):
     assert RULE in first
     assert second.startswith("You route ...")
     assert RULE in second
+
+
+def test_every_extra_is_in_the_readme_with_what_it_installs():
+    root = PAGE.parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Install\n")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| .*: (.+) \|$", text, re.MULTILINE))
+    assert told == {
+        name: ", ".join(re.match(r"[\w-]+", needed)[0] for needed in found) for name, found in extras.items()
+    }
 
 
 def test_every_command_in_the_documents_has_the_options_that_it_is_shown_with():
