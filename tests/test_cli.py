@@ -511,6 +511,12 @@ def test_argparse_errors_are_status_2(here):
         assert "Traceback" not in done.err
 
 
+def test_configuration_behind_approve_is_not_taken_for_a_queue(here):
+    done = here.run("optimize", "--approve", "optimize.toml")
+    assert done.code == 2
+    assert "'optimize.toml' is a configuration, not an annotation queue; name it before --approve" in done.err
+
+
 # Looking at it.
 
 
