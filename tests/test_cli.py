@@ -22,6 +22,7 @@ import lg_textgrad as tg
 from lg_textgrad import cli, models
 from lg_textgrad.assembly import OPTIMIZERS
 from lg_textgrad.cli import traffic
+from lg_textgrad.cli.settings import configured
 from lg_textgrad.data import read_prompts
 from lg_textgrad.loading import Config, read_config
 from lg_textgrad.store import Store
@@ -515,6 +516,18 @@ def test_configuration_behind_approve_is_not_taken_for_a_queue(here):
     done = here.run("optimize", "--approve", "optimize.toml")
     assert done.code == 2
     assert "'optimize.toml' is a configuration, not an annotation queue; name it before --approve" in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [("desk/o.toml", "runs/desk"), ("o.toml", "runs/run"), ("./o.toml", "runs/run"), (None, "runs/run")],
+)
+def test_run_directory_is_named_after_the_folder_that_the_configuration_is_given_with(here, given, out):
+    (here.folder / "desk").mkdir()
+    for file in ("o.toml", "desk/o.toml"):
+        (here.folder / file).write_text('graph = "desk_app:graph"\n')
+    options = cli.parser().parse_args(["optimize", *([given] if given else [])])
+    assert Path(configured(options).out) == Path(out)
 
 
 # Looking at it.

@@ -39,7 +39,9 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     add_settings(optimize)
     langsmith.add_options(optimize)
-    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>) or URL")
+    optimize.add_argument(
+        "--out", help="run directory (runs/FOLDER for FOLDER/CONFIG.toml, else runs/run) or URL"
+    )
     optimize.add_argument(
         "--fork", metavar="RUN_DIR", help="take over what this run has paid for, and its settings"
     )
