@@ -26,7 +26,7 @@ def add_inputs(command: argparse.ArgumentParser) -> None:
 def add_discover(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--discover", action=argparse.BooleanOptionalAction, default=None,
-        help="find prompts by running the graph (only where it declares none)",
+        help="find prompts by running the graph, beside declared ones too (else if there are none)",
     )  # fmt: skip
     command.add_argument(
         "--discover-tools", action="store_true", default=None, help="and descriptions of tools"
