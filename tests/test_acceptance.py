@@ -9,6 +9,7 @@ import random
 import pytest
 
 import lg_textgrad as tg
+from lg_textgrad.acceptance import check_policy
 from lg_textgrad.errors import ConfigurationError
 
 
@@ -86,11 +87,11 @@ def test_candidates_that_are_only_lucky_are_accepted_as_rarely_as_alpha_says():
 # Early.
 
 
-def test_clear_outcomes_are_settled_early_and_others_stay_open():
+def test_clear_refusals_are_settled_early_and_all_else_stays_open():
     policy = tg.Sequential(alpha=0.05)
     lost = policy.settled(*graded([1] * 12, [0] * 12), 100)
     assert (lost.accepted, "clear after 12 of 100" in lost.reason) == (False, True)
-    assert policy.settled(*graded([0] * 12, [1] * 12), 100).accepted
+    assert policy.settled(*graded([0] * 12, [1] * 12), 100) is None
     assert policy.settled(*graded([0, 1, 0, 1], [1, 0, 1, 0]), 100) is None
     hopeless = policy.settled(*graded([1, 1, 1, 0], [0, 0, 0, 0]), 7)
     assert "no chance left after 4 of 7" in hopeless.reason
@@ -103,8 +104,57 @@ def test_small_gain_is_given_up_when_it_is_not_worth_waiting_for():
     assert not tg.Sequential(hope=0.2).settled(*flat, 100).accepted
 
 
+def test_what_a_sequence_ends_in_decides_on_all_examples():
+    before, after = scores({"a": 1, "b": 0, "c": 0}), scores({"a": 0, "b": 1, "c": 1})
+    guarded = tg.Sequential(tg.Guarded(anchors=("a",)), chunk=1)
+    assert guarded.settled(before, after, 20) is None
+    assert not guarded.decide(before, after).accepted
+
+
+@pytest.mark.parametrize("policy", [tg.Guarded(tg.Sequential(chunk=3)), tg.Sequential(tg.Guarded(), chunk=3)])
+def test_guards_refuse_early_what_is_clear_in_either_order(policy):
+    assert policy.chunk == 3
+    assert not policy.settled(*graded([1] * 12, [0] * 12), 100).accepted
+
+
+def test_guards_around_a_policy_that_never_looks_early_do_not_look_either():
+    assert tg.Guarded().chunk is None
+    assert tg.Guarded().settled(*graded([1] * 12, [0] * 12), 100) is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tg.Sequential(tg.Priced()), lambda: tg.Priced(inner=tg.Sequential()),
+     lambda: tg.Sequential(tg.Guarded(tg.Priced())), lambda: tg.Priced(inner=tg.Guarded(tg.Sequential()))],
+)  # fmt: skip
+def test_early_looks_at_scores_are_refused_beside_prices(make):
+    with pytest.raises(ConfigurationError, match="looks at scores alone"):
+        make()
+
+
 # Guards.
 
+
+@pytest.mark.parametrize(
+    ("guarded", "said"),
+    [
+        (tg.Guarded(slices=("langauge",)), "No validation example has 'langauge' in its metadata.*there are lang"),
+        (tg.Guarded(anchors=("z",)), "The anchor 'z' is not among the validation examples"),
+    ],
+)
+@pytest.mark.parametrize("around", [lambda p: p, tg.Sequential, lambda p: tg.Priced(inner=p), tg.Guarded])
+def test_guard_of_what_no_example_has_is_refused_before_anything_is_tried(guarded, said, around):
+    rows = [tg.Example("a", {"q": "x"}, metadata={"lang": "de"}), tg.Example("b", {"q": "y"})]
+    check_policy(around(tg.Guarded(slices=("lang",), anchors=("a",))), rows)
+    check_policy(tg.Better(), rows)
+    with pytest.raises(ConfigurationError, match=said):
+        check_policy(around(guarded), rows)
+
+
+def test_guard_of_an_evaluator_that_gives_no_score_is_refused():
+    before, after = ({"a": outcome(score, feedback={"right": score})} for score in (0.0, 1.0))
+    with pytest.raises(ConfigurationError, match="No evaluator gives a score for 'polite'.*the keys are right"):
+        tg.Guarded(keys=("polite",)).decide(before, after)
 
 def outcome(score, **more):
     return tg.Outcome(score, **more)
@@ -138,7 +188,7 @@ def test_evaluator_that_falls_refuses_a_better_mean():
     before = {"a": outcome(0.4, feedback={"form": 1.0, "facts": 0.0})}
     after = {"a": outcome(0.7, feedback={"form": 0.5, "facts": 1.0})}
     assert "but 'form' changes by -0.500" in tg.Guarded(keys=("form",)).decide(before, after).reason
-    assert tg.Guarded(keys=("facts", "gone")).decide(before, after).accepted
+    assert tg.Guarded(keys=("facts",)).decide(before, after).accepted
 
 
 def test_guard_asks_only_of_what_is_accepted():

@@ -488,3 +488,25 @@ async def test_tool_that_failed_blames_who_called_it():
     await (await loss_of(graph, always_wrong)).abackward(critic)
     assert [r.execution.id for r in critic.asked] == ["x#0", "w#0"]
     assert critic.asked[1].blames[0].text == "The tool 'look' failed when it was called with {\"x\": 3}: ValueError: no such x"
+
+
+async def test_evaluator_that_counts_less_blames_less_and_one_that_counts_nothing_nobody():
+    named = parameters("a")
+    graph = chain(("a", "q", "a"), named=named)
+
+    def half(outputs):
+        return {"key": "right", "score": 0.5}
+
+    def zero(outputs):
+        return {"key": "length", "score": 0.0}
+
+    async def blamed(**weights):
+        runs = await graph.arecord([{"inputs": {"q": "x"}}])
+        loss = await tg.Objective([half, zero], weights=weights).acall(runs)
+        critic = BlamesUpstream()
+        await loss.abackward(critic)
+        return {b.source: b.weight for request in critic.asked for b in request.blames}
+
+    assert await blamed() == {"right": 0.5, "length": 1.0}
+    assert await blamed(right=4) == {"right": 0.5, "length": 0.25}
+    assert await blamed(length=0) == {"right": 0.5}

@@ -137,3 +137,15 @@ def test_what_to_keep_is_counted_and_does_not_swamp():
 def test_nothing_makes_nothing():
     found = reduce_gradients([])
     assert (found.notes, found.keeps, found.left_out, found.contradictions) == ((), (), 0, [])
+
+
+def test_what_two_runs_tell_of_is_no_contradiction():
+    told = [
+        tg.Gradient("p", f"r{n}", "n#0", f"It wrote '{a}'; right is '{b}'.", weight=0.9, is_rule=False)
+        for n, (a, b) in enumerate([("red", "blue"), ("one", "two"), ("up", "down")])
+    ]
+    rule = tg.Gradient("p", "r9", "n#0", "Reply with one word.", weight=0.1)
+    reduced = reduce_gradients([*told, rule], max_notes=4)
+    assert [note.change for note in reduced.notes] == [g.change for g in (*told, rule)]
+    assert reduced.contradictions == []
+    assert len(reduced.consistent()) == 4

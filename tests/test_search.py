@@ -9,6 +9,7 @@ import pytest
 from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
+from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.optim import Proposal, Search
 from lg_textgrad.optim.base import merged
 from lg_textgrad.parameter import apply_edits
@@ -150,6 +151,67 @@ def test_acceptance_that_can_tell_early_spares_the_rest_of_validation():
     assert result.after == {"say": "one"}
     early = [d for k, d in events if k == "decision"][0]
     assert early["val_after"] is None
+
+
+def test_two_candidates_that_are_clearly_better_are_accepted_one_after_the_other():
+    words = [f"w{n}" for n in range(24)]
+    search = Words("w0 " + " ".join(words[:17]), "w0 " + " ".join(words))
+    graph = words_graph()
+    trainer = tg.Trainer(
+        graph, tg.Objective([share]), critic=NeverAsked(), optimizer=search, acceptance=tg.Sequential()
+    )
+    result = trainer.fit(rows("w0"), rows(*words))
+    assert (result.accepted, result.best.val) == (2, 1.0)
+
+
+def test_guard_of_what_no_row_has_is_refused_before_any_run():
+    guarded = tg.Guarded(slices=("langauge",))
+    with pytest.raises(ConfigurationError, match="langauge"):
+        _, _, events = fit(Words("one"), acceptance=guarded)
+
+
+class Pair(tg.optim.Optimizer):
+    """Proposes these edits, each alone."""
+
+    def __init__(self, *edits):
+        super().__init__()
+        self.edits = edits
+
+    @property
+    def fingerprint(self):
+        return {"optimizer": "pair"}
+
+    async def aproposals(self):
+        now = self.parameters["say"].value
+        return [Proposal({"say": apply_edits(now, [e])}, (e,)) for e in self.edits]
+
+
+@pytest.mark.parametrize(
+    ("value", "promise", "edits"),
+    [
+        ("zero", {"max_tokens": 2}, [("add", 1, "one"), ("add", 1, "two")]),
+        ("zero\n{x}\n{x}", {}, [("replace", 2, "one"), ("replace", 3, "two")]),
+    ],
+)
+def test_proposals_that_break_a_promise_together_are_not_joined(value, promise, edits):
+    prompt = tg.Parameter("say", value, **promise)
+    graph = StateGraph(S).add_node("node", lambda state: {"a": str(prompt)}).add_edge(START, "node").compile()
+    optimizer = Pair(*(tg.Edit("say", *edit) for edit in edits))
+    trainer = tg.Trainer(
+        tg.TrainableGraph(graph, [prompt]), tg.Objective([share]), critic=BlamesUpstream(),
+        optimizer=optimizer, schedule=tg.Schedule(steps=1, batch_size=2),
+    )  # fmt: skip
+    result = trainer.fit(rows("one", "two"), rows("one", "two", "four"))
+    assert result.accepted == 1
+    prompt.check(result.after["say"])
+    assert ("one" in result.after["say"]) != ("two" in result.after["say"])
+
+
+def test_step_by_hand_does_not_join_what_breaks_a_promise_together():
+    prompt = tg.Parameter("say", "zero", max_tokens=2)
+    optimizer = Pair(tg.Edit("say", "add", 1, "one"), tg.Edit("say", "add", 1, "two"))
+    optimizer.bind({"say": prompt})
+    assert optimizer.step() == {"say": "zero\none"}
 
 
 class Growing(tg.optim.Optimizer):

@@ -157,6 +157,18 @@ async def test_unproven_blame_counts_for_less(ledger):
     assert desk.asked == ["a", "b", "c"]
 
 
+async def test_what_was_tried_in_vain_and_what_was_not_tried_weigh_less_than_what_was_proven(ledger):
+    # The model stands by a, its correction of b wins back a little, that of c nothing.
+    desk = Desk("b")
+    outputs = {"a": "0:a", "b": "0:a!", "c": "0:a?d"}
+    model = Scripted(lambda r: {"output": outputs[r.messages[1]["content"].split("Step: ")[1][0]]})
+    scores = {"0:a?c": 0.0, "0:a!c": 0.15, "0:a?d": 0.0}
+    desk.objective = tg.Objective([lambda outputs: {"score": scores[outputs["c"]]}])
+    critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=model)
+    found = weights(await (await desk.scored()).abackward(critic))
+    assert found == {"a#0": 0.075, "b#0": 0.15}
+
+
 class Understands(Silent):
     """Blames nobody until it is told what would have been right."""
 

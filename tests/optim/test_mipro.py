@@ -14,7 +14,7 @@ from lg_textgrad.demos import split_demos
 from lg_textgrad.errors import ConfigurationError, MissingExtraError
 from lg_textgrad.optim import MIPRO
 from lg_textgrad.optim.mipro import Choices, Trials
-from lg_textgrad.parameter import candidate_of
+from lg_textgrad.parameter import apply_edits, candidate_of
 from tests.optim.router import OBJECTIVE, TEAMS, build, examples, message, rows
 from tests.optim.test_search_contract import Knows
 from tests.parts import Scripted
@@ -200,3 +200,18 @@ def test_without_optuna_it_says_how_to_install_it(monkeypatch):
 def test_options_that_cannot_work_are_refused(options, words):
     with pytest.raises(ConfigurationError, match=words):
         MIPRO(Scripted(writes), **options)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_stored_edits_lead_from_the_recorded_parent_to_each_candidate(seed):
+    result, _ = fit(MIPRO(Scripted(writes), **{**SMALL, "gate_every": 2}), schedule=tg.Schedule(seed=seed))
+    led = 0
+    for candidate in result.candidates.values():
+        if candidate["parent"] is None:
+            continue
+        before = result.candidates[candidate["parent"]]["texts"]
+        for name, text in candidate["texts"].items():
+            edits = [e for e in candidate["edits"] if e.parameter == name]
+            assert apply_edits(split_demos(before[name])[0], edits) == split_demos(text)[0]
+            led += bool(edits)
+    assert led
