@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long to train, and on how much at a time."""
+    """How long to train, and on how much at a time.
+
+    Raises `ConfigurationError` for `steps` or a `batch_size` below 1.
+    """
 
     steps: int = 4
     batch_size: int = 6

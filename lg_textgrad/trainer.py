@@ -84,7 +84,8 @@ class Trainer:
     called again with the same configuration, and pays for nothing twice. Model results that another
     run has in `reuse` are not paid for again. `approve` is a person who has to agree before a
     candidate is accepted. `redact` sees every text before it is stored, shown or sent to the
-    critic, see `Redaction`. `on_event(kind, data)` is told what happens.
+    critic, see `Redaction`. `on_event(kind, data)` is told what happens. Raises
+    `ConfigurationError` for a part of another kind, `ParameterError` when nothing is trainable.
     """
 
     def __init__(
@@ -155,7 +156,11 @@ class Trainer:
         """Train and return the result; the accepted texts are then the parameters' values.
 
         `test` is scored only before and after, and never decides anything. `reference` is a
-        candidate that is scored on `test` for comparison. Raises `BudgetTooSmallError` when the
+        candidate that is scored on `test` for comparison.
+
+        Cost: a run for each of `val`; a step, those of its batch, of the batch and of `val` under
+        what is tried, and the critic's and rewriter's calls; for each of `test` two, three with
+        `reference`. The event "start" has an `estimate`. Raises `BudgetTooSmallError` when the
         budget ends before the baseline is scored, `RunMismatchError` when the run directory
         belongs to another configuration, and what models, evaluators and the store raise when
         going on is pointless. Whatever was paid for stays in the store.

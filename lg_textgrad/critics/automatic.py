@@ -26,6 +26,9 @@ class AutoCritic:
     it fits `max_trace_tokens` without a cut, or when the calls and tokens of node mode for all runs
     of the reverse pass would be more than `share` of the budget's caps. The caps count, not what is
     left of them, so that a run that was interrupted chooses as it did before.
+
+    Cost: 1 call for a run that is judged at once, else that of `LLMCritic`. Raises
+    `ConfigurationError` for a `share` outside (0, 1], and for what is no model.
     """
 
     def __init__(

@@ -27,6 +27,9 @@ class LLMCritic:
     weight only and shows two worked examples: what small models need, in half the tokens; the
     complaint then is the evidence. `instruction` stands in place of the template `critic`. After
     Yuksekgonul et al. 2024 (TextGrad), with credit per producer in the same call.
+
+    Cost: 1 call for each execution that is blamed, 2 when the reply fails its schema. Raises
+    `ConfigurationError` for what is no model.
     """
 
     def __init__(

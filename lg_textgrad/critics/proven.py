@@ -62,7 +62,8 @@ class ProvenCredit:
     `most` suspects are tried at most, those that `critic` blames first. An execution without a chat
     model's reply cannot be tried. Where nothing is proven the critic's own weights count for
     `unproven` of their size; where something is, what was tried in vain has none, and those that
-    were not tried have at most half of the heaviest.
+    were not tried have at most half of the heaviest. Raises `ConfigurationError` without a model,
+    for `most` below 1, and for a graph that does not run in this process.
     """
 
     def __init__(

@@ -83,7 +83,8 @@ class SelfRewardingCritic:
     `history` calls of the critic. With fewer than `least` measured verdicts, or when all changes
     are the same, nothing is asked. What was learned is kept in the run under `critic`; a run that
     goes on learns it again from the store. After Yuan et al. 2024 (self-rewarding language models),
-    with measured changes in place of the model's own marks.
+    with measured changes in place of the model's own marks. Raises `ConfigurationError` for a
+    critic without an `instruction`, `every` below 1, and `least` outside 2 to `history`.
     """
 
     def __init__(

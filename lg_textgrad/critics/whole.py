@@ -29,7 +29,8 @@ class TraceCritic:
     what is longer is cut around what the complaint speaks of, and each cut is marked. The reply
     names the steps that are to blame, three at most: a quotation as evidence, a rule, a weight.
     `max_tokens` caps the reply. `brief` asks for no quotation: what small models need; the
-    complaint then is the evidence.
+    complaint then is the evidence. Cost: 1 call for each run below full marks, 2 when the reply
+    fails its schema. Raises `ConfigurationError` for what is no model.
     """
 
     def __init__(

@@ -52,6 +52,10 @@ class TextualGradientDescent(Optimizer):
     last tries with the change of the score that was measured, in place of those that failed.
     `constraints` and `in_context_examples` are told to it as they are.
     After Yuksekgonul et al. 2024 (TextGrad) and Pryzant et al. 2023 (ProTeGi).
+
+    Cost: `beam` calls for each blamed parameter and step, twice as many when replies can't be used.
+    Raises `ConfigurationError` for other `edits`, a `beam` below 1, one text in place of a list of
+    them, and what is no model.
     """
 
     def __init__(
