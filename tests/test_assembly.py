@@ -193,6 +193,7 @@ def test_options_gain_and_seed_reach_the_policy_and_those_within_it():
         ("better", {"min_gain": 0.1}, "has no option 'min_gain'"),
         ("significant", {"alpha": "low"}, "must be a number like 0.1, not 'low'"),
         ("significant", {"alpha": 2.0}, "alpha must be between 0 and 1"),
+        ("priced", {"inner": "sequential"}, "use one of the two"),
         ("guarded", {"inner": "none"}, "There is no acceptance policy 'none'"),
         ("guarded", {"inner": {"alpha": 1}}, "There is no acceptance policy {'alpha': 1}"),
     ],
