@@ -97,11 +97,13 @@ def estimate(
     *,
     optimizer: Optimizer | None = None,
     budget: int | None = None,
+    before: int = 0,
 ) -> dict[str, int | None]:
     """Return upper bounds in model calls: `baseline_calls`, and `calls` of the whole run.
 
     A run of the graph takes `calls_a_run`, or one for each parameter where nothing is known of it.
-    A search says itself what it takes. No run takes more than the `budget`, which is given back
+    A search says itself what it takes. `before` are calls that the run has made already, to find
+    its prompts; they are in `calls`. No run takes more than the `budget`, which is given back
     where it is the limit. `calls` is None where nobody can tell.
     """
     proposals = max(1, parameters)
@@ -118,7 +120,7 @@ def estimate(
         learning = schedule.steps * (calls * rollouts + blame * batch + own)
     tests = 2 * calls * len(splits["test"])
     baseline = calls * len(splits["val"])
-    bounds = [budget, None if learning is None else baseline + learning + tests]
+    bounds = [budget, None if learning is None else before + baseline + learning + tests]
     most = min((bound for bound in bounds if bound is not None), default=None)
     return {
         "baseline_calls": baseline,

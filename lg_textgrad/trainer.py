@@ -202,9 +202,10 @@ class Trainer:
         self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
         known = store.get_meta("calls_a_run")  # where discovery ran the graph
+        before: int = store.get_meta("discovery_calls") or 0
         expected = estimate(
             len(self.graph.parameters), self.schedule, splits, self.critic, known,
-            optimizer=self.optimizer, budget=self.budget.calls,
+            optimizer=self.optimizer, budget=self.budget.calls, before=before,
         )  # fmt: skip
         self._event(
             "start",
@@ -247,7 +248,8 @@ class Trainer:
                 if progress.incumbent is None:
                     raise BudgetTooSmallError(
                         f"The budget does not cover the baseline: {reached} "
-                        f"At least {expected['baseline_calls']} calls are needed.",
+                        f"At least {before + (expected['baseline_calls'] or 0)} calls are needed"
+                        f"{f', {before} of them to find the prompts' if before else ''}.",
                         limit=reached.limit,
                     ) from None
                 stopped_by = f"budget_{reached.limit}"
