@@ -26,7 +26,7 @@ from lg_textgrad.critics import (
     SelfRewardingCritic,
     TraceCritic,
 )
-from lg_textgrad.data import read_examples
+from lg_textgrad.data import read_examples, read_prompts
 from lg_textgrad.demos import Demo
 from lg_textgrad.discovery import adiscover, discover
 from lg_textgrad.errors import LGTextGradError
@@ -114,6 +114,7 @@ __all__ = [
     "optim",
     "prompts",
     "read_examples",
+    "read_prompts",
     "refine",
     "use_ledger",
     "watch",

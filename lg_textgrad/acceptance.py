@@ -107,7 +107,10 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Better:
-    """Accept when the mean is better by more than `min_gain`; ties keep the incumbent."""
+    """Accept when the mean is better by more than `min_gain`; ties keep the incumbent.
+
+    Raises `ConfigurationError` for a `min_gain` outside [0, 1).
+    """
 
     min_gain: float = 0.0
 
@@ -131,7 +134,8 @@ class Significant:
     `alpha` is the one-sided p-value that is low enough: McNemar's test where every score is 0 or 1,
     else a paired test over the signs of the differences. A step compares candidates that were
     picked among many, so `tries` of them share `alpha` (Bonferroni). Of a search over many
-    candidates on few examples, `Better` accepts what was lucky; this does so rarely.
+    candidates on few examples, `Better` accepts what was lucky; this does so rarely. Raises
+    `ConfigurationError` for an `alpha` outside (0, 1) and `tries` below 1.
     """
 
     alpha: float = 0.1
@@ -179,7 +183,8 @@ class Sequential:
     Refused early: when the evidence that the gain is at most `hope` reaches 1/`alpha`, which holds
     however often one looks, or when no scores on the examples left could make the mean better.
     All else goes on to the end and is decided by `last`: what is accepted needs its score on every
-    example, since the next candidate is compared with it.
+    example, since the next candidate is compared with it. Raises `ConfigurationError` for a `chunk`
+    below 1, an `alpha` outside (0, 1), a `hope` outside [0, 1), and beside `Priced`.
     """
 
     last: Acceptance = field(default_factory=Better)
@@ -335,6 +340,7 @@ class Priced:
     An example's utility is its score, less `per_1k_tokens` for each thousand tokens of the graph's
     own calls and `per_second` for each second in them; `inner` decides on utilities, moved into
     [0, 1] by the worse of the two candidates' costs. So a prompt that is as good and shorter wins.
+    Raises `ConfigurationError` for a negative price, and beside `Sequential`.
     """
 
     per_1k_tokens: float = 0.0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad.errors import ModelReplyError, ParameterError
 from lg_textgrad.guards import Quotations
 from lg_textgrad.ledger import aask
@@ -27,6 +28,9 @@ class Writer:
     seed: int = 0
     kind: str = "rewriter"
     """What its calls are booked as."""
+
+    def __post_init__(self) -> None:
+        check_model(self.model, f"The {self.kind}")
 
     async def awrite(
         self,

@@ -7,7 +7,14 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lg_textgrad.acceptance import Acceptance, Better
+from lg_textgrad.acceptance import (
+    Acceptance,
+    Better,
+    Guarded,
+    Priced,
+    Sequential,
+    Significant,
+)
 from lg_textgrad.critics import (
     AutoCritic,
     Critic,
@@ -66,6 +73,18 @@ CRITICS: Mapping[str, type[Any]] = {
     "self_rewarding": SelfRewardingCritic,
 }
 """What `critic = "..."` may name."""
+
+ACCEPTANCE: Mapping[str, type[Any]] = {
+    "better": Better,
+    "significant": Significant,
+    "sequential": Sequential,
+    "guarded": Guarded,
+    "priced": Priced,
+}
+"""What `acceptance = "..."` may name."""
+
+_WITHIN = ("inner", "last")
+"""Options of a policy that are another policy."""
 
 
 def make_optimizer(
@@ -189,9 +208,30 @@ def _check_options(
             )
 
 
-def make_acceptance(min_gain: float) -> Acceptance:
-    """Return the acceptance policy that a configuration asks for."""
-    return Better(min_gain)
+def make_acceptance(config: Config) -> Acceptance:
+    """Return the acceptance policy that a configuration names, with its options.
+
+    A policy within another one is given by its name, `better` unless it is, and has `min_gain` and
+    else its defaults. Raises `ConfigurationError` for an unknown name or an option that the policy
+    doesn't have.
+    """
+    return _policy(config.acceptance, config, config.acceptance_options)
+
+
+def _policy(name: Any, config: Config, options: Mapping[str, Any]) -> Acceptance:
+    if not isinstance(name, str) or name not in ACCEPTANCE:
+        known = ", ".join(f"'{n}'" for n in ACCEPTANCE)
+        raise ConfigurationError(f"There is no acceptance policy {name!r}; there are {known}.")
+    takes = inspect.signature(ACCEPTANCE[name]).parameters
+    own = {n: p for n, p in takes.items() if n != "min_gain"}  # a setting of its own
+    _check_options(name, own, options, "acceptance policy")
+    ours = {"min_gain": config.min_gain, "seed": config.seed}
+    given: dict[str, Any] = {n: v for n, v in ours.items() if n in takes}
+    given |= {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
+    for within in (n for n in _WITHIN if n in takes):
+        given[within] = _policy(options.get(within, "better"), config, {})
+    policy: Acceptance = ACCEPTANCE[name](**given)
+    return policy
 
 
 def make_critic(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from lg_textgrad._given import check_critic
 from lg_textgrad._sync import all_at_once, task_group
 from lg_textgrad.critics.base import (
     Blame,
@@ -35,6 +36,7 @@ async def abackward(loss: Loss, critic: Critic, *, threshold: float = THRESHOLD)
     before them. Code and tool nodes hand blame on without a call. A critic that judges whole runs
     is asked once a run instead.
     """
+    check_critic(critic, "backward")
     beside = sum(scored.score < 1 for scored in loss.scored)
     found = await all_at_once(backward_run(s, critic, threshold, beside) for s in loss.scored)
     # Only now, so that a failure half-way leaves no parameter half-filled.

@@ -15,7 +15,11 @@ from lg_textgrad.traffic import Route
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The caps; None means no cap. `calls` and `tokens` count what is paid, not what was cached."""
+    """The caps; None means no cap. `calls` and `tokens` count what is paid, not what was cached.
+
+    Calls never go over their cap; tokens, seconds and dollars by no more than the calls in flight.
+    Raises `ConfigurationError` for a cap that is not above 0.
+    """
 
     calls: int | None = None
     tokens: int | None = None

@@ -1,15 +1,16 @@
-"""Examples from dicts and JSONL files."""
+"""Examples from dicts and JSONL files, prompts from TOML files."""
 
 from __future__ import annotations
 
 import json
 import random
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lg_textgrad._hashing import digest
-from lg_textgrad.errors import DataError
+from lg_textgrad.errors import ConfigurationError, DataError
 from lg_textgrad.run import Example
 
 
@@ -75,6 +76,34 @@ def unique(examples: Sequence[Example], where: str) -> list[Example]:
             )
         seen.add(example.id)
     return list(examples)
+
+
+def read_prompts(path: str | Path) -> dict[str, str]:
+    """Return parameter -> text of a prompts file, which has a `[prompts]` table of name = "text".
+
+    `lg-textgrad export` writes such files. Raises `ConfigurationError` for a file of another form,
+    or one that cannot be read.
+    """
+    document = read_toml(Path(path), "prompts file")
+    prompts = document.get("prompts")
+    if not isinstance(prompts, dict) or not all(isinstance(t, str) for t in prompts.values()):
+        raise ConfigurationError(
+            f"The prompts file '{path}' needs a table [prompts] of name = \"text\"."
+        )
+    # In a block of lines the break before the closing quotes is layout, not text.
+    return {name: text.removesuffix("\n") for name, text in prompts.items()}
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Return what a TOML file holds. `what` names its kind in errors, all `ConfigurationError`s."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no {what} '{path}'.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The {what} '{path}' cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"The {what} '{path}' is not valid TOML: {error}.") from None
 
 
 def batches(examples: Sequence[Example], size: int, seed: int) -> Iterable[list[Example]]:

@@ -17,7 +17,10 @@ from lg_textgrad.drawing import Row, Shape, draw, mermaid, shape_of, walk, with_
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.opening import wants_discovery
 from lg_textgrad.parameter import count_tokens
+from lg_textgrad.planning import all_failed
 from lg_textgrad.run import Example, Execution
+
+_NONE_FOUND = "No prompt was found that can be tuned; declare one with Parameter('name', 'text')."
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +293,9 @@ def _indented(console: Console, text: str, by: int, style: str = "") -> None:
 
 def _hint(said: Mapping[str, Any]) -> str:
     """Return what the user could do next, where there is something."""
+    failed = all_failed([run["error"] for run in said["runs"]])
+    if failed is not None:
+        return failed
     if not said["parameters"] and not said["runs"]:
         return (
             "The graph declares no prompts. With --inputs FILE they are found by running it on the "
@@ -301,7 +307,7 @@ def _hint(said: Mapping[str, Any]) -> str:
         nodes = ", ".join(said["without_prompt"])
         return f"No parameter is read by {nodes}, though a model is asked there; try --discover."
     if not said["parameters"]:
-        return "No prompt was found that can be tuned; declare one with Parameter('name', 'text')."
+        return _NONE_FOUND
     return ""
 
 
@@ -330,11 +336,14 @@ def summary(graph: TrainableGraph) -> str:
     return f"{said}; none for {', '.join(missing)}" if missing else said
 
 
-def written(file: str, graph: TrainableGraph, *, discover: bool) -> str:
+def written(file: str, looked: Inspected, *, discover: bool) -> str:
     """Return what `init` says when it has written its file."""
+    graph = looked.graph
     said = f"Wrote {file}. The graph's parameters: {', '.join(graph.parameters) or 'none yet'}."
     if graph.found:
         return f"{said} Discovery {summary(graph)}."
+    if looked.runs and not graph.parameters:
+        return f"{said} {all_failed([run.error for run in looked.runs]) or _NONE_FOUND}"
     if discover and not graph.parameters:
         return (
             f"{said} It declares none, so they are found by running it when it is tuned; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from langgraph.pregel import Pregel
 
 from lg_textgrad.bindings.tool_modes import Tools
 from lg_textgrad.budget import Budget
+from lg_textgrad.data import read_toml
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.locating import load_graph_object, load_object
@@ -59,20 +59,8 @@ def load_evaluators(specs: list[str]) -> list[Any]:
     return found
 
 
-def read_prompts(path: str | Path) -> dict[str, str]:
-    """Return the texts of a prompts file: a `[prompts]` table of name = text."""
-    document = _read_toml(Path(path), "prompts file")
-    prompts = document.get("prompts")
-    if not isinstance(prompts, dict) or not all(isinstance(t, str) for t in prompts.values()):
-        raise ConfigurationError(
-            f"The prompts file '{path}' needs a table [prompts] of name = \"text\"."
-        )
-    # In a block of lines the break before the closing quotes is layout, not text.
-    return {name: text.removesuffix("\n") for name, text in prompts.items()}
-
-
 def write_prompts(path: str | Path, prompts: Mapping[str, str], comment: str = "") -> None:
-    """Write a file that `read_prompts`, `lg_textgrad.prompts` and a person can read."""
+    """Write a file that `read_prompts` and a person can read."""
     lines = [as_comment(comment), "", "[prompts]"]
     for name, text in prompts.items():
         body = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').replace("\r", "\\r")
@@ -132,6 +120,7 @@ max_concurrency = 8
 # tools = "replay-else-live"   # or live, record, replay; a table for some of them
 # redact = "my_app.privacy:mask"   # sees every text before it is stored or sent to the critic
 # min_gain = 0.0           # how much better a candidate must be on val
+# acceptance = "significant"       # and unlikely to be so by chance
 
 # dataset = "support"      # a LangSmith dataset in place of the files above
 # langsmith = true         # report to LangSmith; nothing is sent without it
@@ -213,6 +202,9 @@ class Config:
     reuse: str | None = None
     """Another run's directory: model results that it paid for are not paid for again."""
     min_gain: float = 0.0
+    acceptance: str = "better"
+    """`better`, `significant`, `sequential`, `guarded` or `priced`: what is kept."""
+    acceptance_options: dict[str, Any] = field(default_factory=dict)
     summary_evaluator: list[str] = field(default_factory=list)
     """Evaluators that look at all runs of a scoring at once; reported, without a say."""
     dataset: str | None = None
@@ -273,6 +265,12 @@ class Config:
             raise ConfigurationError(
                 f"The base_url '{self.base_url}' had a user, password or query, which a run "
                 "doesn't keep; give the whole address again, with --base-url."
+            )
+        if self.base_url and {self.model, self.rewriter_model or "local"} == {"local"}:
+            raise ConfigurationError(
+                f"The base_url '{without_credentials(self.base_url)}' would not be used: the model "
+                "is 'local', the embedded one, which has no server of yours. Name the server's "
+                "model with --model, or leave the base_url out."
             )
         if self.retries < 0:
             raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
@@ -340,9 +338,13 @@ def _check_kinds(document: Mapping[str, Any], path: Path) -> None:
 
 
 def read_config(path: str | Path) -> Config:
-    """Return the configuration in a TOML file. Paths in it count from the file's folder."""
+    """Return the configuration in a TOML file. Paths in it count from the file's folder.
+
+    So do those of `FILE.py:NAME` and `FILE.json:NAME`, where that file is there; else they count
+    from the working directory. Raises `ConfigurationError`.
+    """
     path = Path(path)
-    document = _read_toml(path, "configuration file")
+    document = read_toml(path, "configuration file")
     known = {f.name for f in fields(Config)}
     for name in document:
         if name not in known:
@@ -359,15 +361,18 @@ def read_config(path: str | Path) -> Config:
         value = getattr(config, name)
         if value and not is_url(value):
             setattr(config, name, os.path.relpath(path.parent / value))
+    for name in ("graph", "evaluator", "summary_evaluator", "optimizer", "redact"):
+        named = getattr(config, name)
+        if isinstance(named, str):
+            setattr(config, name, _beside(named, path.parent))
+        elif named is not None:
+            setattr(config, name, [_beside(spec, path.parent) for spec in named])
     return config
 
 
-def _read_toml(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"There is no {what} '{path}'.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The {what} '{path}' cannot be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"The {what} '{path}' is not valid TOML: {error}.") from None
+def _beside(spec: str, folder: Path) -> str:
+    """Return `FILE:NAME` with the file that is in `folder`; others as they are."""
+    place, _, name = spec.rpartition(":")
+    if not place.endswith((".py", ".json")) or not (folder / place).is_file():
+        return spec
+    return f"{os.path.relpath(folder / place)}:{name}"

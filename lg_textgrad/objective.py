@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import all_at_once, run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
@@ -105,8 +106,8 @@ class Loss:
         """Append the critic's gradients to `grad` of the parameters that the runs read.
 
         At most one critic call per model-calling execution of a run below full marks. Returns the
-        gradients in the order of the runs. Raises what the model raises when it cannot be asked;
-        then no parameter was touched.
+        gradients in the order of the runs. Raises `ConfigurationError` for what is no critic, and
+        what the model raises when it cannot be asked; then no parameter was touched.
         """
         from lg_textgrad.backward import abackward
 
@@ -121,6 +122,9 @@ class Objective:
     look at all runs of a batch at once; what they say is reported and decides nothing. With
     `repeats` n each evaluator is asked n times about each run, for judges that waver: scores are
     means, and the comment is that of the judgement nearest to the mean.
+
+    Cost of scoring: the evaluators' own model calls, `repeats` times. Raises `ConfigurationError`
+    for no evaluators, what is none or of another sort, a negative weight, and `repeats` below 1.
     """
 
     def __init__(
@@ -133,6 +137,8 @@ class Objective:
     ) -> None:
         if repeats < 1:
             raise ConfigurationError(f"repeats must be at least 1, not {repeats}.")
+        for name, given in (("evaluators", evaluators), ("summary", summary)):
+            check_kind(given, Iterable, f"`{name}` of Objective", "write a list: [evaluator]")
         self.repeats = repeats
         self.evaluators = list(evaluators)
         self.weights = dict(weights or {})

@@ -81,6 +81,7 @@ async def awith_discovered(
     plain = {type(binding).__name__: binding.to_plain() for binding in found}
     calls = [sum(len(e.model_calls) for e in run.executions) for run in discovery.runs]
     store.put_meta("calls_a_run", max(calls))  # the trainer's estimate begins with it
+    store.put_meta("discovery_calls", account.spent.calls)  # that is spent before it, as well
     store.put_meta(_KEPT, {"asked": asked, "found": plain})
     return opened
 

@@ -79,7 +79,9 @@ class Parameter:
     that every candidate must keep (found in `value` unless given); `locked` are spans that must
     stay word for word; `max_tokens` caps the text (about four characters a token); `forbidden` are
     words that no candidate may bring in. `value` is the instruction, `demos` are worked examples
-    that render after it; a candidate's text has both, and `adopt` takes it apart again.
+    that render after it; a candidate's text has both, and `adopt` takes it apart again. Raises
+    `ParameterError` without a name, for a `value` that is no string, and for a locked span that is
+    not in it.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ def prompts(candidate: Mapping[str, str]) -> Iterator[None]:
     """Scope `candidate` to the current context: parameters read inside have its texts.
 
     Nothing else sees it: other threads, tasks and runs keep theirs, and no parameter changes.
-    Scopes nest; the inner one wins.
+    Scopes nest; the inner one wins. Raises `ParameterError` for a text that is no string.
     """
     for name, text in candidate.items():
         if not isinstance(text, str):

@@ -38,7 +38,8 @@ class Pareto:
 
     With `merge_every` n, each nth step also tries two of the front joined: from their last common
     ancestor on, each parameter's text is that of the one that changed it; where both did, that of
-    the better. After Agrawal et al. 2025 (GEPA).
+    the better. After Agrawal et al. 2025 (GEPA). Cost: no model call; a joined candidate is run on
+    the validation examples like any other. Raises `ConfigurationError` for `merge_every` below 0.
     """
 
     merge_every: int = 2

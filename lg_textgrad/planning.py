@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lg_textgrad._given import check_critic, check_kind
 from lg_textgrad.budget import Account
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
-from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
+from lg_textgrad.errors import (
+    ConfigurationError,
+    GraphError,
+    ParameterError,
+    RunMismatchError,
+)
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.objective import Scored
+from lg_textgrad.objective import Objective, Scored
 from lg_textgrad.optim.base import Optimizer, Search, Sizes
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example
@@ -25,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long to train, and on how much at a time."""
+    """How long to train, and on how much at a time.
+
+    Raises `ConfigurationError` for `steps` or a `batch_size` below 1.
+    """
 
     steps: int = 4
     batch_size: int = 6
@@ -37,6 +46,19 @@ class Schedule:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+def check_parts(graph: Any, objective: Any, critic: Any, optimizer: Any) -> None:
+    """Raise `ConfigurationError` for a part of a trainer that is of another kind.
+
+    An optimizer that needs no gradients may have no critic.
+    """
+    make = "make one: tg.TrainableGraph(graph, parameters)"
+    check_kind(graph, TrainableGraph, "Trainer", make)
+    check_kind(objective, Objective, "Trainer", "make one: tg.Objective([evaluator])")
+    check_kind(optimizer, Optimizer, "Trainer", "make one of tg.optim")
+    if critic is not None:
+        check_critic(critic, "Trainer")
 
 
 def match(
@@ -75,11 +97,13 @@ def estimate(
     *,
     optimizer: Optimizer | None = None,
     budget: int | None = None,
+    before: int = 0,
 ) -> dict[str, int | None]:
     """Return upper bounds in model calls: `baseline_calls`, and `calls` of the whole run.
 
     A run of the graph takes `calls_a_run`, or one for each parameter where nothing is known of it.
-    A search says itself what it takes. No run takes more than the `budget`, which is given back
+    A search says itself what it takes. `before` are calls that the run has made already, to find
+    its prompts; they are in `calls`. No run takes more than the `budget`, which is given back
     where it is the limit. `calls` is None where nobody can tell.
     """
     proposals = max(1, parameters)
@@ -96,7 +120,7 @@ def estimate(
         learning = schedule.steps * (calls * rollouts + blame * batch + own)
     tests = 2 * calls * len(splits["test"])
     baseline = calls * len(splits["val"])
-    bounds = [budget, None if learning is None else baseline + learning + tests]
+    bounds = [budget, None if learning is None else before + baseline + learning + tests]
     most = min((bound for bound in bounds if bound is not None), default=None)
     return {
         "baseline_calls": baseline,
@@ -135,24 +159,36 @@ def told_prices(account: Account, askers: Sequence[Any]) -> dict[str, str]:
     return told
 
 
+def all_failed(errors: Sequence[str | None]) -> str | None:
+    """Return what to say when no run got through, given the error of each; else None."""
+    first = next((error for error in errors if error), None)
+    if first is None or not all(errors):
+        return None
+    several = f"All {len(errors)} runs failed, the first with"
+    which = several if len(errors) > 1 else "The run failed:"
+    return f"{which} {first.rstrip('.')}. Mend the graph, its keys or the inputs."
+
+
 def check_reads(graph: TrainableGraph, scored: Sequence[Scored]) -> tuple[list[str], list[str]]:
     """Return the parameters that no run read, and the nodes that never ran.
 
     A node that the validation examples never reached may still read one on others. Raises
-    `ParameterError` for a parameter that no node reads.
+    `ParameterError` for a parameter that no node reads, `GraphError` where no run got that far.
     """
     runs = [s.run for s in scored]
     unread = graph.unread(runs)
     if not unread:
         return [], []
+    failed = all_failed([r.error for r in runs])
+    if failed is not None:
+        raise GraphError(failed)
     ran = {e.path for r in runs for e in r.executions if not e.path.startswith("__")}
     skipped = [n for n in graph.nodes if n not in ran]
     trainable = [n for n, p in graph.parameters.items() if p.requires_grad]
-    failed = [r.error for r in runs if r.error]
-    hopeless = len(unread) == len(trainable) or len(failed) == len(runs)
-    if graph.nodes and (not skipped or hopeless):
+    if graph.nodes and (not skipped or len(unread) == len(trainable)):
         name = unread[0]
-        also = f" {len(failed)} runs failed, the first with {failed[0]}." if failed else ""
+        errors = [r.error for r in runs if r.error]
+        also = f" {len(errors)} runs failed, the first with {errors[0]}." if errors else ""
         raise ParameterError(
             f"No node read the parameter '{name}' in any of {len(runs)} runs "
             f"(nodes that ran: {', '.join(sorted(ran)) or 'none'}).{also} Read it inside the "

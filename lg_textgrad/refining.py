@@ -13,6 +13,7 @@ from typing import Any
 from langgraph.pregel import Pregel
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.asking import Writer
@@ -175,6 +176,7 @@ async def arefine(
     et al. 2022 (self-consistency).
     """
     example = _example(inputs, reference_outputs)
+    check_kind(objective, Objective, "refine", "give tg.Objective([evaluator])")
     _check(rounds, patience, votes, enough, constraints)
     trainable = graph if isinstance(graph, TrainableGraph) else TrainableGraph(graph)
     temperature = 0.7 if votes > 1 else 0.0

@@ -7,8 +7,7 @@ channel every earlier writer since the last `Overwrite`.
 
 A loop whose n rounds all read one growing list has n²/2 such edges. So executions are held together
 by versions of channels: each names who wrote in one superstep and the version that it added to.
-Order and pruning walk the versions, in time and memory linear in executions; `edges` are written
-out only for those who ask.
+Order and pruning walk the versions, linear in executions; `edges` are for those who ask.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ RETURN = "__return__"
 
 @dataclass(frozen=True, slots=True)
 class Edge:
+    """What `consumer` read in `channel`, `producer` wrote; both are ids of executions."""
+
     producer: str
     consumer: str
     channel: str

@@ -67,7 +67,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a server that fails is asked again, one call at a time and all together."""
+    """How long a server that fails is asked again, one call at a time and all together.
+
+    Raises `ConfigurationError` for attempts and timeouts of 0 or less, and for negative pauses.
+    """
 
     attempts: int = 10
     """Of one call; and rounds without any answer before the server counts as down."""

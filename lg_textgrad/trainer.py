@@ -33,6 +33,7 @@ from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged_
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.planning import (
     Schedule,
+    check_parts,
     check_reads,
     check_secrets,
     estimate,
@@ -83,7 +84,8 @@ class Trainer:
     called again with the same configuration, and pays for nothing twice. Model results that another
     run has in `reuse` are not paid for again. `approve` is a person who has to agree before a
     candidate is accepted. `redact` sees every text before it is stored, shown or sent to the
-    critic, see `Redaction`. `on_event(kind, data)` is told what happens.
+    critic, see `Redaction`. `on_event(kind, data)` is told what happens. Raises
+    `ConfigurationError` for a part of another kind, `ParameterError` when nothing is trainable.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Trainer:
         approve: Approver | None = None,
         redact: Redact | None = None,
     ) -> None:
+        check_parts(graph, objective, critic, optimizer)
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
         if not any(p.requires_grad for p in graph.parameters.values()):
@@ -153,7 +156,11 @@ class Trainer:
         """Train and return the result; the accepted texts are then the parameters' values.
 
         `test` is scored only before and after, and never decides anything. `reference` is a
-        candidate that is scored on `test` for comparison. Raises `BudgetTooSmallError` when the
+        candidate that is scored on `test` for comparison.
+
+        Cost: a run for each of `val`; a step, those of its batch, of the batch and of `val` under
+        what is tried, and the critic's and rewriter's calls; for each of `test` two, three with
+        `reference`. The event "start" has an `estimate`. Raises `BudgetTooSmallError` when the
         budget ends before the baseline is scored, `RunMismatchError` when the run directory
         belongs to another configuration, and what models, evaluators and the store raise when
         going on is pointless. Whatever was paid for stays in the store.
@@ -197,9 +204,10 @@ class Trainer:
         self.optimizer.see_examples([self.redaction.example(e) for e in splits["train"]])
         tell(self.critic, "reset")
         known = store.get_meta("calls_a_run")  # where discovery ran the graph
+        before: int = store.get_meta("discovery_calls") or 0
         expected = estimate(
             len(self.graph.parameters), self.schedule, splits, self.critic, known,
-            optimizer=self.optimizer, budget=self.budget.calls,
+            optimizer=self.optimizer, budget=self.budget.calls, before=before,
         )  # fmt: skip
         self._event(
             "start",
@@ -242,7 +250,8 @@ class Trainer:
                 if progress.incumbent is None:
                     raise BudgetTooSmallError(
                         f"The budget does not cover the baseline: {reached} "
-                        f"At least {expected['baseline_calls']} calls are needed.",
+                        f"At least {before + (expected['baseline_calls'] or 0)} calls are needed"
+                        f"{f', {before} of them to find the prompts' if before else ''}.",
                         limit=reached.limit,
                     ) from None
                 stopped_by = f"budget_{reached.limit}"

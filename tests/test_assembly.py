@@ -10,7 +10,15 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
 import lg_textgrad as tg
-from lg_textgrad.assembly import CRITICS, OPTIMIZERS, make_critic, make_optimizer, read_options
+from lg_textgrad.assembly import (
+    ACCEPTANCE,
+    CRITICS,
+    OPTIMIZERS,
+    make_acceptance,
+    make_critic,
+    make_optimizer,
+    read_options,
+)
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.loading import Config
 from tests.parts import Scripted
@@ -34,7 +42,7 @@ def test_each_name_is_documented_with_its_class(name):
     assert f"| `{name}` | `{OPTIMIZERS[name].__name__}` |" in DOCS
 
 
-@pytest.mark.parametrize("name", ["tgd", "mipro", "gepa", "promptbreeder"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_option_is_documented_with_its_default(name):
     section = DOCS.split(f"## {OPTIMIZERS[name].__name__}\n")[1].split("\n## ")[0]
     options = inspect.signature(OPTIMIZERS[name]).parameters
@@ -42,13 +50,13 @@ def test_each_option_is_documented_with_its_default(name):
         option: default
         for names, defaults in re.findall(r"^\| (`.+?) \| (.+?) \|", section, re.M)
         for option, default in zip(
-            re.findall(r"`(\w+)`", names), re.findall(r"\([^)]*\)|all six|[\w.]+", defaults), strict=True
+            re.findall(r"`(\w+)`", names), re.findall(r"\([^)]*\)|all six|[\w./]+", defaults), strict=True
         )
     }
     assert told.keys() == options.keys() - {"model", "parameters", "seed"}
     for option, default in told.items():
         assert default in (str(options[option].default), str(options[option].default).lower(), "all six") or (
-            (default, options[option].default) == ("none", ())
+            (default, options[option].default) in (("none", ()), ("1/3", 1 / 3))
         )
 
 
@@ -155,3 +163,41 @@ def test_proven_credit_is_put_around_the_critic_that_is_named(around, kind):
 def test_critic_that_cannot_be_made_is_said(name, options, words):
     with pytest.raises(ConfigurationError, match=words):
         a_critic(critic=name, critic_options=options)
+
+
+GATE = (Path(__file__).parent.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ACCEPTANCE)
+def test_each_acceptance_policy_is_made_by_its_name_and_documented_with_its_options(name):
+    assert type(make_acceptance(Config(acceptance=name))) is ACCEPTANCE[name]
+    takes = ", ".join(n for n in inspect.signature(ACCEPTANCE[name]).parameters if n != "seed")
+    assert f"| `{name}` | `{ACCEPTANCE[name].__name__}({takes})` |" in GATE
+
+
+def test_options_gain_and_seed_reach_the_policy_and_those_within_it():
+    given = {"acceptance": "significant", "acceptance_options": {"alpha": 0.05}}
+    assert make_acceptance(Config(**given, min_gain=0.1, seed=3)) == tg.Significant(0.05, 1, 0.1, 3)
+    assert make_acceptance(Config(min_gain=0.1)) == tg.Better(0.1)
+    options = {"inner": "significant", "anchors": ["e1"]}
+    guarded = make_acceptance(Config(acceptance="guarded", acceptance_options=options, min_gain=0.2))
+    assert guarded == tg.Guarded(tg.Significant(min_gain=0.2), anchors=("e1",))
+    assert make_acceptance(Config(acceptance="priced", min_gain=0.2)).inner == tg.Better(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("best", {}, "There is no acceptance policy 'best'; there are 'better', 'significant'"),
+        ("better", {"alpha": 0.1}, "The acceptance policy 'better' has no option 'alpha'"),
+        ("better", {"min_gain": 0.1}, "has no option 'min_gain'"),
+        ("significant", {"alpha": "low"}, "must be a number like 0.1, not 'low'"),
+        ("significant", {"alpha": 2.0}, "alpha must be between 0 and 1"),
+        ("priced", {"inner": "sequential"}, "use one of the two"),
+        ("guarded", {"inner": "none"}, "There is no acceptance policy 'none'"),
+        ("guarded", {"inner": {"alpha": 1}}, "There is no acceptance policy {'alpha': 1}"),
+    ],
+)
+def test_policy_that_cannot_be_made_is_said(name, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        make_acceptance(Config(acceptance=name, acceptance_options=options))

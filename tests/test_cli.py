@@ -18,10 +18,13 @@ from types import SimpleNamespace
 
 import pytest
 
+import lg_textgrad as tg
 from lg_textgrad import cli, models
 from lg_textgrad.assembly import OPTIMIZERS
 from lg_textgrad.cli import traffic
-from lg_textgrad.loading import Config, read_config, read_prompts
+from lg_textgrad.cli.settings import configured
+from lg_textgrad.data import read_prompts
+from lg_textgrad.loading import Config, read_config
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import BROKEN, ENDING, GREETING, PARCELS, START_PROMPTS, Script
@@ -180,6 +183,23 @@ def test_options_of_the_optimizer_are_flags_too_over_those_of_the_file(here):
     assert all("Write English." in c for c in rewriter)
     done = here.run("optimize", "optimize.toml", "--optimizer", "fewshot", "--budget-calls", "20")
     assert done.code == 0, done.err
+
+
+def test_acceptance_policy_is_chosen_by_the_file_and_by_a_flag(here):
+    toml = (here.folder / "optimize.toml").read_text()
+    chosen = 'acceptance = "significant"\nacceptance_options = {alpha = 0.01}\n'
+    (here.folder / "optimize.toml").write_text(f"{chosen}{toml}")
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--out", "runs/s")
+    assert done.code == 0, done.err
+    assert "p = " in done.err  # what it says of each comparison
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--out", "runs/g", "--acceptance", "guarded")
+    assert done.code == 0, done.err
+    with Store("runs/g", read_only=True) as store:
+        kept = store.get_meta("command")
+    assert (kept["acceptance"], kept["acceptance_options"]) == ("guarded", {})
+    (here.folder / "optimize.toml").write_text(f'acceptance = "best"\n{toml}')
+    done = here.run("optimize", "optimize.toml", "--out", "runs/n")
+    assert (done.code, "no acceptance policy 'best'" in one_error(done.err)) == (2, True)
 
 
 def test_missing_extra_is_told_with_its_command_before_anything_is_asked(here, monkeypatch):
@@ -439,6 +459,8 @@ def test_missing_key_names_the_variable(here, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL")
     done = here.run("optimize", "optimize.toml", "--api-key-env", "MY_KEY")
     assert (done.code, "set MY_KEY" in one_error(done.err)) == (2, True)
+    assert "--api-key-env" in done.err
+    assert "--base-url" in done.err
 
 
 @pytest.mark.parametrize("whose", ["graph", "critic"])
@@ -488,6 +510,24 @@ def test_argparse_errors_are_status_2(here):
         assert done.code == 2
         assert "usage: lg-textgrad" in done.err
         assert "Traceback" not in done.err
+
+
+def test_configuration_behind_approve_is_not_taken_for_a_queue(here):
+    done = here.run("optimize", "--approve", "optimize.toml")
+    assert done.code == 2
+    assert "'optimize.toml' is a configuration, not an annotation queue; name it before --approve" in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [("desk/o.toml", "runs/desk"), ("o.toml", "runs/run"), ("./o.toml", "runs/run"), (None, "runs/run")],
+)
+def test_run_directory_is_named_after_the_folder_that_the_configuration_is_given_with(here, given, out):
+    (here.folder / "desk").mkdir()
+    for file in ("o.toml", "desk/o.toml"):
+        (here.folder / file).write_text('graph = "desk_app:graph"\n')
+    options = cli.parser().parse_args(["optimize", *([given] if given else [])])
+    assert Path(configured(options).out) == Path(out)
 
 
 # Looking at it.
@@ -598,6 +638,8 @@ def test_export_writes_what_read_prompts_reads(here, finished):
     after = {n: p["after"] for n, p in finished.document["parameters"].items()}
     assert json.loads(done.out) == {"out": "prompts.toml", "prompts": after}
     assert read_prompts("prompts.toml") == after
+    with tg.prompts(tg.read_prompts("prompts.toml")):  # as the documents say
+        assert {name: str(tg.Parameter(name, "")) for name in after} == after
     text = Path("prompts.toml").read_text()
     assert text.startswith("# The accepted prompts of the run in it.\n# val: 0.111 -> 1.000\n")
     scored = here.run("evaluate", "optimize.toml", "--prompts", "prompts.toml", "--json")
@@ -686,6 +728,21 @@ def test_inspect_tells_runs_that_failed(here):
     done = here.run("inspect", "fails:graph", "--inputs", "test.jsonl")
     assert done.code == 0
     assert "The run of example 'e6' failed: ParameterError" in done.err
+    assert re.search("All 2 runs failed, the first with ParameterError.*Mend the graph", done.out)
+    assert "--discover" not in done.out
+
+
+def test_init_says_what_inspect_says_of_a_graph_without_prompts(here):
+    (here.folder / "promptless.py").write_text(
+        "from langgraph.graph import START, StateGraph\n"
+        "graph = StateGraph(dict).add_node('n', lambda s: {}).add_edge(START, 'n').compile()\n"
+    )
+    said = "No prompt was found that can be tuned; declare one with Parameter('name', 'text')."
+    assert said in here.run("inspect", "promptless:graph", "--inputs", "test.jsonl").out
+    done = here.run("init", "promptless:graph", "--inputs", "test.jsonl", "--out", "n.toml")
+    assert said in done.err
+    assert "--inputs FILE" not in done.err
+    assert "--inputs FILE finds them" in here.run("init", "promptless:graph", "--out", "m.toml").err
 
 
 LOUD = """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from lg_textgrad.cli import parser
+from tests import desk
 from tests.servers.openai_server import OpenAIServer
 
 PAGE = Path(__file__).parent.parent / "docs" / "bindings.md"
@@ -39,6 +42,81 @@ def test_examples_of_the_ways_to_hold_a_prompt_print_what_they_say():
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == said
+
+
+RULE = "Refunds must go to 'payments'."
+AROUND_THE_README = """
+import os
+from typing import TypedDict
+from langchain_openai import ChatOpenAI
+from langgraph.graph import START, StateGraph
+
+class State(TypedDict, total=False):
+    messages: list
+    team: str
+
+class builder:                                       # a node that the example has yet to define
+    def compile():
+        made = StateGraph(State).add_node("triage", triage_node).add_edge(START, "triage")
+        return made.compile()
+
+model = ChatOpenAI(model="gpt-4o-mini", max_retries=0)
+"""
+
+
+def routes(body):
+    """Play the models of the README: a node that follows the rule, a critic that knows it."""
+    if "response_format" not in body:
+        return "payments" if RULE in body["messages"][0]["content"] else "delivery"
+    if "edits" in desk.schema_of(body)["properties"]:
+        return json.dumps(desk.rewrite("\n".join(m["content"] for m in body["messages"])))
+    return json.dumps(desk.fitted({"general_rule": RULE, "weight": 0.9}, desk.schema_of(body)))
+
+
+def test_examples_of_the_readme_run(tmp_path):
+    text = (PAGE.parent.parent / "README.md").read_text(encoding="utf-8")
+    trained, by_hand = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    asked = iter(f"Where is refund {n} of mine?" for n in range(4))
+    for name in ("train", "val"):
+        desk.write_jsonl(tmp_path / f"{name}.jsonl", [
+            {"inputs": {"messages": [["user", next(asked)]]}, "outputs": {"team": "payments"}}
+            for _ in range(2)
+        ])  # fmt: skip
+    again = "triage.adopt('You route ...')"
+    parts = [AROUND_THE_README, trained, "print('---')", again, by_hand, "print(triage.value)"]
+    with OpenAIServer(routes, models=None) as server:
+        keep = {n: v for n, v in os.environ.items() if not n.startswith(("OPENAI_", "LANGSMITH_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(parts)],
+            cwd=tmp_path,
+            env={
+                **keep,
+                "OPENAI_API_KEY": "k",
+                "OPENAI_BASE_URL": server.base_url,
+                "NO_PROXY": "*",
+                "PYTHONPATH": str(PAGE.parent.parent),
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split("---\n")
+    assert first.startswith("0.0 -> 1.0 You route ...")
+    assert RULE in first
+    assert second.startswith("You route ...")
+    assert RULE in second
+
+
+def test_every_extra_is_in_the_readme_with_what_it_installs():
+    root = PAGE.parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Install\n")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| .*: (.+) \|$", text, re.MULTILINE))
+    assert told == {
+        name: ", ".join(re.match(r"[\w-]+", needed)[0] for needed in found) for name, found in extras.items()
+    }
 
 
 def test_every_command_in_the_documents_has_the_options_that_it_is_shown_with():

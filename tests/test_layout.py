@@ -18,6 +18,7 @@ LAYERS = (
     "_version",
     "run",
     "errors",  # an error carries what was spent, so it knows run.Usage
+    "_given",
     "_hashing",
     "_heap",
     "_straight",

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import lg_textgrad as tg
+from lg_textgrad.data import read_prompts
 from lg_textgrad.errors import ConfigurationError, GraphError, ParameterError
 from lg_textgrad.loading import (
     _KINDS,
@@ -22,7 +23,6 @@ from lg_textgrad.loading import (
     load_graph,
     load_object,
     read_config,
-    read_prompts,
     write_prompts,
 )
 
@@ -155,7 +155,7 @@ def test_prompts_written_by_a_person_are_read(tmp_path):
     path = tmp_path / "p.toml"
     path.write_text("[prompts]\na = 'One.'\nb = \"\"\"\nTwo.\nLines.\n\"\"\"\nc = \"\"\"Three.\"\"\"\n")
     assert read_prompts(path) == {"a": "One.", "b": "Two.\nLines.", "c": "Three."}
-    with tg.prompts(read_prompts(path)):
+    with tg.prompts(tg.read_prompts(path)):
         assert str(tg.Parameter("b", "x")) == "Two.\nLines."
 
 
@@ -203,6 +203,31 @@ def test_paths_count_from_the_configuration_s_folder(tmp_path, monkeypatch):
     assert config.evaluator == ["a:b"]
 
 
+def test_files_of_python_count_from_the_configuration_s_folder_else_from_here(tmp_path, monkeypatch):
+    for file in ("app/agent.py", "app/langgraph.json", "app/sub/judges.py", "here.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("def team(): ...\n")
+    (tmp_path / "app" / "o.toml").write_text(
+        'graph = "agent.py:graph"\nevaluator = ["sub/judges.py:team", "here.py:team", "a.b:c"]\n'
+        'summary_evaluator = "./sub/judges.py:team"\nredact = "../here.py:mask"\noptimizer = "gepa"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    config = read_config("app/o.toml")
+    judges = os.path.join("app", "sub", "judges.py")
+    assert config.graph == f"{os.path.join('app', 'agent.py')}:graph"
+    assert config.evaluator == [f"{judges}:team", "here.py:team", "a.b:c"]
+    assert config.summary_evaluator == [f"{judges}:team"]
+    assert (config.redact, config.optimizer) == ("here.py:mask", "gepa")
+    assert [f.__name__ for f in load_evaluators(config.evaluator[:2])] == ["team", "team"]
+    (tmp_path / "app" / "o.toml").write_text('graph = "langgraph.json:agent"\n')
+    assert read_config("app/o.toml").graph == f"{os.path.join('app', 'langgraph.json')}:agent"
+    (tmp_path / "here.json").write_text("{}")
+    (tmp_path / "app" / "o.toml").write_text(f'graph = "here.json:agent"\nredact = "{tmp_path}/app/agent.py:f"\n')
+    config = read_config("app/o.toml")
+    assert config.graph == "here.json:agent"
+    assert os.path.abspath(config.redact.rpartition(":")[0]) == str(tmp_path / "app" / "agent.py")
+
+
 def test_every_setting_has_a_kind_that_is_checked():
     for f in fields(Config):
         _, fits = _KINDS[str(f.type).removesuffix(" | None")]
@@ -222,7 +247,7 @@ def test_every_setting_has_a_kind_that_is_checked():
         ("evaluator = ['a', 3]", "'evaluator' must be a list of strings"),
         ("[weights]\na = 'x'", "'weights' must be a table of numbers"),
         ("test = []", "'test' must be a string"),
-        ("model_name = 'x'", "unknown setting 'model_name'; there are api_key_env, "),
+        ("model_name = 'x'", "unknown setting 'model_name'; there are acceptance, "),
         ("steps = ", "is not valid TOML: Invalid value"),
     ],
 )
@@ -236,6 +261,15 @@ def test_whole_numbers_are_numbers(tmp_path):
     (tmp_path / "o.toml").write_text("min_gain = 0\nbudget_seconds = 60\n[weights]\na = 2\n")
     config = read_config(tmp_path / "o.toml")
     assert (config.min_gain, config.budget_seconds, config.weights) == (0, 60, {"a": 2})
+
+
+def test_address_of_a_server_that_nobody_would_ask_is_refused():
+    given = {"graph": "g:g", "train": "t", "val": "v", "evaluator": ["e:e"], "base_url": "http://h/v1"}
+    for local in ({}, {"rewriter_model": "local"}):
+        with pytest.raises(ConfigurationError, match=r"'http://h/v1' would not be used.* --model"):
+            Config(**given, **local).check()
+    Config(**given, model="theirs").check()
+    Config(**given, rewriter_model="theirs").check()  # the critic alone is the embedded one
 
 
 def test_missing_settings_are_named_with_their_flags():

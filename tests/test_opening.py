@@ -10,8 +10,9 @@ import pytest
 
 import lg_textgrad as tg
 from lg_textgrad import opening
+from lg_textgrad.data import read_prompts
 from lg_textgrad.errors import BudgetTooSmallError, GraphError, RunMismatchError
-from lg_textgrad.loading import read_config, read_prompts
+from lg_textgrad.loading import read_config
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import ENDING, START_PROMPTS, Script
@@ -71,6 +72,8 @@ def test_a_budget_that_ends_anywhere_is_kept_and_the_run_goes_on(plain):
         assert done.code == 3
         assert total(plain.server) - before == calls
         assert ("in which the graph's prompts are found" in one_error(done.err)) is in_discovery
+        needed = "At least 18 calls are needed, 9 of them to find the prompts."
+        assert (needed in done.err) is not in_discovery
         with Store(plain.folder / out, read_only=True) as store:
             assert (store.get_meta("discovered") is None) is in_discovery
             assert sum(u.calls for u in store.paid().values()) == calls

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -87,3 +90,20 @@ def test_importing_has_no_side_effects(tmp_path):
     assert told == {"seen": [], "handlers": [], "level": True, "threads": 1, "env": True, "sdks": []}
     assert list(home.iterdir()) == []
     assert list(tmp_path.iterdir()) == [home]
+
+
+def raised_by_constructor(kind):
+    """Return the names of the errors that a class' own `__init__` or `__post_init__` raises."""
+    [written] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    made = [n for n in written.body if getattr(n, "name", "") in ("__init__", "__post_init__")]
+    raised = [n.exc for m in made for n in ast.walk(m) if isinstance(n, ast.Raise)]
+    return {ast.unparse(e.func) for e in raised if isinstance(e, ast.Call)} & vars(errors).keys()
+
+
+PUBLIC = [getattr(place, name) for place in (tg, tg.optim, tg.models, tg.executors) for name in place.__all__]
+
+
+@pytest.mark.parametrize("kind", [k for k in PUBLIC if isinstance(k, type)], ids=lambda k: k.__name__)
+def test_errors_of_a_constructor_are_in_the_docstring(kind):
+    missing = {name for name in raised_by_constructor(kind) if f"`{name}`" not in (kind.__doc__ or "")}
+    assert missing == set()

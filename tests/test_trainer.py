@@ -19,6 +19,7 @@ from lg_textgrad.cli import main
 from lg_textgrad.errors import (
     BudgetTooSmallError,
     ConfigurationError,
+    GraphError,
     ParameterError,
     RunMismatchError,
     StoreError,
@@ -352,8 +353,11 @@ def test_parameter_of_a_node_that_validation_never_reached_is_told_not_refused(s
 
 def test_error_of_the_graph_is_told_when_no_node_came_to_read(serve):
     graph = desk.build(prompts={"triage": "The desk's triage for {missing}."})
-    with pytest.raises(ParameterError, match=r"'writer'.*1 runs failed, the first with .*missing"):
+    with pytest.raises(GraphError, match=r"^The run failed: .*missing.*\. Mend the graph, its keys"):
         make(serve(), graph).fit(TRAIN[:1], VAL[:1])
+    with pytest.raises(GraphError, match=r"^All 2 runs failed, the first with .*missing") as told:
+        make(serve(), graph).fit(TRAIN[:1], VAL[:2])
+    assert "Read it inside" not in str(told.value)
 
 
 def test_impossible_trainings_are_refused_before_the_first_call(serve):

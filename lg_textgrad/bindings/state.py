@@ -22,7 +22,8 @@ class StateText:
     key, and after each dot a key, the number of an element or a field inside of it. Every run gets
     the candidate's text there, whatever the example has in that place. Placeholders are the graph's
     to fill. An execution reads the parameter when its input has the text under that state key and,
-    as far as that could be observed, the node looked at it.
+    as far as that could be observed, the node looked at it. Raises `ParameterError` for a `key`
+    with an empty part.
     """
 
     def __init__(self, parameter: Parameter, key: str | None = None) -> None:

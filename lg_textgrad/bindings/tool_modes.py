@@ -43,7 +43,7 @@ class Tools:
 
     `live`: each call is made. `record`: each call is made, and its answer kept. `replay`: answered
     from the recording, and refused where there is none. `replay-else-live`: answered from the
-    recording, and made, and kept, where there is none.
+    recording, and made, and kept, where there is none. Raises `ConfigurationError` for any other.
     """
 
     default: str = REPLAY_ELSE_LIVE

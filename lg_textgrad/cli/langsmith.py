@@ -65,10 +65,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--trace-limit", type=int, metavar="N")
     group = command.add_argument_group("people")
     group.add_argument(
-        "--approve", nargs="?", const="terminal", metavar="QUEUE",
+        "--approve", nargs="?", const="terminal", metavar="QUEUE", type=_queue,
         help="ask before each acceptance: here, or in an annotation queue of LangSmith",
     )  # fmt: skip
     group.add_argument("--approve-wait", type=float, metavar="S", help="stop when nobody decides")
+
+
+def _queue(name: str) -> str:
+    """Return the queue's name. What follows a bare `--approve` would be taken for one, too."""
+    if name.endswith(".toml"):
+        raise argparse.ArgumentTypeError(
+            f"'{name}' is a configuration, not an annotation queue; name it before --approve, or "
+            "write --approve terminal"
+        )
+    return name
 
 
 def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:

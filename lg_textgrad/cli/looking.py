@@ -39,11 +39,12 @@ def _init(options: argparse.Namespace, people: Console) -> int:
         raise ConfigurationError(f"'{target}' is there already; give another --out.")
     given = load_graph(options.graph)
     with ExitStack() as held:
-        graph = _inspected(given, options, people, held).graph
+        looked = _inspected(given, options, people, held)
+    graph = looked.graph
     discover = wants_discovery(given, options.discover)
     text = config_text(target.name, options.graph, graph, discover=discover)
     write_text(target, text)
-    said = inspecting.written(target.name, graph, discover=discover)
+    said = inspecting.written(target.name, looked, discover=discover)
     people.print(said, markup=False, highlight=False, soft_wrap=True)
     if options.json:
         document = {"parameters": list(graph.parameters), "discover": discover}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lg_textgrad.assembly import CRITICS, OPTIMIZERS
+from lg_textgrad.assembly import ACCEPTANCE, CRITICS, OPTIMIZERS
 from lg_textgrad.cli import traffic
 from lg_textgrad.opening import ROWS
 
@@ -26,7 +26,7 @@ def add_inputs(command: argparse.ArgumentParser) -> None:
 def add_discover(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--discover", action=argparse.BooleanOptionalAction, default=None,
-        help="find prompts by running the graph (only where it declares none)",
+        help="find prompts by running the graph, beside declared ones too (else if there are none)",
     )  # fmt: skip
     command.add_argument(
         "--discover-tools", action="store_true", default=None, help="and descriptions of tools"
@@ -58,6 +58,9 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     traffic.add_options(command)
     command.add_argument(
         "--min-gain", type=float, metavar="X", help="how much better a candidate must be on val"
+    )
+    command.add_argument(
+        "--acceptance", choices=ACCEPTANCE, help="what is kept; 'better' by default"
     )
     command.add_argument(
         "--brief-critic", action="store_true", default=None, help="for small critic models"

@@ -21,8 +21,9 @@ from lg_textgrad.cli.settings import (
     made_objective,
 )
 from lg_textgrad.cli.status import DONE
+from lg_textgrad.data import read_prompts
 from lg_textgrad.ledger import use_ledger
-from lg_textgrad.loading import load_redact, read_prompts
+from lg_textgrad.loading import load_redact
 from lg_textgrad.opening import open_graph
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.store import Store

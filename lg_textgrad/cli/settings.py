@@ -40,6 +40,8 @@ def given(config: Config, options: argparse.Namespace) -> Config:
     """Put the options that were given over the configuration."""
     if getattr(options, "optimizer", None) not in (None, config.optimizer):
         config.optimizer_options = {}  # those are the other one's
+    if getattr(options, "acceptance", None) not in (None, config.acceptance):
+        config.acceptance_options = {}
     config.optimizer_options |= read_options(getattr(options, "optimizer_option", None) or ())
     for f in fields(Config):
         given = getattr(options, f.name, None)

@@ -24,7 +24,8 @@ from lg_textgrad.cli.settings import (
     tell_doubts,
 )
 from lg_textgrad.cli.status import DONE
-from lg_textgrad.loading import Config, load_redact, read_prompts
+from lg_textgrad.data import read_prompts
+from lg_textgrad.loading import Config, load_redact
 from lg_textgrad.opening import open_graph
 from lg_textgrad.planning import Schedule
 from lg_textgrad.redaction import Redaction
@@ -38,7 +39,9 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     add_settings(optimize)
     langsmith.add_options(optimize)
-    optimize.add_argument("--out", help="run directory (runs/<name of the configuration>) or URL")
+    optimize.add_argument(
+        "--out", help="run directory (runs/FOLDER for FOLDER/CONFIG.toml, else runs/run) or URL"
+    )
     optimize.add_argument(
         "--fork", metavar="RUN_DIR", help="take over what this run has paid for, and its settings"
     )
@@ -73,6 +76,7 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
 def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
     check_optimizer(config.optimizer, config.optimizer_options)
+    acceptance = make_acceptance(config)
     redact = load_redact(config.redact)
     options.redaction = Redaction(redact)
     graph = traffic.graph_of(config)
@@ -123,7 +127,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
                 config.steps,
                 config.batch_size,
             ),
-            acceptance=make_acceptance(config.min_gain),
+            acceptance=acceptance,
             budget=config.budget,
             schedule=schedule,
             store=store,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lg_textgrad._given import check_model
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
 from lg_textgrad.critics.compact import fits, size
 from lg_textgrad.critics.node import LLMCritic
@@ -25,6 +26,9 @@ class AutoCritic:
     it fits `max_trace_tokens` without a cut, or when the calls and tokens of node mode for all runs
     of the reverse pass would be more than `share` of the budget's caps. The caps count, not what is
     left of them, so that a run that was interrupted chooses as it did before.
+
+    Cost: 1 call for a run that is judged at once, else that of `LLMCritic`. Raises
+    `ConfigurationError` for a `share` outside (0, 1], and for what is no model.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class AutoCritic:
             raise ConfigurationError(
                 f"`share` of AutoCritic is {share}; give a part of the budget above 0, 1 at most."
             )
+        check_model(model, "AutoCritic")
         self.model = model
         self.share = share
         self.node = LLMCritic(model, brief=brief)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad.critics.asking import RULE, WEIGHT, aask_twice, an_object
 from lg_textgrad.critics.base import Blame, CriticRequest, Critique
 from lg_textgrad.critics.cutting import cut
@@ -26,6 +27,9 @@ class LLMCritic:
     weight only and shows two worked examples: what small models need, in half the tokens; the
     complaint then is the evidence. `instruction` stands in place of the template `critic`. After
     Yuksekgonul et al. 2024 (TextGrad), with credit per producer in the same call.
+
+    Cost: 1 call for each execution that is blamed, 2 when the reply fails its schema. Raises
+    `ConfigurationError` for what is no model.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class LLMCritic:
         max_value_chars: int = 1500,
         max_tokens: int = 300,
     ) -> None:
+        check_model(model, "LLMCritic")
         self.model = model
         self.brief = brief
         self.instruction = instruction

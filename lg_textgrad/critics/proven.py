@@ -11,6 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_critic, check_kind, check_model
 from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.critics.asking import aask_twice, an_object
@@ -61,7 +62,8 @@ class ProvenCredit:
     `most` suspects are tried at most, those that `critic` blames first. An execution without a chat
     model's reply cannot be tried. Where nothing is proven the critic's own weights count for
     `unproven` of their size; where something is, what was tried in vain has none, and those that
-    were not tried have at most half of the heaviest.
+    were not tried have at most half of the heaviest. Raises `ConfigurationError` without a model,
+    for `most` below 1, and for a graph that does not run in this process.
     """
 
     def __init__(
@@ -76,12 +78,16 @@ class ProvenCredit:
         max_value_chars: int = 1500,
         max_tokens: int = 600,
     ) -> None:
+        check_critic(critic, "ProvenCredit")
+        hint = "make one: tg.TrainableGraph(graph, parameters)"
+        check_kind(graph, TrainableGraph, "ProvenCredit", hint)
         found = model if model is not None else getattr(critic, "model", None)
         if found is None:
             raise ConfigurationError(
                 f"ProvenCredit needs a model that writes corrections, and a "
                 f"{type(critic).__name__} has none; pass it: ProvenCredit(..., model=llm)."
             )
+        check_model(found, "ProvenCredit")
         if graph.graph is None:
             raise ConfigurationError(
                 "Credit is proven by running the graph again in this process, and this graph runs "

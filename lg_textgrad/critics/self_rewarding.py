@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_critic
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.critics.base import CriticRequest, Critique
@@ -82,7 +83,8 @@ class SelfRewardingCritic:
     `history` calls of the critic. With fewer than `least` measured verdicts, or when all changes
     are the same, nothing is asked. What was learned is kept in the run under `critic`; a run that
     goes on learns it again from the store. After Yuan et al. 2024 (self-rewarding language models),
-    with measured changes in place of the model's own marks.
+    with measured changes in place of the model's own marks. Raises `ConfigurationError` for a
+    critic without an `instruction`, `every` below 1, and `least` outside 2 to `history`.
     """
 
     def __init__(
@@ -96,6 +98,12 @@ class SelfRewardingCritic:
         max_tokens: int = 600,
         seed: int = 0,
     ) -> None:
+        check_critic(critic, "SelfRewardingCritic")
+        if not hasattr(critic, "instruction"):
+            raise ConfigurationError(
+                f"A {type(critic).__name__} has no instruction that SelfRewardingCritic could "
+                "rewrite; give it tg.LLMCritic(model)."
+            )
         if every < 1 or not 2 <= least <= history:
             raise ConfigurationError(
                 "SelfRewardingCritic needs every of at least 1, and least between 2 and history, "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad.critics.asking import RULE, WEIGHT, aask_twice, an_object
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
 from lg_textgrad.critics.compact import Compact, Step, compacted
@@ -28,7 +29,8 @@ class TraceCritic:
     what is longer is cut around what the complaint speaks of, and each cut is marked. The reply
     names the steps that are to blame, three at most: a quotation as evidence, a rule, a weight.
     `max_tokens` caps the reply. `brief` asks for no quotation: what small models need; the
-    complaint then is the evidence.
+    complaint then is the evidence. Cost: 1 call for each run below full marks, 2 when the reply
+    fails its schema. Raises `ConfigurationError` for what is no model.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class TraceCritic:
         max_trace_tokens: int = 2000,
         max_tokens: int = 800,
     ) -> None:
+        check_model(model, "TraceCritic")
         self.model = model
         self.brief = brief
         self.max_trace_tokens = max_trace_tokens

@@ -69,7 +69,8 @@ class Ray:
     Model calls are looked up, given their places, paid for and kept by this process, wherever they
     are made. What a worker did that is lost is done elsewhere, without paying again. Raises
     `MissingExtraError` without Ray, `GraphError` where workers cannot load the graph, or find
-    another one, and `ExecutorError` where no worker can be started.
+    another one, `ExecutorError` where no worker can be started, and `ConfigurationError` for an
+    address of Ray's client and for counts below 1.
     """
 
     def __init__(

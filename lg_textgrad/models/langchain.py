@@ -15,6 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
 from pydantic import SecretStr
 
+from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import canonical
 from lg_textgrad.errors import (
     ContextOverflowError,
@@ -76,6 +77,8 @@ class LangChain:
     """
 
     def __init__(self, chat_model: BaseChatModel) -> None:
+        hint = "name it so: tg.models.LangChain(init_chat_model(NAME))"
+        check_kind(chat_model, BaseChatModel, "LangChain", hint)
         self.chat_model = chat_model
         self._bindable = {"temperature", "max_tokens", "seed"} & set(type(chat_model).model_fields)
         self._structured = True

@@ -65,7 +65,8 @@ class Local:
     are nearly equally likely, a reply may then turn out differently. Other processors and versions
     round differently too. `slots=1` comes closest.
 
-    Where the environment names a proxy, starting adds 127.0.0.1 to `NO_PROXY`.
+    Where the environment names a proxy, starting adds 127.0.0.1 to `NO_PROXY`. Raises
+    `ConfigurationError` for slots, context or threads below 1.
     """
 
     def __init__(

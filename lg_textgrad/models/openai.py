@@ -151,8 +151,8 @@ class OpenAI:
         key = (api_key or os.environ.get(api_key_env) or "").strip()
         if not key and urlsplit(self._base_url).hostname == "api.openai.com":
             raise ConfigurationError(
-                f"OpenAI needs an API key: set {api_key_env} or pass api_key=..., or pass base_url"
-                " for a server that needs none."
+                f"OpenAI needs an API key: set {api_key_env} or pass api_key=... (--api-key-env VAR"
+                " names another variable), or base_url=... (--base-url) for a server without keys."
             )
         if not (key.isascii() and key.isprintable()):
             raise ConfigurationError(

@@ -30,7 +30,8 @@ class FewShot(Optimizer):
 
     Proposed are sets of each of `sizes`, spread over different outputs and different words, within
     `max_tokens` a parameter; `sets` is how many different ones of each size and kind.
-    After Khattab et al. 2023 (DSPy, BootstrapFewShot).
+    After Khattab et al. 2023 (DSPy, BootstrapFewShot). Raises `ConfigurationError` for sizes or
+    `sets` below 1.
     """
 
     needs_gradients = False

@@ -52,7 +52,8 @@ class GEPA(Search):
     Cost: an iteration is at most twice `minibatch` runs (the parent's are known when it was tried
     on them before), the critic's calls for them, one call of the writer, two when its reply breaks
     a promise, and all validation examples for a child that is taken in; acceptance then pays
-    nothing for them again. Needs the extra `gepa`. After Agrawal et al. 2025.
+    nothing for them again. After Agrawal et al. 2025. Raises `MissingExtraError` without the extra
+    `gepa`, `ConfigurationError` for numbers that are too small.
     """
 
     needs_gradients = False

@@ -63,8 +63,9 @@ class MIPRO(Search):
 
     Cost: `bootstrap` runs, 1 + nodes times `instructions` calls of the writer (twice as many when
     all replies break promises), and at most `trials` times `minibatch` runs, besides those of
-    acceptance. It stops early enough to pay for a last comparison. Needs the extra `mipro`. After
-    Opsahl-Ong et al. 2024 (MIPROv2).
+    acceptance. It stops early enough to pay for a last comparison. After Opsahl-Ong et al. 2024
+    (MIPROv2). Raises `MissingExtraError` without the extra `mipro`, `ConfigurationError` for
+    numbers that are too small.
     """
 
     needs_gradients = False

@@ -51,7 +51,8 @@ class Portfolio(Search):
     `Strategies`. Cost: a round is about `batch_size` runs, as many for each line of `Strategies`
     where replies may give reasons, the members' calls, and three times `heat` runs for each
     proposal; it is made smaller where the budget has not that much left.
-    Successive halving after Jamieson and Talwalkar 2016.
+    Successive halving after Jamieson and Talwalkar 2016. Raises `ConfigurationError` with neither
+    `model` nor `members`, for numbers below 1, and for a `keep` outside (0, 1).
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class Promptbreeder(Search):
     Cost: `population` - 1 calls of `model`, and each generation `population` + 1 times `minibatch`
     runs and at most `population` calls (twice as many where replies break promises), besides the
     runs of acceptance. It stops early enough to pay for a last comparison. After Fernando et al.
-    2023.
+    2023. Raises `ConfigurationError` for numbers that are too small and for an unknown operator.
     """
 
     needs_gradients = False

@@ -23,7 +23,8 @@ class FromRuns(Search):
     each run is gone over once before any comes again. A proposal is tried on `screen`, where there
     are examples, against the incumbent; what is better there, or all of it without `screen`, goes
     to acceptance, first joined, then the best alone. Cost a step: the critic's calls for a batch,
-    the optimizer's own, and the runs on `screen`.
+    the optimizer's own, and the runs on `screen`. Raises `ConfigurationError` without runs, and for
+    an optimizer that makes nothing of gradients.
     """
 
     def __init__(

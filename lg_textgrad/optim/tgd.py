@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_model
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import (
@@ -51,6 +52,10 @@ class TextualGradientDescent(Optimizer):
     last tries with the change of the score that was measured, in place of those that failed.
     `constraints` and `in_context_examples` are told to it as they are.
     After Yuksekgonul et al. 2024 (TextGrad) and Pryzant et al. 2023 (ProTeGi).
+
+    Cost: `beam` calls for each blamed parameter and step, twice as many when replies can't be used.
+    Raises `ConfigurationError` for other `edits`, a `beam` below 1, one text in place of a list of
+    them, and what is no model.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class TextualGradientDescent(Optimizer):
         if beam < 1 or momentum < 0:
             raise ConfigurationError("`beam` must be at least 1, and `momentum` at least 0.")
         super().__init__(parameters)
+        check_model(model, "TextualGradientDescent")
         self.model = model
         self.edits = edits
         self.beam = beam

@@ -10,7 +10,7 @@ import pytest
 import lg_textgrad as tg
 from evals.evaluators import supervisor as evaluators
 from graphs.supervisor import graph as module
-from lg_textgrad.loading import read_prompts
+from lg_textgrad.data import read_prompts
 from tests.graphs.parts import comments, imported, rows, scores, system_prompt
 from tests.servers.openai_server import OpenAIServer
 

@@ -1,0 +1,43 @@
+"""Whether a part was given what it works with; where not, the error says how to make it so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lg_textgrad.errors import ConfigurationError
+
+
+def check_model(model: Any, who: str) -> None:
+    """Raise `ConfigurationError` for what `who` cannot ask: most often a model without its wrap."""
+    if hasattr(model, "acall") and hasattr(model, "identity") and not isinstance(model, type):
+        return
+    if any(base.__name__ == "BaseChatModel" for base in type(model).__mro__):
+        hint = "wrap it: tg.models.LangChain(chat_model)"
+    elif isinstance(model, str):
+        hint = f"name it so: tg.models.OpenAI({model!r})"
+    else:
+        hint = "give tg.models.OpenAI(NAME), tg.models.LangChain(chat_model) or tg.models.Local()"
+    raise _refused(who, "a model of tg.models", model, hint)
+
+
+def check_critic(critic: Any, who: str) -> None:
+    """Raise `ConfigurationError` for what cannot judge: most often a model."""
+    judges = hasattr(critic, "acriticize") or hasattr(critic, "acriticize_run")
+    if not judges or isinstance(critic, type):
+        raise _refused(who, "a critic", critic, "a model judges as tg.LLMCritic(model)")
+
+
+def check_kind(given: Any, kind: type[Any], who: str, hint: str) -> None:
+    """Raise `ConfigurationError` for what is no `kind`."""
+    if not isinstance(given, kind):
+        raise _refused(who, _article(kind.__name__), given, hint)
+
+
+def _refused(who: str, wanted: str, given: Any, hint: str) -> ConfigurationError:
+    name = given.__name__ if isinstance(given, type) else type(given).__name__
+    found = f"the class {name}" if isinstance(given, type) else _article(name)
+    return ConfigurationError(f"{who} needs {wanted}, not {found}; {hint}.")
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
