@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.objective import Scored
+from lg_textgrad.run import Example
 from lg_textgrad.significance import mcnemar, paired, wealth
 
 
@@ -61,9 +62,10 @@ class Verdict:
 class Acceptance(Protocol):
     """A policy. `incumbent` and `candidate` have the same example ids.
 
-    A policy that can tell early also has `chunk`, how many examples are tried between two looks,
-    and `settled(incumbent, candidate, total)`, a verdict on part of `total` examples or None while
-    it is open.
+    A policy that can refuse early also has `chunk`, how many examples are tried between two looks
+    (None for no looks), and `settled(incumbent, candidate, total)`, a refusal after part of `total`
+    examples or None while it is open. One that names examples or metadata has `check(examples)`,
+    which raises `ConfigurationError` where the validation examples don't have them.
     """
 
     @property
@@ -171,12 +173,12 @@ def p_value(incumbent: Outcomes, candidate: Outcomes, seed: int = 0) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sequential:
-    """Look every `chunk` examples, and stop when the outcome is clear.
+    """Look every `chunk` examples, and stop when it is clear that a candidate is no better.
 
-    Refused early: when the evidence that the gain is at most `hope` reaches 1/`alpha`, or when no
-    scores on the examples left could make the mean better. Accepted early: when the evidence that
-    there is a gain reaches 1/`alpha`. Both hold at any time, however often one looks. What stays
-    open to the end is decided by `last`.
+    Refused early: when the evidence that the gain is at most `hope` reaches 1/`alpha`, which holds
+    however often one looks, or when no scores on the examples left could make the mean better.
+    All else goes on to the end and is decided by `last`: what is accepted needs its score on every
+    example, since the next candidate is compared with it.
     """
 
     last: Acceptance = field(default_factory=Better)
@@ -190,6 +192,11 @@ class Sequential:
             raise ConfigurationError(
                 "Sequential needs a chunk of at least 1, alpha between 0 and 1, hope in [0, 1)."
             )
+        if _has(self.last, Priced):
+            raise ConfigurationError(
+                "Sequential looks at scores alone, so it would refuse what Priced accepts for its "
+                "costs; use one of the two."
+            )
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -202,7 +209,7 @@ class Sequential:
         }
 
     def settled(self, incumbent: Outcomes, candidate: Outcomes, total: int) -> Verdict | None:
-        """Return a verdict on part of `total` examples; None while it is open."""
+        """Return a refusal after part of `total` examples; None while it is open."""
         counted = Counted.of(incumbent, candidate)
         differences = [candidate[e].score - incumbent[e].score for e in incumbent]
         seen = f"after {len(differences)} of {total} examples"
@@ -211,12 +218,16 @@ class Sequential:
             return counted.verdict(False, f"no chance left {seen}")
         if wealth([-d for d in differences], -self.hope) >= 1 / self.alpha:
             return counted.verdict(False, f"clear {seen}")
-        if wealth(differences) >= 1 / self.alpha:
-            return counted.verdict(True, f"clear {seen}")
-        return None
+        early = getattr(self.last, "settled", None)
+        refused: Verdict | None = early(incumbent, candidate, total) if early else None
+        return refused
 
     def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
         return self.last.decide(incumbent, candidate)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise `ConfigurationError` for what `last` names and the examples don't have."""
+        check_policy(self.last, examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,17 +260,52 @@ class Guarded:
         verdict = self.inner.decide(incumbent, candidate)
         if not verdict.accepted:
             return verdict
-        missing = [anchor for anchor in self.anchors if anchor not in incumbent]
-        if missing:
+        self._check_anchors(incumbent)
+        both = (*incumbent.values(), *candidate.values())
+        known = {key for outcome in both for key in outcome.feedback}
+        unheard = [key for key in self.keys if key not in known]
+        if unheard:
             raise ConfigurationError(
-                f"The anchor '{missing[0]}' is not among the validation examples; name ids of "
-                "examples in the val data."
+                f"No evaluator gives a score for '{unheard[0]}', which Guarded watches; the keys "
+                f"are {', '.join(sorted(known)) or 'none'}."
             )
         why = self._worse(incumbent, candidate)
         if why is None:
             return verdict
         reason = f"{verdict.reason}; but {why}"
         return Verdict(False, reason, verdict.gain, verdict.won, verdict.lost)
+
+    @property
+    def chunk(self) -> int | None:
+        """How often `inner` looks; None where it doesn't."""
+        found = getattr(self.inner, "chunk", None)
+        return None if found is None else int(found)
+
+    def settled(self, incumbent: Outcomes, candidate: Outcomes, total: int) -> Verdict | None:
+        """Return the early refusal of `inner`; None while it is open."""
+        early = getattr(self.inner, "settled", None)
+        refused: Verdict | None = early(incumbent, candidate, total) if early else None
+        return refused
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise `ConfigurationError` for anchors and slices that the examples don't have."""
+        self._check_anchors({e.id for e in examples})
+        known = {key for e in examples for key in e.metadata}
+        unknown = [name for name in self.slices if name not in known]
+        if unknown:
+            raise ConfigurationError(
+                f"No validation example has '{unknown[0]}' in its metadata, so Guarded can't watch "
+                f"it as a slice; there are {', '.join(sorted(known)) or 'no metadata'}."
+            )
+        check_policy(self.inner, examples)
+
+    def _check_anchors(self, ids: Container[str]) -> None:
+        missing = [anchor for anchor in self.anchors if anchor not in ids]
+        if missing:
+            raise ConfigurationError(
+                f"The anchor '{missing[0]}' is not among the validation examples; name ids of "
+                "examples in the val data."
+            )
 
     def _worse(self, incumbent: Outcomes, candidate: Outcomes) -> str | None:
         for anchor in self.anchors:
@@ -297,6 +343,11 @@ class Priced:
     def __post_init__(self) -> None:
         if min(self.per_1k_tokens, self.per_second) < 0:
             raise ConfigurationError("Prices of tokens and seconds must not be negative.")
+        if _has(self.inner, Sequential):
+            raise ConfigurationError(
+                "Sequential looks at scores alone, so it would refuse what Priced accepts for its "
+                "costs; use one of the two."
+            )
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -324,8 +375,25 @@ class Priced:
             verdict.accepted, f"{verdict.reason}; {why}", counted.gain, counted.won, counted.lost
         )
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise `ConfigurationError` for what `inner` names and the examples don't have."""
+        check_policy(self.inner, examples)
+
     def _cost(self, outcome: Outcome) -> float:
         return self.per_1k_tokens * outcome.tokens / 1000 + self.per_second * outcome.seconds
+
+
+def check_policy(policy: Acceptance, examples: Sequence[Example]) -> None:
+    """Have a policy look, before anything is paid, whether the validation examples fit it."""
+    check = getattr(policy, "check", None)
+    if check is not None:
+        check(examples)
+
+
+def _has(policy: Acceptance, kind: type) -> bool:
+    """Return whether a policy is, or wraps, one of this kind."""
+    inside = [getattr(policy, name, None) for name in ("inner", "last")]
+    return isinstance(policy, kind) or any(_has(p, kind) for p in inside if p is not None)
 
 
 def _mean(values: Iterable[float]) -> float:

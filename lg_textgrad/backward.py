@@ -18,7 +18,6 @@ from lg_textgrad.critics.evident import full_marks, visible
 from lg_textgrad.errors import CriticError
 from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.parameter import Gradient, Parameter
-from lg_textgrad.run import Feedback
 from lg_textgrad.trace import Trace, Vertex
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ async def backward_run(
     if scored.score >= 1:
         return full_marks(scored, trainable)
     trace = Trace.of(scored.run)
-    blames = _terminal_blame(trace, _roots(scored))
+    blames = _terminal_blame(trace, scored)
     worth = trace.worth_visiting(trainable)
     plain, seen = visible(scored, trace, trace.reached_from(blames) & worth, trainable)
     for execution, more in seen.items():
@@ -167,17 +166,14 @@ async def _handle(
         return Critique()
 
 
-def _roots(scored: Scored) -> list[Feedback]:
-    """Return the feedback that complains."""
-    return [f for f in scored.feedback if f.score is None or f.score < 1]
-
-
-def _terminal_blame(trace: Trace, roots: list[Feedback]) -> dict[str, list[Blame]]:
+def _terminal_blame(trace: Trace, scored: Scored) -> dict[str, list[Blame]]:
     """Give each complaint to the executions that wrote what the evaluator looked at."""
     run = trace.run
     blamed: dict[str, list[Blame]] = {}
-    for feedback in roots:
-        weight = 1.0 if feedback.score is None else 1.0 - feedback.score
+    for feedback in scored.feedback:
+        weight = scored.blame(feedback)
+        if weight <= 0:
+            continue
         blame = Blame(
             feedback.comment or f"The score for {feedback.key} is {feedback.score}.",
             weight,

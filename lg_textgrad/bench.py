@@ -151,10 +151,11 @@ class Workbench:
         """Try `candidate` on the examples until acceptance has a verdict.
 
         Returns the verdict and what the candidate did on the examples that it was tried on: all,
-        unless the policy could tell early.
+        unless the policy refused it early. What is accepted is tried on all in any case: the next
+        candidate is compared with it.
         """
         settled = getattr(acceptance, "settled", None)
-        chunk = int(getattr(acceptance, "chunk", len(examples))) if settled else len(examples)
+        chunk = int(getattr(acceptance, "chunk", None) or len(examples))
         outcomes: dict[str, Outcome] = {}
         scored: list[Scored] = []
         for start in range(0, len(examples), max(1, chunk)):
@@ -165,7 +166,7 @@ class Workbench:
             if settled is not None and len(outcomes) < len(examples):
                 known = {e: incumbent[e] for e in outcomes}
                 verdict = settled(known, outcomes, len(examples))
-                if verdict is not None:
+                if verdict is not None and not verdict.accepted:
                     return verdict, outcomes, scored
         return acceptance.decide({e: incumbent[e] for e in outcomes}, outcomes), outcomes, scored
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lg_textgrad._hashing import digest
@@ -39,6 +39,17 @@ class Scored:
     score: float
     """In [0, 1], higher is better; 0 for a run that failed."""
     feedback: Sequence[Feedback]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How much a feedback key counts in the score; 1 for those that are not named."""
+
+    def blame(self, feedback: Feedback) -> float:
+        """Return how much a complaint weighs: what it took away, and 1 without a score.
+
+        A key that counts less than another, which is there too, weighs as much less.
+        """
+        most = max((self.weights.get(f.key, 1.0) for f in self.feedback), default=1.0)
+        share = self.weights.get(feedback.key, 1.0) / most if most else 0.0
+        return share * (1.0 if feedback.score is None else 1.0 - feedback.score)
 
     @property
     def text(self) -> str:
@@ -54,7 +65,7 @@ def masked(scored: Scored, redaction: Redaction) -> Scored:
     """Return a scored run as everybody may know it."""
     run = redaction.run(scored.run)
     run = replace(run, example=redaction.example(run.example))
-    return Scored(run, scored.score, _said(scored.feedback, redaction))
+    return replace(scored, run=run, feedback=_said(scored.feedback, redaction))
 
 
 def _said(feedback: Sequence[Feedback], redaction: Redaction) -> tuple[Feedback, ...]:
@@ -187,7 +198,7 @@ class Objective:
         if ledger is not None:
             known = await ledger.store.aget_feedback(run.id, self.fingerprint)
             if known is not None:
-                return Scored(run, self._reduce(known, run), known)
+                return Scored(run, self._reduce(known, run), known, self.weights)
         unheard: set[str] = set()
         if run.error is not None:
             feedback = [Feedback("error", 0.0, f"The run failed: {run.error}")]
@@ -203,7 +214,7 @@ class Objective:
         score = self._reduce(feedback, run)
         if ledger is not None and not unheard and not run.provisional:
             await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)
-        return Scored(run, score, tuple(feedback))
+        return Scored(run, score, tuple(feedback), self.weights)
 
     def _reduce(self, feedback: Sequence[Feedback], run: Run) -> float:
         if run.error is not None:

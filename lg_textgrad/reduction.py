@@ -130,7 +130,7 @@ def reduce_gradients(
         chosen.append(note)
         room -= size
     against = [
-        tuple(m for m, b in enumerate(chosen) if m != n and contradict(a.change, b.change))
+        tuple(m for m, b in enumerate(chosen) if m != n and _at_odds(a, b))
         for n, a in enumerate(chosen)
     ]
     return Reduced(
@@ -140,13 +140,18 @@ def reduce_gradients(
     )
 
 
+def _at_odds(one: Note, other: Note) -> bool:
+    """Return whether two rules contradict each other; what two runs tell of is true of both."""
+    return one.is_rule and other.is_rule and contradict(one.change, other.change)
+
+
 def _with_their_opposites(notes: Sequence[Note]) -> Iterator[Note]:
     """Yield the notes, each followed at once by those that contradict it."""
     waiting = list(notes)
     while waiting:
         note = waiting.pop(0)
         yield note
-        opposed = [other for other in waiting if contradict(note.change, other.change)]
+        opposed = [other for other in waiting if _at_odds(note, other)]
         yield from opposed
         waiting = [other for other in waiting if all(other is not o for o in opposed)]
 

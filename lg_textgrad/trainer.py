@@ -12,7 +12,7 @@ from typing import Any
 
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
-from lg_textgrad.acceptance import Acceptance, Better, Verdict
+from lg_textgrad.acceptance import Acceptance, Better, Verdict, check_policy
 from lg_textgrad.approval import Approver, Review, areviewed
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Budget
@@ -29,7 +29,7 @@ from lg_textgrad.evaluators import identity_of
 from lg_textgrad.graph import TrainableGraph, as_examples
 from lg_textgrad.ledger import Ledger, account_of, ledger_in_scope, use_ledger
 from lg_textgrad.objective import Loss, Objective, Scored
-from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged
+from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged_within
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.planning import (
     Schedule,
@@ -166,6 +166,7 @@ class Trainer:
         for name in ("train", "val"):
             if not splits[name]:
                 raise ConfigurationError(f"There are no {name} examples; training needs some.")
+        check_policy(self.acceptance, splits["val"])
         owned = not isinstance(self.store, Store)
         store = Store(self.store) if not isinstance(self.store, Store) else self.store
         try:
@@ -428,7 +429,7 @@ class Trainer:
         base = parent or progress.best
         tries: dict[str, Proposal] = {}
         if helped:
-            together = merged(helped, base.candidate)
+            together = merged_within(helped, base.candidate, bench.refusal)
             tries = {together.hash: together, helped[0].hash: helped[0]}
         if joined is not None and bench.refusal(joined) is None:
             tries.setdefault(joined.hash, joined)

@@ -58,9 +58,10 @@ class ProvenCredit:
     that would have been right. A suspect whose reply the model stands by is not tried, unless
     nothing else wins the loss back; then the model is told to assume a fault, a call more.
 
-    `most` suspects are tried at most, those that `critic` blames first. Where nothing is proven the
-    critic's own weights count for `unproven` of their size. An execution without a chat model's
-    reply cannot be tried.
+    `most` suspects are tried at most, those that `critic` blames first. An execution without a chat
+    model's reply cannot be tried. Where nothing is proven the critic's own weights count for
+    `unproven` of their size; where something is, what was tried in vain has none, and those that
+    were not tried have at most half of the heaviest.
     """
 
     def __init__(
@@ -153,9 +154,16 @@ class ProvenCredit:
         )
         found = [*gradients, *(g for gradients in told for g in gradients)]
         left = self.unproven * (1 - min(1.0, sum(weights.values())))
-        weighed = [
-            replace(g, weight=round(weights.get(g.execution) or left * g.weight, 6)) for g in found
-        ]
+        most = max(weights.values(), default=0.0)
+        proven = most >= request.threshold
+        weighed = []
+        for g in found:
+            if g.execution in weights and (proven or weights[g.execution]):
+                weight = weights[g.execution]
+            else:
+                # A guess never outweighs what was measured.
+                weight = min(left * g.weight, most / 2) if proven else left * g.weight
+            weighed.append(replace(g, weight=round(weight, 6)))
         return [g for g in weighed if g.weight > 0]
 
     async def _try(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -77,6 +77,20 @@ def merged(proposals: Sequence[Proposal], incumbent: Candidate) -> Proposal:
             parts.get((name, 0), instruction), parts.get((name, 1), demos)
         )
     return Proposal(candidate, tuple(e for own in edits.values() for e in own), ", ".join(kinds))
+
+
+def merged_within(
+    proposals: Sequence[Proposal], incumbent: Candidate, refusal: Callable[[Proposal], str | None]
+) -> Proposal:
+    """Return the first proposal with the changes of those that it can take.
+
+    Promises that each keeps alone may be broken together: a limit, a placeholder of two lines.
+    """
+    taken = list(proposals[:1])
+    for proposal in proposals[1:]:
+        if refusal(merged([*taken, proposal], incumbent)) is None:
+            taken.append(proposal)
+    return merged(taken, incumbent)
 
 
 def _joined(
@@ -207,11 +221,12 @@ class Optimizer(abc.ABC):
         self.history.append(attempt)
 
     async def apropose(self) -> list[Candidate]:
-        """Return candidates: first with the changes to all parameters, then each alone."""
+        """Return candidates: first with all changes that go together, then each proposal alone."""
         proposals = await self.aproposals()
         if not proposals:
             return []
-        together = merged(proposals, candidate_of(self.parameters)).candidate
+        now = candidate_of(self.parameters)
+        together = merged_within(proposals, now, self._broken).candidate
         alone = [proposal.candidate for proposal in proposals]
         return [together, *(candidate for candidate in alone if candidate != together)]
 
@@ -234,6 +249,15 @@ class Optimizer(abc.ABC):
     def step(self) -> Candidate:
         """`astep` for sync code."""
         return run_sync(self.astep())
+
+    def _broken(self, proposal: Proposal) -> str | None:
+        """Return which promise of a parameter a proposal breaks; None where it keeps all."""
+        try:
+            for name in sorted(proposal.changed(candidate_of(self.parameters))):
+                self.parameters[name].check(proposal.candidate[name])
+        except ParameterError as error:
+            return str(error)
+        return None
 
     def _need_parameters(self) -> None:
         if not self.parameters:

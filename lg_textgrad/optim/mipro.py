@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -35,6 +35,7 @@ from lg_textgrad.run import Candidate, Example
 
 Demos = tuple[Demo, ...]
 
+_WHY = "written from a summary of the data"
 _SHOWN = 8
 """Examples that the summary of the data is made of."""
 
@@ -350,7 +351,7 @@ class Trials:
             demos = choice.demos[params.get(f"demos of {name}", 0)]
             candidate = with_instruction(candidate, name, instruction)
             candidate[name] = render_demos(instruction, demos)
-        edits = all_edits(self.start, candidate, why="written from a summary of the data")
+        edits = all_edits(self.start, candidate, why=_WHY)
         return Proposal(candidate, edits, "instructions and demonstrations")
 
     async def arun(self, number: int, rows: Sequence[Example]) -> list[str]:
@@ -383,7 +384,10 @@ class Trials:
         if found is None or means[found] <= self._reached:
             return None
         self._judged.add(found)
-        return self._tried[found][0]
+        best = self._tried[found][0]
+        # It was made of what the search began with; the edits lead there from what is kept now.
+        edits = all_edits(self.bench.incumbent, best.candidate, why=_WHY)
+        return replace(best, edits=edits)
 
     async def alearn(self, proposal: Proposal, history: Sequence[Attempt]) -> None:
         """Tell the study what acceptance measured on the validation examples."""

@@ -12,7 +12,7 @@ from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Scored, masked
-from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, merged
+from lg_textgrad.optim.base import Attempt, Bench, Optimizer, Proposal, Search, merged_within
 from lg_textgrad.run import Candidate, Example
 
 
@@ -76,8 +76,10 @@ class FromRuns(Search):
         for step, batch in enumerate(islice(stream, self.steps), start=1):
             incumbent = dict(bench.incumbent)
             helped = await self._helped(step, [self.scored[e.id] for e in batch], bench)
-            tries = {p.hash: p for p in ([merged(helped, incumbent), helped[0]] if helped else ())}
-            for proposal in tries.values():
+            if not helped:
+                continue
+            together = merged_within(helped, incumbent, bench.refusal)
+            for proposal in {together.hash: together, helped[0].hash: helped[0]}.values():
                 yield proposal
                 if bench.incumbent != incumbent:
                     break  # it was accepted
