@@ -33,6 +33,7 @@ from lg_textgrad.bindings.recorded import (
 )
 from lg_textgrad.errors import ConfigurationError, ToolReplayError
 from lg_textgrad.ledger import Ledger
+from lg_textgrad.run import Example
 
 LIVE, RECORD, REPLAY, REPLAY_ELSE_LIVE = MODES = ("live", "record", "replay", "replay-else-live")
 
@@ -105,10 +106,10 @@ _call: ContextVar[Call | None] = ContextVar("lg_textgrad_tool_call", default=Non
 class ToolDesk:
     """Answers the tool calls of one run."""
 
-    def __init__(self, ledger: Ledger, tools: Tools, example: Any) -> None:
+    def __init__(self, ledger: Ledger, tools: Tools, example: Example) -> None:
         self._ledger = ledger
         self._tools = tools
-        self._example = example
+        self._example = _told_apart(example)
         self._counts: Counter[str] = Counter()
         self._guard = threading.Lock()
 
@@ -244,6 +245,12 @@ class _Made:
                 "so it is called again each time; let it return JSON data."
             )
             return {"unrecordable": str(refused)}
+
+
+def _told_apart(example: Example) -> str:
+    """Return the hash of all that a run is given by its example: another user, another mailbox."""
+    given = {n: v for n in ("context", "resume") if (v := example.metadata.get(n)) is not None}
+    return digest(example.id, example.inputs, *([given] if given else ()))
 
 
 def _given(known: Mapping[str, Any], call: Call) -> Any:

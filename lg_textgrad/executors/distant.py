@@ -13,7 +13,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
-from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import background_loop, in_loop
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope
@@ -312,7 +312,7 @@ class Guests:
         example = begin.example
         ledger = DistantLedger(self._home, begin.run)
         scope = BoundaryScope(ledger, begin.kind, begin.sample)
-        scope.tools = ToolDesk(ledger, self._tools, digest(example.id, example.inputs))
+        scope.tools = ToolDesk(ledger, self._tools, example)
         try:
             bindings = [
                 b.at(example) if isinstance(b, ContextBinding) else b for b in self._bindings

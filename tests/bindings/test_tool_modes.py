@@ -230,6 +230,18 @@ async def test_what_decides_whether_it_is_the_same_call(bench, ledger):
     assert sorted(bench.calls) == [("refund", "o1"), ("refund", "o1"), ("refund", "o2")]
 
 
+async def test_tool_is_called_anew_for_another_context_or_other_resumed_values(bench, ledger):
+    graph = graph_of(by_node(bench, "ainvoke"))
+    [row], answers = rows("o1"), []
+    for metadata in (
+        {}, {"context": {"user": "ann"}}, {"context": {"user": "bob"}}, {"resume": ["yes"]},
+        {"context": {"user": "ann"}, "slice": "vip"}, {"context": None},
+    ):  # fmt: skip
+        [run] = await graph.arecord([{**row, "metadata": metadata}], sample=len(answers))
+        answers.append(run.outputs["a"])
+    assert answers == [f"refunded o1 ({n})" for n in (1, 2, 3, 4, 2, 1)]
+
+
 async def test_shared_tools_are_recorded_once_for_all_examples(bench, ledger):
     graph = graph_of(by_node(bench, "ainvoke"), tg.Tools(shared=["refund"]))
     await graph.arecord([*rows("o1"), {"id": "again", "inputs": {"q": "o1"}}])

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 import lg_textgrad as tg
+from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
@@ -269,9 +270,12 @@ def test_context_of_the_example_and_that_given_in_python_travel(server):
     )  # fmt: skip
     [row] = far_app.rows(1)
     own = tg.Example(row.id, row.inputs, metadata={"context": {"house": "Dale"}})
+    ledger = tg.Ledger()
     with Loopback(graph, far_app.SPEC):
-        [run] = record(graph, [own], tg.Ledger(), prompts={"tone": "Sing."})
+        [run] = record(graph, [own], ledger, prompts={"tone": "Sing."})
     assert "Sing." in str(server.chats[-1])
+    [kept] = ledger.store.results(["tool"])
+    assert kept["request"]["example"] == digest(row.id, row.inputs, {"context": {"house": "Dale"}})
     assert {n: t for e in run.executions for n, t in e.prompts.items()}["tone"] == "Sing."
 
 
