@@ -89,6 +89,7 @@ class Ledger:
         """Reserve one call and count it as under way, until `_end`."""
         if self._closed:
             raise StoreError("The run has ended, so no further model call is made in it.")
+        self.store.check_room()
         self.account.reserve(route)
         done: Future[None] = Future()
         with self._guard:

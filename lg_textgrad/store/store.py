@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from lg_textgrad._hashing import to_plain
 from lg_textgrad.errors import ConfigurationError, StoreError
 from lg_textgrad.parameter import Edit, Gradient
 from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
@@ -26,7 +25,7 @@ from lg_textgrad.store.places import Memory, Place, Write
 from lg_textgrad.store.postgres import Postgres, is_url
 from lg_textgrad.store.records import decode_run, encode_run, frozen
 from lg_textgrad.store.salvage import Salvaged, salvage
-from lg_textgrad.store.tables import checksum, dump, pack, unpack
+from lg_textgrad.store.tables import checksum, dump, fitting, pack, unpack
 from lg_textgrad.store.writing import Writer
 
 T = TypeVar("T")
@@ -119,6 +118,14 @@ class Store:
         self._check_writable()
         return copy(other._place, self._put, other.where)
 
+    def check_room(self) -> None:
+        """Raise `StoreError` where nothing new may begin: the disk is full.
+
+        What is left of it is for what is under way, which is still written.
+        """
+        if self._place.full is not None:
+            raise StoreError(self._place.full)
+
     # What was asked of models.
 
     def get_result(self, key: str) -> tuple[Any, Usage] | None:
@@ -188,8 +195,8 @@ class Store:
             completion_tokens=usage.completion_tokens,
             seconds=usage.seconds,
             created=created,
-            origin=_text(origin),
-            model=_text(model, 200),
+            origin=fitting(origin),
+            model=fitting(model, 200),
             cached_tokens=usage.cached_tokens or None,
             usd=usage.dollars,
             reply=pack(reply),
@@ -270,8 +277,8 @@ class Store:
             tables.runs,
             id=run.id,
             candidate=run.candidate,
-            example=_text(run.example.id, 200),
-            error=_text(run.error),
+            example=fitting(run.example.id, 200),
+            error=fitting(run.error),
             payload=pack(encode_run(run)),
         )
 
@@ -325,7 +332,7 @@ class Store:
                     tables.gradients,
                     id=g.id,
                     step=step,
-                    parameter=_text(g.parameter, 200),
+                    parameter=fitting(g.parameter, 200),
                     payload=dump(asdict(g)),
                 )
                 for g in gradients
@@ -485,13 +492,6 @@ def _usage(row: Any) -> Usage:
 
 def _row(table: sa.Table, **row: Any) -> Write:
     return table, {**row, "crc": checksum(table, row)}
-
-
-def _text(text: Any, limit: int | None = None) -> Any:
-    """Return the text as every database takes it: no half characters, no zero bytes."""
-    if text is None:
-        return None
-    return to_plain(str(text)).replace("\0", "\N{SYMBOL FOR NULL}")[:limit]
 
 
 def _listed(names: frozenset[str] | None) -> list[str] | None:

@@ -155,6 +155,13 @@ def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
     return zlib.crc32(b"".join(said), zlib.crc32(table.name.encode()))
 
 
+def fitting(text: Any, limit: int | None = None) -> Any:
+    """Return the text as every database takes it: no half characters, no zero bytes."""
+    if text is None:
+        return None
+    return to_plain(str(text)).replace("\0", "\N{SYMBOL FOR NULL}")[:limit]
+
+
 def dump(value: Any) -> str:
     """Return JSON that people can read; with escapes where the text has no UTF-8 form."""
     text = json.dumps(value, ensure_ascii=False, default=to_plain)
