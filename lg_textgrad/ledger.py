@@ -194,7 +194,7 @@ class Ledger:
         if urgent:
             yield
             return
-        async with course.aturn(), self.limiter.ahold():
+        async with course.aturn(self.limiter):
             yield
 
     async def _awaited(self, future: Future[Paid]) -> Paid | None:
@@ -308,7 +308,7 @@ class Ledger:
             return found
 
         def attempt() -> Paid:
-            with course.turn(), self.limiter.hold():
+            with course.turn(self.limiter):
                 under_way = self._begin(route)
                 try:
                     made = course.call(call)

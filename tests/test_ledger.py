@@ -122,6 +122,36 @@ async def test_turn_that_comes_with_the_cancellation_is_handed_on():
     assert free(limiter) == 1
 
 
+async def test_turn_that_another_thread_is_about_to_give_is_handed_on_too():
+    limiter, between = Limiter(1), threading.Event()
+    manager = limiter.hold()
+    manager.__enter__()
+
+    async def hold():
+        async with limiter.ahold():
+            await asyncio.sleep(30)
+
+    waiter = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    [turn] = limiter._waiting
+    give = turn.set_result
+
+    def slowly(result):
+        between.set()
+        time.sleep(0.05)
+        give(result)
+
+    turn.set_result = slowly
+    thread = threading.Thread(target=manager.__exit__, args=(None, None, None))
+    thread.start()
+    while not between.is_set():
+        await asyncio.sleep(0)
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    await asyncio.to_thread(thread.join)
+    assert free(limiter) == 1
+
+
 # Paying.
 
 
