@@ -246,6 +246,76 @@ async def test_call_that_was_sent_is_finished_and_stored_when_its_caller_is_canc
     assert (ledger.account.spent.calls, free(ledger.limiter), ledger.account._reserved, ledger.sent) == (1, 1, 0, 0)
 
 
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("renew", [False, True])
+async def test_tool_that_is_under_way_is_waited_for_and_kept_when_its_caller_is_cancelled(threads, renew):
+    ledger, begun, go_on = tg.Ledger(), threading.Event(), threading.Event()
+
+    def mail():
+        begun.set()
+        go_on.wait(10)
+        return "sent"
+
+    async def amail():
+        begun.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return "sent"
+
+    if threads:
+        caller = asyncio.create_task(asyncio.to_thread(ledger.keep, "k", {}, mail, renew=renew))
+    else:
+        caller = asyncio.create_task(ledger.akeep("k", {}, amail, renew=renew))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    assert (caller.cancelled(), ledger.sent) == (True, 1)
+    closing = asyncio.create_task(ledger.aclose())
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert (ledger.store.get_result("k")[0], ledger.sent) == ("sent", 0)
+
+
+async def test_tool_is_not_called_once_the_run_has_ended_but_answered_where_it_is_recorded():
+    ledger, made = tg.Ledger(), []
+
+    async def amail():
+        made.append(1)
+        return "sent"
+
+    assert await ledger.akeep("k", {}, amail) == "sent"
+    await ledger.aclose()
+    assert await ledger.akeep("k", {}, amail) == ledger.keep("k", {}, None) == "sent"
+    with pytest.raises(StoreError, match="The run has ended"):
+        await ledger.akeep("other", {}, amail)
+    with pytest.raises(StoreError, match="The run has ended"):
+        ledger.keep("other", {}, lambda: made.append(1))
+    assert (made, ledger._in_flight) == ([1], {})
+
+
+async def test_tool_whose_caller_is_cancelled_before_it_begins_is_not_called(monkeypatch):
+    ledger, made = tg.Ledger(), []
+
+    async def far_away(key):
+        await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(ledger.store, "aget_result", far_away)
+
+    async def amail():
+        made.append(1)
+        return "sent"
+
+    caller = asyncio.create_task(ledger.akeep("k", {}, amail))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await asyncio.sleep(0.02)
+    assert (made, ledger.sent, ledger._in_flight) == ([], 0, {})
+
+
 async def test_call_that_was_not_sent_is_dropped_with_its_caller_and_those_who_waited_try():
     ledger = tg.Ledger(max_concurrency=1)
     made = []

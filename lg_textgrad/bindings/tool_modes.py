@@ -8,6 +8,7 @@ first one got, and nothing is done twice.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ from langgraph.types import interrupt
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad.bindings.boundary import scope_in_place, warn
 from lg_textgrad.bindings.nesting import Inside, inside_tool
-from lg_textgrad.bindings.patching import ensure, register
+from lg_textgrad.bindings.patching import ensure, kept_in_place, register
 from lg_textgrad.bindings.recorded import (
     UnrecordableError,
     decode,
@@ -31,7 +32,7 @@ from lg_textgrad.bindings.recorded import (
     encode,
     encode_error,
 )
-from lg_textgrad.errors import ConfigurationError, ToolReplayError
+from lg_textgrad.errors import ConfigurationError, StoreError, ToolReplayError
 from lg_textgrad.ledger import Ledger
 from lg_textgrad.run import Example
 
@@ -146,9 +147,13 @@ class ToolDesk:
             if mode == REPLAY:
                 known = self._known(await self._ledger.arecorded(key, request), call)
             else:
-                known = await self._ledger.akeep(
-                    key, request, lambda: made.aof(make), renew=mode == RECORD
-                )
+                try:
+                    known = await self._ledger.akeep(
+                        key, request, lambda: made.aof(make), renew=mode == RECORD
+                    )
+                except asyncio.CancelledError:
+                    made.leave()
+                    raise
             if made.done:
                 return made.result(known)
             if self._again(known, mode, call):
@@ -199,6 +204,13 @@ class _Made:
         self._kept: dict[str, Any] = {}
         self._output: Any = None
         self._error: BaseException | None = None
+        self._inside: Inside | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def leave(self) -> None:
+        """Stop an agent that nobody waits for: it would go on to pay. A tool's call is finished."""
+        if self._task is not None and self._inside is not None and self._inside.depends:
+            self._task.cancel()
 
     def result(self, known: Mapping[str, Any]) -> Any:
         """Return or raise what the call came to: as it is, or masked where `known` differs."""
@@ -209,7 +221,7 @@ class _Made:
         return self._output
 
     def of(self, make: Callable[[], Any]) -> dict[str, Any]:
-        with inside_tool() as inside:
+        with kept_in_place(), inside_tool() as inside:
             try:
                 self._output = make()
             except Exception as error:  # a tool's error is an answer too
@@ -218,7 +230,8 @@ class _Made:
         return self._kept
 
     async def aof(self, make: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        with inside_tool() as inside:
+        with kept_in_place(), inside_tool() as inside:
+            self._inside, self._task = inside, asyncio.current_task()
             try:
                 self._output = await make()
             except Exception as error:
@@ -234,7 +247,7 @@ class _Made:
         try:
             if isinstance(error, GraphInterrupt) and len(error.args[0]) == 1:
                 return {"interrupt": encode(error.args[0][0].value)}
-            if isinstance(error, GraphBubbleUp):
+            if isinstance(error, GraphBubbleUp | StoreError):
                 raise error  # goes where it has to go, and is no answer
             if isinstance(error, Exception):
                 return {"error": encode_error(error, self._call.id)}

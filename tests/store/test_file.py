@@ -256,6 +256,10 @@ async def main():
                 return str(error)
 
         errors = set(await asyncio.gather(*map(pay, range(asked)))) - {None}
+        try:
+            ledger.keep("tool", {}, lambda: late.append("tool"))
+        except StoreError as error:
+            errors.add(str(error))
         await ledger.aclose()
         kept = sum(store.get_result(f"k{n}") is not None for n in begun)
         print(json.dumps({"errors": list(errors), "begun": len(begun), "late": late, "kept": kept}))
