@@ -69,9 +69,9 @@ class Ledger:
         """How many calls of models and tools are under way at this moment."""
         return len(self._under_way)
 
-    async def aclose(self, seconds: float = 60.0) -> None:
-        """Make no further call, and wait at most `seconds` for those that were sent."""
-        await self._under_way.aclose(seconds)
+    async def aclose(self, seconds: float | None = None) -> None:
+        """Make no further call, and wait for those that were sent: as long as one may take."""
+        await self._under_way.aclose(self.traffic.patience.timeout if seconds is None else seconds)
 
     def _begin(
         self, task: asyncio.Task[Any] | None, reserve: Callable[[], None] | None = None

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from lg_textgrad.limiter import Limiter
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
-from tests.parts import Scripted
+from tests.parts import QUICK, Scripted
 from tests.servers.openai_server import OpenAIServer, Reply
 
 
@@ -355,6 +356,25 @@ async def test_closed_ledger_waits_no_longer_than_asked_and_makes_no_further_cal
         await ledger.apay("other", "rollout", {}, hangs)
     with pytest.raises(StoreError, match="The run has ended"):
         ledger.pay("another", "rollout", {}, lambda: ("r", Usage(1)))
+
+
+@pytest.mark.parametrize("timeout", [0.1, None])
+async def test_end_waits_as_long_as_an_attempt_may_take(timeout):
+    ledger, hung = tg.Ledger(patience=replace(QUICK, timeout=timeout)), asyncio.Event()
+
+    async def tool():
+        await asyncio.wait_for(hung.wait(), 0.2 if timeout is None else 30)
+        return "done"
+
+    caller = asyncio.create_task(ledger.akeep("k", {}, tool))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    begun = time.monotonic()
+    if timeout is None:
+        asyncio.get_running_loop().call_later(0.15, hung.set)
+    await asyncio.wait_for(ledger.aclose(), 5)
+    assert 0.1 <= time.monotonic() - begun < 3
+    assert (ledger.sent, ledger.store.get_result("k") is None) == (0, timeout is not None)
 
 
 async def test_waiter_that_is_cancelled_does_not_disturb_the_owner():
