@@ -195,7 +195,7 @@ class Store:
             completion_tokens=usage.completion_tokens,
             seconds=usage.seconds,
             created=created,
-            origin=fitting(origin),
+            origin=fitting(origin, 200),
             model=fitting(model, 200),
             cached_tokens=usage.cached_tokens or None,
             usd=usage.dollars,
