@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -168,14 +168,6 @@ class Ledger:
                 return found
             return await self._send(key, kind, request, call, future, course, route, urgent)
 
-    @asynccontextmanager
-    async def _places(self, course: Course, urgent: bool) -> AsyncIterator[None]:
-        if urgent:
-            yield
-            return
-        async with course.aturn(self.limiter):
-            yield
-
     async def _awaited(self, future: Future[Paid]) -> Paid | None:
         """Return what another's call comes to; None when it failed."""
         task = asyncio.current_task()
@@ -203,7 +195,7 @@ class Ledger:
         reserve = partial(self.account.reserve, route)
 
         async def attempt(fate: Fate) -> Paid:
-            async with self._places(course, urgent):
+            async with nullcontext() if urgent else course.aturn(self.limiter):
                 under_way = self._begin(asyncio.current_task(), reserve)
                 fate.sent = True
                 try:
@@ -218,7 +210,10 @@ class Ledger:
             self.account.settle(usage, kind)
             try:
                 reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
-                await self.store.aput_result(key, kind, asked, reply, usage, model=route)
+                due = self.account.due()
+                await self.store.aput_result(
+                    key, kind, asked, reply, usage, model=route, elapsed=due
+                )
             finally:
                 self._under_way.end(under_way)
             return reply, usage
@@ -310,7 +305,8 @@ class Ledger:
             self.account.settle(usage, kind)
             try:
                 reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
-                self.store.put_result(key, kind, asked, reply, usage, model=route)
+                due = self.account.due()
+                self.store.put_result(key, kind, asked, reply, usage, model=route, elapsed=due)
             finally:
                 self._under_way.end(under_way)
             return reply, usage
@@ -415,6 +411,7 @@ def account_of(store: Store, budget: Budget) -> Account:
         budget,
         spent=sum(paid.values(), Usage()),
         elapsed=float(store.get_meta("elapsed") or 0.0),
+        noted=True,
     )
     for kind, usage in paid.items():
         account.seed(kind, usage)

@@ -540,3 +540,40 @@ async def test_account_of_a_store_has_spent_what_the_store_paid_for():
     account.reserve()
     with pytest.raises(BudgetExceededError):
         account.reserve()
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_sessions_that_are_killed_count_for_the_cap_in_seconds(tmp_path, threads):
+    async def acall():
+        await asyncio.sleep(0.1)
+        return "r", Usage(1)
+
+    def call():
+        time.sleep(0.1)
+        return "r", Usage(1)
+
+    async def session(number):
+        with Store(tmp_path) as store:  # whoever is killed notes nothing at the end
+            ledger = tg.Ledger(store, account_of(store, tg.Budget(seconds=0.25)))
+            if threads:
+                await asyncio.to_thread(ledger.pay, f"k{number}", "rollout", {}, call)
+            else:
+                await ledger.apay(f"k{number}", "rollout", {}, acall)
+
+    with pytest.raises(BudgetExceededError, match=r"0\.25 seconds"):
+        for number in range(9):
+            await session(number)
+    assert number < 4
+
+
+async def test_ledger_made_by_hand_leaves_the_time_of_the_stores_run_alone():
+    with Store() as store:
+        store.put_meta("elapsed", 500.0)
+        await tg.Ledger(store).akeep("k", {}, lambda: asyncio.sleep(0, "r"))
+        await aask_with(tg.Ledger(store))
+        assert store.get_meta("elapsed") == 500.0
+
+
+async def aask_with(ledger):
+    with tg.use_ledger(ledger):
+        return await aask(Scripted(lambda r: "ok"), request(), "critic")

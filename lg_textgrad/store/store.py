@@ -23,7 +23,7 @@ from lg_textgrad.store.file import File
 from lg_textgrad.store.known import Known
 from lg_textgrad.store.places import Memory, Place, Write
 from lg_textgrad.store.postgres import Postgres, is_url
-from lg_textgrad.store.records import decode_run, encode_run, frozen
+from lg_textgrad.store.records import decode_run, encode_run, frozen, usage_of
 from lg_textgrad.store.salvage import Salvaged, salvage
 from lg_textgrad.store.tables import checksum, dump, fitting, pack, unpack
 from lg_textgrad.store.writing import Writer
@@ -134,7 +134,7 @@ class Store:
         if not rows:
             return None
         row = rows[0]
-        return unpack(row.reply), _usage(row)
+        return unpack(row.reply), usage_of(row)
 
     async def aget_result(self, key: str) -> tuple[Any, Usage] | None:
         """`get_result`, without holding up the event loop."""
@@ -150,14 +150,17 @@ class Store:
         *,
         origin: str | None = None,
         model: object = None,
+        elapsed: float | None = None,
     ) -> None:
         """Keep a reply; what is there already stays. `origin` is the run that paid, if not this.
 
-        `model` names, for people, the model that was asked, and where.
+        `model` names, for people, the model that was asked, and where. `elapsed` are the seconds
+        that the run has taken by now, which are noted with it.
 
         It is on disk when this returns.
         """
-        self._put(self._result(key, kind, request, reply, usage, origin, model, time.time()))
+        row = self._result(key, kind, request, reply, usage, origin, model, time.time())
+        self._put(row, *_time(elapsed))
 
     async def aput_result(
         self,
@@ -169,11 +172,13 @@ class Store:
         *,
         origin: str | None = None,
         model: object = None,
+        elapsed: float | None = None,
     ) -> None:
         """`put_result`, without holding up the event loop."""
         created = time.time()
         await self._aput(
-            lambda: self._result(key, kind, request, reply, usage, origin, model, created)
+            lambda: self._result(key, kind, request, reply, usage, origin, model, created),
+            *_time(elapsed),
         )
 
     def _result(
@@ -217,7 +222,7 @@ class Store:
                 "kind": row.kind,
                 "request": unpack(row.request),
                 "reply": unpack(row.reply),
-                "usage": _usage(row),
+                "usage": usage_of(row),
                 "created": row.created,
             }
             for row in self._checked(t, query)
@@ -433,14 +438,14 @@ class Store:
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
-    async def _aput(self, make: Callable[[], Write]) -> None:
+    async def _aput(self, make: Callable[[], Write], *more: Write) -> None:
         if self.where is None:  # there is no disk to wait for
-            self._put(make())
+            self._put(make(), *more)
             return
         self._check_writable()
         try:
             # Packing happens beside the event loop too: compression is half of what it takes.
-            await self._writer.aput(lambda: [make()])
+            await self._writer.aput(lambda: [make(), *more])
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
@@ -476,22 +481,12 @@ class Store:
         return rows
 
 
-def _usage(row: Any) -> Usage:
-    """Return what a result cost."""
-    return Usage(
-        1,
-        0,
-        row.prompt_tokens,
-        row.completion_tokens,
-        row.seconds,
-        row.cached_tokens or 0,
-        row.usd or 0.0,
-        int(row.usd is None),
-    )
-
-
 def _row(table: sa.Table, **row: Any) -> Write:
     return table, {**row, "crc": checksum(table, row)}
+
+
+def _time(elapsed: float | None) -> list[Write]:
+    return [] if elapsed is None else [_row(tables.meta, key="elapsed", value=dump(elapsed))]
 
 
 def _listed(names: frozenset[str] | None) -> list[str] | None:
