@@ -229,7 +229,7 @@ class Store:
         ]
 
     def paid(self) -> dict[str, Usage]:
-        """Return what this run's own results cost, by kind of call."""
+        """Return what this run's own results cost, by kind of call; checks are not verified."""
         c = tables.results.c
         query = (
             sa.select(
@@ -323,7 +323,7 @@ class Store:
         )
 
     def scores(self) -> dict[tuple[str, str], float]:
-        """Return the score of each (candidate hash, example id) that was scored."""
+        """Return the score of each (candidate hash, example id); checks are not verified."""
         r, f = tables.runs.c, tables.feedback.c
         query = sa.select(r.candidate, r.example, f.score).where(r.id == f.run)
         return {(row.candidate, row.example): row.score for row in self._rows(query)}

@@ -2,7 +2,8 @@
 
 SQLite notices when a page of its trees makes no sense, but not when a disk gives back other bytes
 inside a text. So each row has a checksum over all that matters in it, which is verified whenever
-the row is read: what is damaged is told, never used.
+the row is read: what is damaged is told, never used. Only sums and overviews that the database
+makes of single columns are not, since every reply would have to be read for them.
 """
 
 from __future__ import annotations
