@@ -12,6 +12,9 @@ from lg_textgrad.prices import Prices
 from lg_textgrad.run import Usage
 from lg_textgrad.traffic import Route
 
+_EVERY = 1.0
+"""Seconds between two notes of the time: what a killed process may forget, beside its last call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -45,7 +48,8 @@ class Account:
 
     Each call is reserved before it starts, so calls never exceed the cap. A call's tokens and
     dollars are reserved as the mean of the calls so far and settled when it is answered, so they
-    exceed the cap by no more than the calls in flight.
+    exceed the cap by no more than the calls in flight. `noted` says that the time is a store's, and
+    is noted there with the replies.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Account:
         spent: Usage | None = None,
         elapsed: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        noted: bool = False,
     ) -> None:
         self.budget = budget
         self.prices = Prices(budget.prices)
@@ -63,6 +69,7 @@ class Account:
         self._reserved = 0
         self._clock = clock
         self._started = clock() - elapsed
+        self._due = 0.0 if noted else float("inf")
 
     @property
     def spent(self) -> Usage:
@@ -82,6 +89,15 @@ class Account:
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return self._clock() - self._started
+
+    def due(self) -> float | None:
+        """Return `elapsed` when it has to be noted, once a second; None in between."""
+        with self._lock:
+            now = self.elapsed
+            if now < self._due:
+                return None
+            self._due = now + _EVERY
+            return now
 
     def reserve(self, route: Route | None = None) -> None:
         """Set one call aside. Raises `BudgetExceededError` when it would go over a cap.

@@ -11,28 +11,47 @@ from lg_textgrad.run import Example
 
 _SHOWN = 3
 """How many rows, nodes and settings are named."""
+_METADATA = " metadata"
 _HASH = re.compile(r"[0-9a-f]{12,}")
 
 Details = Mapping[str, Mapping[str, str]]
 """Part of the configuration -> name of each piece of it -> its hash, in order."""
 
 
-def row_details(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, str]]:
-    """Return the pieces of the data: `train data` -> row id -> hash."""
-    return {
-        f"{name} data": {e.id: digest(e.inputs, e.outputs)[:12] for e in examples}
-        for name, examples in splits.items()
+def data_parts(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """Return what the data decide of a run: `train data` and `train metadata` -> hash."""
+    data = {f"{n} data": [(e.id, e.inputs, e.outputs) for e in es] for n, es in splits.items()}
+    told = {
+        f"{n}{_METADATA}": {e.id: e.metadata for e in es if e.metadata} for n, es in splits.items()
     }
+    return {part: digest(value)[:16] for part, value in (data | told).items()}
+
+
+def row_details(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, str]]:
+    """Return the pieces of the data: `train data` and `train metadata` -> row id -> hash."""
+    data = {
+        f"{n} data": {e.id: digest(e.inputs, e.outputs)[:12] for e in es}
+        for n, es in splits.items()
+    }
+    told = {
+        f"{n}{_METADATA}": {e.id: digest(e.metadata)[:12] for e in es if e.metadata}
+        for n, es in splits.items()
+    }
+    return data | told
 
 
 def changes(
     then: Mapping[str, Any], now: Mapping[str, Any], before: Details, after: Details
 ) -> list[str]:
-    """Return the parts that differ, each with what in it differs, where that is known."""
+    """Return the parts that differ, each with what in it differs, where that is known.
+
+    Runs that an older version began did not write down their rows' metadata, and are not held to
+    them.
+    """
     return [
         f"{part} ({told})" if (told := _told(part, then.get(part), value, before, after)) else part
         for part, value in now.items()
-        if then.get(part) != value
+        if then.get(part) != value and (part in then or not part.endswith(_METADATA))
     ]
 
 

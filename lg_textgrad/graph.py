@@ -249,7 +249,7 @@ class TrainableGraph:
     async def _record(
         self, example: Example, candidate: Candidate, run_id: str, scope: BoundaryScope
     ) -> Run:
-        scope.tools = ToolDesk(scope.ledger, self.tools, digest(example.id, example.inputs))
+        scope.tools = ToolDesk(scope.ledger, self.tools, example)
         started = time.monotonic()
         context = self._context
         bindings = [context.at(example) if b is context else b for b in self.bindings]

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
 from lg_textgrad._heap import settled
 from lg_textgrad._sync import in_loop
 from lg_textgrad.budget import Account, Budget
-from lg_textgrad.errors import ModelReplyError, StoreError
+from lg_textgrad.errors import ModelReplyError
 from lg_textgrad.limiter import Limiter
 from lg_textgrad.models.base import ChatModel, ModelReply, ModelRequest
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Usage
 from lg_textgrad.store import TOOL, Store
 from lg_textgrad.traffic import Course, Patience, Route, Traffic
+from lg_textgrad.underway import Fate, UnderWay
 
 Paid = tuple[Any, Usage]
 """A reply as JSON data, and what it cost."""
@@ -37,7 +39,8 @@ class Ledger:
     and copied.
 
     A call that was sent is finished and stored even when the one who asked is cancelled: the server
-    will charge for it anyway. `aclose` waits for such calls.
+    will charge for it anyway, and what a tool has begun it may have done. `aclose` waits for such
+    calls.
 
     Replies are masked before anyone has them, as `redaction` says; by default secrets are.
     """
@@ -59,46 +62,23 @@ class Ledger:
         self.redaction = redaction or Redaction()
         self._guard = threading.Lock()
         self._in_flight: dict[str, Future[Paid]] = {}
-        self._sent: dict[Future[None], asyncio.Task[Paid] | None] = {}
-        self._closed = False
+        self._under_way = UnderWay()
 
     @property
     def sent(self) -> int:
-        """How many calls are under way at this moment."""
-        return len(self._sent)
+        """How many calls of models and tools are under way at this moment."""
+        return len(self._under_way)
 
-    async def aclose(self, seconds: float = 60.0) -> None:
-        """Make no further call, and wait at most `seconds` for those that were sent."""
-        self._closed = True
-        with self._guard:
-            sent = dict(self._sent)
-        if not sent:
-            return
-        waiting = {asyncio.wrap_future(future): task for future, task in sent.items()}
-        _, late = await asyncio.wait(waiting, timeout=seconds)
-        cancelled = [future for future in late if waiting[future] is not None]
-        for future in cancelled:
-            if (task := waiting[future]) is not None:
-                task.get_loop().call_soon_threadsafe(task.cancel)
-        if cancelled:  # so that connections are closed before their loop is
-            await asyncio.wait(cancelled, timeout=5)
+    async def aclose(self, seconds: float | None = None) -> None:
+        """Make no further call, and wait for those that were sent: as long as one may take."""
+        await self._under_way.aclose(self.traffic.patience.timeout if seconds is None else seconds)
 
     def _begin(
-        self, route: Route | None, task: asyncio.Task[Paid] | None = None
+        self, task: asyncio.Task[Any] | None, reserve: Callable[[], None] | None = None
     ) -> Future[None]:
-        """Reserve one call and count it as under way, until `_end`."""
-        if self._closed:
-            raise StoreError("The run has ended, so no further model call is made in it.")
-        self.account.reserve(route)
-        done: Future[None] = Future()
-        with self._guard:
-            self._sent[done] = task
-        return done
-
-    def _end(self, done: Future[None]) -> None:
-        with self._guard:
-            del self._sent[done]
-        done.set_result(None)
+        """Count a call as under way, until that ends; one that is paid for is reserved first."""
+        self.store.check_room()
+        return self._under_way.begin(task, reserve)
 
     def _enter(self, key: str) -> tuple[Future[Paid], bool]:
         """Return the future of the call under way, and whether it is the caller's to make."""
@@ -188,14 +168,6 @@ class Ledger:
                 return found
             return await self._send(key, kind, request, call, future, course, route, urgent)
 
-    @asynccontextmanager
-    async def _places(self, course: Course, urgent: bool) -> AsyncIterator[None]:
-        if urgent:
-            yield
-            return
-        async with course.aturn(), self.limiter.ahold():
-            yield
-
     async def _awaited(self, future: Future[Paid]) -> Paid | None:
         """Return what another's call comes to; None when it failed."""
         task = asyncio.current_task()
@@ -219,50 +191,64 @@ class Ledger:
         route: Route | None,
         urgent: bool,
     ) -> Paid:
-        """Make the call in a task of its own, which a cancelled caller leaves to finish."""
-        sent = deserted = False
+        """Make the call, however often it has to be tried."""
+        reserve = partial(self.account.reserve, route)
 
-        async def attempt() -> Paid:
-            nonlocal sent
-            async with self._places(course, urgent):
-                under_way = self._begin(route, asyncio.current_task())
-                sent = True
+        async def attempt(fate: Fate) -> Paid:
+            async with nullcontext() if urgent else course.aturn(self.limiter):
+                under_way = self._begin(asyncio.current_task(), reserve)
+                fate.sent = True
                 try:
                     made = await course.acall(call)
                 except BaseException:
-                    sent = False
+                    fate.sent = False
                     self.account.release()
-                    self._end(under_way)
+                    self._under_way.end(under_way)
                     raise
             # Its place is free for the next call while the disk takes its time.
             usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
                 reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
-                await self.store.aput_result(key, kind, asked, reply, usage, model=route)
+                due = self.account.due()
+                await self.store.aput_result(
+                    key, kind, asked, reply, usage, model=route, elapsed=due
+                )
             finally:
-                self._end(under_way)
+                self._under_way.end(under_way)
             return reply, usage
 
-        async def send() -> Paid:
+        async def send(fate: Fate) -> Paid:
             async for tried in course.aattempts():
                 with tried:
-                    return await attempt()
-                if deserted:  # nobody waits for another attempt
+                    return await attempt(fate)
+                if fate.deserted:  # nobody waits for another attempt
                     raise asyncio.CancelledError
             raise AssertionError("the last attempt returns or raises")
 
+        return await self._apart(key, future, send)
+
+    async def _apart(
+        self,
+        key: str,
+        future: Future[Paid] | None,
+        work: Callable[[Fate], Coroutine[Any, Any, Paid]],
+    ) -> Paid:
+        """Do it in a task of its own, which a cancelled caller leaves to finish once it is sent."""
+        fate = Fate()
+
         def left(task: asyncio.Task[Paid]) -> None:
             failed = task.cancelled() or task.exception() is not None
-            self._leave(key, future, None if failed else task.result())
+            if future is not None:
+                self._leave(key, future, None if failed else task.result())
 
-        task = asyncio.create_task(send())
+        task = asyncio.create_task(work(fate))
         task.add_done_callback(left)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            deserted = True
-            if not sent:
+            fate.deserted = True
+            if not fate.sent:
                 task.cancel()
             raise
 
@@ -307,21 +293,22 @@ class Ledger:
             return found
 
         def attempt() -> Paid:
-            with course.turn(), self.limiter.hold():
-                under_way = self._begin(route)
+            with course.turn(self.limiter):
+                under_way = self._begin(None, partial(self.account.reserve, route))
                 try:
                     made = course.call(call)
                 except BaseException:
                     self.account.release()
-                    self._end(under_way)
+                    self._under_way.end(under_way)
                     raise
             usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
                 reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
-                self.store.put_result(key, kind, asked, reply, usage, model=route)
+                due = self.account.due()
+                self.store.put_result(key, kind, asked, reply, usage, model=route, elapsed=due)
             finally:
-                self._end(under_way)
+                self._under_way.end(under_way)
             return reply, usage
 
         for tried in course.attempts():
@@ -363,10 +350,16 @@ class Ledger:
         made: Paid | None = None
         try:
             known = self.recorded(key, request)
-            found = make() if known is None or renew else known
-            made = self.redaction.answer(found), Usage()
-            if known is None:
-                self.store.put_result(key, TOOL, self.redaction.answer(request), *made)
+            if known is not None and not renew:
+                made = self.redaction.answer(known), Usage()
+                return made[0]
+            under_way = self._begin(None)
+            try:
+                made = self.redaction.answer(make()), Usage()
+                if known is None:
+                    self.store.put_result(key, TOOL, self.redaction.answer(request), *made)
+            finally:
+                self._under_way.end(under_way)
             return made[0]
         finally:
             if not renew:
@@ -382,6 +375,7 @@ class Ledger:
         urgent: bool = False,
     ) -> Any:
         """`keep` for coroutines; an `urgent` one waits for no other."""
+        future: Future[Paid] | None = None
         while not renew:
             future, mine = self._enter(key)
             if mine:
@@ -391,18 +385,23 @@ class Ledger:
             found = await self._awaited(future)
             if found is not None:
                 return found[0]
-        made: Paid | None = None
-        try:
+
+        async def work(fate: Fate) -> Paid:
             known = await self.arecorded(key, request)
-            found = await make() if known is None or renew else known
-            made = self.redaction.answer(found), Usage()
-            if known is None:
-                asked = self.redaction.answer(request)
-                await self.store.aput_result(key, TOOL, asked, *made)
-            return made[0]
-        finally:
-            if not renew:
-                self._leave(key, future, made)
+            if known is not None and not renew:
+                return self.redaction.answer(known), Usage()
+            under_way = self._begin(asyncio.current_task())
+            fate.sent = True
+            try:
+                made = self.redaction.answer(await make()), Usage()
+                if known is None:
+                    asked = self.redaction.answer(request)
+                    await self.store.aput_result(key, TOOL, asked, *made)
+            finally:
+                self._under_way.end(under_way)
+            return made
+
+        return (await self._apart(key, future, work))[0]
 
 
 def account_of(store: Store, budget: Budget) -> Account:
@@ -412,6 +411,7 @@ def account_of(store: Store, budget: Budget) -> Account:
         budget,
         spent=sum(paid.values(), Usage()),
         elapsed=float(store.get_meta("elapsed") or 0.0),
+        noted=True,
     )
     for kind, usage in paid.items():
         account.seed(kind, usage)

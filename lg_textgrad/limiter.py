@@ -50,6 +50,11 @@ class Limiter:
             self._held -= 1
             self._wake()
 
+    def _leave(self, turn: Future[None]) -> None:
+        """Wait no longer; a turn that came in the same moment is handed on."""
+        if not turn.cancel():  # it is ours already, or another thread is about to say so
+            self._give()
+
     def _wake(self) -> None:
         while self._waiting and self._held < self._limit:
             turn = self._waiting.popleft()
@@ -66,7 +71,11 @@ class Limiter:
                 # finish. Slow anywhere; here one over the limit instead of waiting for ever.
                 yield
                 return
-            turn.result()
+            try:
+                turn.result()
+            except BaseException:  # Ctrl-C
+                self._leave(turn)
+                raise
         try:
             yield
         finally:
@@ -79,8 +88,7 @@ class Limiter:
             try:
                 await asyncio.wrap_future(turn)
             except asyncio.CancelledError:
-                if not turn.cancelled() and turn.done():
-                    self._give()  # the turn came in the same moment as the cancellation
+                self._leave(turn)
                 raise
         try:
             yield

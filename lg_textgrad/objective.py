@@ -25,7 +25,7 @@ from lg_textgrad.evaluators import (
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.recording.isolation import isolated
 from lg_textgrad.redaction import Redaction
-from lg_textgrad.run import Feedback, Run
+from lg_textgrad.run import Example, Feedback, Run
 from lg_textgrad.tracking import ReadTrackingDict
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Objective:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the evaluators' code and the weights: feedback is kept under it."""
+        """A hash of the evaluators' code and the weights."""
         again = (self.repeats,) if self.repeats > 1 else ()
         return digest("objective", self._told, self.weights, *again)[:16]
 
@@ -202,8 +202,9 @@ class Objective:
 
     async def _score(self, run: Run) -> Scored:
         ledger = ledger_in_scope()
+        key = feedback_key(self.fingerprint, run.example)
         if ledger is not None:
-            known = await ledger.store.aget_feedback(run.id, self.fingerprint)
+            known = await ledger.store.aget_feedback(run.id, key)
             if known is not None:
                 return Scored(run, self._reduce(known, run), known, self.weights)
         unheard: set[str] = set()
@@ -220,7 +221,7 @@ class Objective:
             feedback = list(_said(feedback, ledger.redaction))
         score = self._reduce(feedback, run)
         if ledger is not None and not unheard and not run.provisional:
-            await ledger.store.aput_feedback(run.id, self.fingerprint, score, feedback)
+            await ledger.store.aput_feedback(run.id, key, score, feedback)
         return Scored(run, score, tuple(feedback), self.weights)
 
     def _reduce(self, feedback: Sequence[Feedback], run: Run) -> float:
@@ -239,6 +240,15 @@ class Objective:
                 run_id=run.id,
             )
         return total / weight
+
+
+def feedback_key(fingerprint: str, example: Example) -> str:
+    """Return what the feedback of an objective on a run of the example is kept under.
+
+    The run's id says what went into the graph; evaluators are also given the references and the
+    metadata, so a corrected label is another question.
+    """
+    return digest("feedback", fingerprint, example.outputs, example.metadata)[:16]
 
 
 def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:

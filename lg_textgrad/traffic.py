@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -319,20 +319,32 @@ class Course:
         )
 
     @asynccontextmanager
-    async def aturn(self) -> AsyncIterator[None]:
-        """Hold a place on the lane for an attempt. Raises what the lane was closed with."""
+    async def aturn(self, common: Limiter | None = None) -> AsyncIterator[None]:
+        """Hold a place on the lane for an attempt, and one under the `common` limit.
+
+        Raises what the lane was closed with, also while that place was waited for.
+        """
         async with self._lane.places.ahold():
-            while (pause := self._lane.pause(self)) > 0:  # noqa: ASYNC110 - it may grow meanwhile
-                await asyncio.sleep(pause)
-            yield
+            while True:
+                while (pause := self._lane.pause(self)) > 0:  # noqa: ASYNC110 - it may grow meanwhile
+                    await asyncio.sleep(pause)
+                async with nullcontext() if common is None else common.ahold():
+                    if self._lane.pause(self) <= 0:
+                        yield
+                        return
+                # The server has asked to wait meanwhile; till then other lanes have the place.
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, common: Limiter | None = None) -> Iterator[None]:
         """`aturn` for plain threads."""
         with self._lane.places.hold():
-            while (pause := self._lane.pause(self)) > 0:
-                time.sleep(pause)
-            yield
+            while True:
+                while (pause := self._lane.pause(self)) > 0:
+                    time.sleep(pause)
+                with nullcontext() if common is None else common.hold():
+                    if self._lane.pause(self) <= 0:
+                        yield
+                        return
 
     def call(self, call: Callable[[], T]) -> T:
         """`acall` for plain threads."""

@@ -18,7 +18,7 @@ from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics.base import Critic, tell
 from lg_textgrad.data import batches, unique
-from lg_textgrad.differences import Details, row_details
+from lg_textgrad.differences import Details, data_parts, row_details
 from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,
@@ -318,10 +318,7 @@ class Trainer:
             "screening": to_plain(self.screening.fingerprint),
             "schedule": to_plain(self.schedule),
             "redaction": None if hook is None else digest(identity_of(hook))[:16],
-            **{
-                f"{name} data": digest([(e.id, e.inputs, e.outputs) for e in examples])[:16]
-                for name, examples in splits.items()
-            },
+            **data_parts(splits),
         }
 
     def _details(self, splits: Mapping[str, list[Example]]) -> Details:

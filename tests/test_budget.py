@@ -50,6 +50,17 @@ def test_seconds_are_counted_by_the_clock_that_was_given_and_go_on_from_before()
         account.reserve()
 
 
+def test_time_of_a_store_is_due_to_be_noted_once_a_second_and_no_other():
+    now = [0.0]
+    account = Account(tg.Budget(), elapsed=4, clock=lambda: now[0], noted=True)
+    due = []
+    for seconds in (0.0, 0.5, 1.0, 1.9, 5.0):
+        now[0] = seconds
+        due.append(account.due())
+    assert due == [4, None, 5, None, 9]
+    assert Account(tg.Budget(), elapsed=4).due() is None
+
+
 def test_stored_answers_need_no_budget():
     account = Account(tg.Budget(calls=1, tokens=1))
     for _ in range(5):

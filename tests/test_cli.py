@@ -264,6 +264,22 @@ def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished
     assert len(here.server.chats) == finished.document["spent"]["calls"]  # none was sent twice
 
 
+def test_second_ctrl_c_leaves_without_waiting_for_calls_under_way(here):
+    here.server.handler = Script(latency=(60.0, 60.0))
+    environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL", "COLUMNS")}
+    log = here.folder / "log"
+    process = desk.start(["optimize", "optimize.toml", "--out", "run"], here.folder, log, environment)
+    desk.wait_for(lambda: here.server.chats or not process.is_alive())
+    os.kill(process.pid, signal.SIGINT)
+    desk.wait_for(lambda: "under way, to keep what they cost" in log.read_text())
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    here.server.handler.latency = None
+    said = log.read_text()
+    assert process.exitcode == 4, said
+    assert "Traceback" not in said
+
+
 def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt

@@ -33,6 +33,7 @@ LAYERS = (
     "budget",
     "store",
     "models",
+    "underway",
     "ledger",  # pays for model calls: budget, store and models together
     "templates",
     "guards",

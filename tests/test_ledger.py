@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from lg_textgrad.limiter import Limiter
 from lg_textgrad.models import ModelRequest, OpenAI
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
-from tests.parts import Scripted
+from tests.parts import QUICK, Scripted
 from tests.servers.openai_server import OpenAIServer, Reply
 
 
@@ -122,6 +123,36 @@ async def test_turn_that_comes_with_the_cancellation_is_handed_on():
     assert free(limiter) == 1
 
 
+async def test_turn_that_another_thread_is_about_to_give_is_handed_on_too():
+    limiter, between = Limiter(1), threading.Event()
+    manager = limiter.hold()
+    manager.__enter__()
+
+    async def hold():
+        async with limiter.ahold():
+            await asyncio.sleep(30)
+
+    waiter = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    [turn] = limiter._waiting
+    give = turn.set_result
+
+    def slowly(result):
+        between.set()
+        time.sleep(0.05)
+        give(result)
+
+    turn.set_result = slowly
+    thread = threading.Thread(target=manager.__exit__, args=(None, None, None))
+    thread.start()
+    while not between.is_set():
+        await asyncio.sleep(0)
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    await asyncio.to_thread(thread.join)
+    assert free(limiter) == 1
+
+
 # Paying.
 
 
@@ -216,6 +247,76 @@ async def test_call_that_was_sent_is_finished_and_stored_when_its_caller_is_canc
     assert (ledger.account.spent.calls, free(ledger.limiter), ledger.account._reserved, ledger.sent) == (1, 1, 0, 0)
 
 
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("renew", [False, True])
+async def test_tool_that_is_under_way_is_waited_for_and_kept_when_its_caller_is_cancelled(threads, renew):
+    ledger, begun, go_on = tg.Ledger(), threading.Event(), threading.Event()
+
+    def mail():
+        begun.set()
+        go_on.wait(10)
+        return "sent"
+
+    async def amail():
+        begun.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return "sent"
+
+    if threads:
+        caller = asyncio.create_task(asyncio.to_thread(ledger.keep, "k", {}, mail, renew=renew))
+    else:
+        caller = asyncio.create_task(ledger.akeep("k", {}, amail, renew=renew))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    assert (caller.cancelled(), ledger.sent) == (True, 1)
+    closing = asyncio.create_task(ledger.aclose())
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert (ledger.store.get_result("k")[0], ledger.sent) == ("sent", 0)
+
+
+async def test_tool_is_not_called_once_the_run_has_ended_but_answered_where_it_is_recorded():
+    ledger, made = tg.Ledger(), []
+
+    async def amail():
+        made.append(1)
+        return "sent"
+
+    assert await ledger.akeep("k", {}, amail) == "sent"
+    await ledger.aclose()
+    assert await ledger.akeep("k", {}, amail) == ledger.keep("k", {}, None) == "sent"
+    with pytest.raises(StoreError, match="The run has ended"):
+        await ledger.akeep("other", {}, amail)
+    with pytest.raises(StoreError, match="The run has ended"):
+        ledger.keep("other", {}, lambda: made.append(1))
+    assert (made, ledger._in_flight) == ([1], {})
+
+
+async def test_tool_whose_caller_is_cancelled_before_it_begins_is_not_called(monkeypatch):
+    ledger, made = tg.Ledger(), []
+
+    async def far_away(key):
+        await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(ledger.store, "aget_result", far_away)
+
+    async def amail():
+        made.append(1)
+        return "sent"
+
+    caller = asyncio.create_task(ledger.akeep("k", {}, amail))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await asyncio.sleep(0.02)
+    assert (made, ledger.sent, ledger._in_flight) == ([], 0, {})
+
+
 async def test_call_that_was_not_sent_is_dropped_with_its_caller_and_those_who_waited_try():
     ledger = tg.Ledger(max_concurrency=1)
     made = []
@@ -255,6 +356,25 @@ async def test_closed_ledger_waits_no_longer_than_asked_and_makes_no_further_cal
         await ledger.apay("other", "rollout", {}, hangs)
     with pytest.raises(StoreError, match="The run has ended"):
         ledger.pay("another", "rollout", {}, lambda: ("r", Usage(1)))
+
+
+@pytest.mark.parametrize("timeout", [0.1, None])
+async def test_end_waits_as_long_as_an_attempt_may_take(timeout):
+    ledger, hung = tg.Ledger(patience=replace(QUICK, timeout=timeout)), asyncio.Event()
+
+    async def tool():
+        await asyncio.wait_for(hung.wait(), 0.2 if timeout is None else 30)
+        return "done"
+
+    caller = asyncio.create_task(ledger.akeep("k", {}, tool))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    begun = time.monotonic()
+    if timeout is None:
+        asyncio.get_running_loop().call_later(0.15, hung.set)
+    await asyncio.wait_for(ledger.aclose(), 5)
+    assert 0.1 <= time.monotonic() - begun < 3
+    assert (ledger.sent, ledger.store.get_result("k") is None) == (0, timeout is not None)
 
 
 async def test_waiter_that_is_cancelled_does_not_disturb_the_owner():
@@ -420,3 +540,40 @@ async def test_account_of_a_store_has_spent_what_the_store_paid_for():
     account.reserve()
     with pytest.raises(BudgetExceededError):
         account.reserve()
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_sessions_that_are_killed_count_for_the_cap_in_seconds(tmp_path, threads):
+    async def acall():
+        await asyncio.sleep(0.1)
+        return "r", Usage(1)
+
+    def call():
+        time.sleep(0.1)
+        return "r", Usage(1)
+
+    async def session(number):
+        with Store(tmp_path) as store:  # whoever is killed notes nothing at the end
+            ledger = tg.Ledger(store, account_of(store, tg.Budget(seconds=0.25)))
+            if threads:
+                await asyncio.to_thread(ledger.pay, f"k{number}", "rollout", {}, call)
+            else:
+                await ledger.apay(f"k{number}", "rollout", {}, acall)
+
+    with pytest.raises(BudgetExceededError, match=r"0\.25 seconds"):
+        for number in range(9):
+            await session(number)
+    assert number < 4
+
+
+async def test_ledger_made_by_hand_leaves_the_time_of_the_stores_run_alone():
+    with Store() as store:
+        store.put_meta("elapsed", 500.0)
+        await tg.Ledger(store).akeep("k", {}, lambda: asyncio.sleep(0, "r"))
+        await aask_with(tg.Ledger(store))
+        assert store.get_meta("elapsed") == 500.0
+
+
+async def aask_with(ledger):
+    with tg.use_ledger(ledger):
+        return await aask(Scripted(lambda r: "ok"), request(), "critic")

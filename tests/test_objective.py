@@ -532,3 +532,22 @@ async def test_evaluators_of_one_run_are_asked_at_once():
 
     async with asyncio.timeout(5):
         await scored(one, two)
+
+
+async def test_corrected_label_or_metadata_is_scored_anew_though_the_run_is_the_same():
+    def right(outputs, reference_outputs):
+        return outputs["a"] == reference_outputs["a"]
+
+    def of_team(run, example):
+        return {"key": "team", "score": example.metadata["m"] == 1}
+
+    objective, wrong = tg.Objective([right, of_team]), run()
+    mended = dataclasses.replace(wrong, example=tg.Example("e", {"q": "in"}, {"a": "out"}, {"m": 1}))
+    moved = dataclasses.replace(mended, example=dataclasses.replace(mended.example, metadata={"m": 2}))
+    with tg.Store() as old, tg.Store() as new:
+        with tg.use_ledger(tg.Ledger(old)):
+            assert (await objective.acall([wrong])).score == 0.5
+        new.take_over(old)
+        with tg.use_ledger(tg.Ledger(new)):
+            scores = [(await objective.acall([r])).score for r in (wrong, mended, moved, mended)]
+    assert scores == [0.5, 1, 0.5, 1]

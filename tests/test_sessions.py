@@ -92,6 +92,22 @@ def test_fork_with_other_data_pays_only_for_what_is_new(here):
     assert len(here.server.chats) > asked
 
 
+def test_fork_with_a_corrected_label_scores_against_it_and_repays_no_run(here):
+    rows = desk.rows(3, 3)
+    right = rows[2]["outputs"]["team"]
+    rows[2]["outputs"]["team"] = "sales"  # which the desk never says
+    desk.write_jsonl(here.folder / "val.jsonl", rows)
+    options = ["--steps", "1", "--budget-calls", "9", "--json"]  # room for the baseline alone
+    before = here.run("optimize", "optimize.toml", "--out", "old", *options)
+    rows[2]["outputs"]["team"] = right
+    desk.write_jsonl(here.folder / "val.jsonl", rows)
+    after = here.run("optimize", "--fork", "old", "--out", "new", *options)
+    assert desk.repeats(here.server) == {}
+    direct = here.run("optimize", "optimize.toml", "--out", "direct", *options)
+    scores = [json.loads(done.out)["baseline"]["val"] for done in (before, after, direct)]
+    assert scores[0] < scores[1] == scores[2]
+
+
 def test_forks_that_make_no_sense_are_refused(here):
     optimized(here, "--out", "old", "--steps", "1")
     optimized(here, "--out", "other", "--steps", "1", "--seed", "5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -266,6 +267,53 @@ async def test_without_a_lane_nothing_is_asked_again():
     with pytest.raises(ModelBusyError):
         await tg.Ledger(patience=QUICK).apay("k", "rollout", {}, call)
     assert len(made) == 1
+
+
+def asking(ledger, made, threads):
+    """Return what asks a model through the ledger, and notes when the call begins."""
+
+    def call():
+        made.append(time.monotonic())
+        return "r", Usage(1)
+
+    async def acall():
+        return call()
+
+    def ask(key, model):
+        if threads:
+            return asyncio.to_thread(ledger.pay, key, "rollout", {}, call, Route(model))
+        return ledger.apay(key, "rollout", {}, acall, Route(model))
+
+    return ask
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_call_that_waits_for_the_common_limit_heeds_a_pause_that_its_lane_hears_of(threads):
+    ledger, made = tg.Ledger(patience=QUICK, max_concurrency=1), []
+    ask = asking(ledger, made, threads)
+    async with ledger.limiter.ahold():
+        waiting = asyncio.create_task(ask("k", "graph"))
+        while not ledger.limiter._waiting:
+            await asyncio.sleep(0.001)
+        ledger.traffic.lane(Route("graph")).wait(0.2)
+        until = time.monotonic() + 0.2
+    await ask("other", "critic")  # has the place meanwhile
+    await waiting
+    assert made[0] < until <= made[1] + 0.01
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_call_that_waits_for_the_common_limit_is_not_sent_on_a_lane_that_closes(threads):
+    ledger, made = tg.Ledger(patience=QUICK, max_concurrency=1), []
+    ask = asking(ledger, made, threads)
+    async with ledger.limiter.ahold():
+        waiting = asyncio.create_task(ask("k", "graph"))
+        while not ledger.limiter._waiting:
+            await asyncio.sleep(0.001)
+        ledger.traffic.lane(Route("graph")).close(ModelAuthenticationError("The key is refused."))
+    with pytest.raises(ModelAuthenticationError, match="The key is refused"):
+        await waiting
+    assert (made, ledger.limiter.held, ledger.account._reserved) == ([], 0, 0)
 
 
 async def test_nobody_asks_again_for_a_caller_that_is_gone():

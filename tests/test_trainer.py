@@ -423,6 +423,15 @@ def other_score(outputs):
         ),
         ("test data (gone: 'e6', 'e7')", {}, (TRAIN, VAL, ())),
         (
+            "train metadata (new: 'e1'), val metadata (new: 'e3')",
+            {},
+            (
+                [TRAIN[0], {**TRAIN[1], "metadata": {"slice": "vip"}}, TRAIN[2]],
+                [{**VAL[0], "metadata": {"context": {"user": "bob"}}}, *VAL[1:]],
+                TEST,
+            ),
+        ),
+        (
             "evaluators (new: 'other_score'; gone: 'team', 'greeting', 'ending')",
             {"evaluators": [other_score]},
             None,
@@ -457,6 +466,23 @@ def test_run_directory_of_another_configuration_says_what_changed(
     assert f"changed are {changed}. Change it back to go on, " in str(refused.value)
     assert f"--fork {begun} --out NEW" in str(refused.value)
     assert server.chats == []
+
+
+def test_changed_metadata_are_named_and_runs_that_did_not_write_them_down_go_on(serve, tmp_path):
+    server, cap = serve(), {"budget": tg.Budget(calls=1)}
+
+    def of(user):
+        return [{**VAL[0], "metadata": {"user": user}}, *VAL[1:]]
+
+    with pytest.raises(BudgetTooSmallError):
+        make(server, store=tmp_path, **cap).fit(TRAIN, of("ann"))
+    with pytest.raises(RunMismatchError, match=r"changed are val metadata \(changed: 'e3'\)\."):
+        make(server, store=tmp_path, **cap).fit(TRAIN, of("bob"))
+    with Store(tmp_path) as store:
+        made_of = store.get_meta("configuration")
+        store.put_meta("configuration", {p: h for p, h in made_of.items() if "metadata" not in p})
+    with pytest.raises(BudgetTooSmallError):
+        make(server, store=tmp_path, **cap).fit(TRAIN, of("bob"))
 
 
 def test_changed_template_is_named(serve, begun, monkeypatch):

@@ -55,6 +55,18 @@ def replaced() -> Iterator[None]:
         _leave()
 
 
+@contextmanager
+def kept_in_place() -> Iterator[None]:
+    """Hold what a scope has put in place, for what may go on when the scope is left."""
+    global _scopes  # noqa: PLW0603
+    with _guard:
+        _scopes += 1
+    try:
+        yield
+    finally:
+        _leave()
+
+
 def _enter() -> None:
     global _scopes  # noqa: PLW0603 - counts the scopes that hold the replacements
     with _guard:

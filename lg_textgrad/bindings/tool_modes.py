@@ -8,6 +8,7 @@ example gets what the first one got, and nothing is done twice, whoever comes fi
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ from langgraph.types import interrupt
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad.bindings.boundary import BoundaryScope, scope_in_place, warn
 from lg_textgrad.bindings.nesting import Inside, inside_tool
-from lg_textgrad.bindings.patching import ensure, register
+from lg_textgrad.bindings.patching import ensure, kept_in_place, register
 from lg_textgrad.bindings.recorded import (
     UnrecordableError,
     decode,
@@ -31,8 +32,9 @@ from lg_textgrad.bindings.recorded import (
     encode,
     encode_error,
 )
-from lg_textgrad.errors import ConfigurationError, ToolReplayError
+from lg_textgrad.errors import ConfigurationError, StoreError, ToolReplayError
 from lg_textgrad.ledger import Ledger
+from lg_textgrad.run import Example
 
 LIVE, RECORD, REPLAY, REPLAY_ELSE_LIVE = MODES = ("live", "record", "replay", "replay-else-live")
 
@@ -108,10 +110,10 @@ _call: ContextVar[Call | None] = ContextVar("lg_textgrad_tool_call", default=Non
 class ToolDesk:
     """Answers the tool calls of one run."""
 
-    def __init__(self, ledger: Ledger, tools: Tools, example: Any) -> None:
+    def __init__(self, ledger: Ledger, tools: Tools, example: Example) -> None:
         self._ledger = ledger
         self._tools = tools
-        self._example = example
+        self._example = _told_apart(example)
         self._counts: Counter[str] = Counter()
         self._guard = threading.Lock()
 
@@ -146,7 +148,11 @@ class ToolDesk:
             if mode == REPLAY:
                 known = self._known(await self._arecorded(keys), call)
             else:
-                known = await self._akept(keys, lambda: made.aof(make), renew=mode == RECORD)
+                try:
+                    known = await self._akept(keys, lambda: made.aof(make), renew=mode == RECORD)
+                except asyncio.CancelledError:
+                    made.leave()
+                    raise
             if made.done:
                 return made.result(known)
             if self._again(known, mode, call):
@@ -273,6 +279,13 @@ class _Made:
         self._kept: dict[str, Any] = {}
         self._output: Any = None
         self._error: BaseException | None = None
+        self._inside: Inside | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def leave(self) -> None:
+        """Stop an agent that nobody waits for: it would go on to pay. A tool's call is finished."""
+        if self._task is not None and self._inside is not None and self._inside.depends:
+            self._task.cancel()
 
     def result(self, known: Mapping[str, Any]) -> Any:
         """Return or raise what the call came to: as it is, or masked where `known` differs."""
@@ -283,7 +296,7 @@ class _Made:
         return self._output
 
     def of(self, make: Callable[[], Any]) -> dict[str, Any]:
-        with inside_tool() as inside:
+        with kept_in_place(), inside_tool() as inside:
             try:
                 self._output = make()
             except Exception as error:  # a tool's error is an answer too
@@ -292,7 +305,8 @@ class _Made:
         return self._kept
 
     async def aof(self, make: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        with inside_tool() as inside:
+        with kept_in_place(), inside_tool() as inside:
+            self._inside, self._task = inside, asyncio.current_task()
             try:
                 self._output = await make()
             except Exception as error:
@@ -308,7 +322,7 @@ class _Made:
         try:
             if isinstance(error, GraphInterrupt) and len(error.args[0]) == 1:
                 return {"interrupt": encode(error.args[0][0].value)}
-            if isinstance(error, GraphBubbleUp):
+            if isinstance(error, GraphBubbleUp | StoreError):
                 raise error  # goes where it has to go, and is no answer
             if isinstance(error, Exception):
                 return {"error": encode_error(error, self._call.id)}
@@ -319,6 +333,12 @@ class _Made:
                 "so it is called again each time; let it return JSON data."
             )
             return {"unrecordable": str(refused)}
+
+
+def _told_apart(example: Example) -> str:
+    """Return the hash of all that a run is given by its example: another user, another mailbox."""
+    given = {n: v for n in ("context", "resume") if (v := example.metadata.get(n)) is not None}
+    return digest(example.id, example.inputs, *([given] if given else ()))
 
 
 def _given(known: Mapping[str, Any], call: Call) -> Any:

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
-from lg_textgrad._hashing import digest, to_plain
+from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import background_loop, in_loop
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope
@@ -108,7 +108,7 @@ class Home:
             del self._calls[number]
 
     async def aask(self, what: Callable[[int], Ask], call: Callable[[], Awaitable[Any]]) -> Any:
-        """`ask` for coroutines. A model's call goes on when the one who asked is cancelled."""
+        """`ask` for coroutines. What was begun goes on when the one who asked is cancelled."""
         number, turns = next(self._numbers), asyncio.Queue[Any]()
         asked, loop = what(number), asyncio.get_running_loop()
         failed: list[Exception] = []
@@ -138,12 +138,10 @@ class Home:
             self.tell(asked)
             while True:
                 said = await turns.get()
-                if isinstance(said, Go) and asked.what == PAY:
+                if isinstance(said, Go):
                     task = tasks[said.attempt] = asyncio.create_task(attempt(said))
                     self._attempts.add(task)
                     task.add_done_callback(self._attempts.discard)
-                elif isinstance(said, Go):
-                    await attempt(said)
                 elif isinstance(said, Stop) and said.attempt in tasks:
                     tasks[said.attempt].cancel()
                 elif isinstance(said, Given):
@@ -312,7 +310,7 @@ class Guests:
         example = begin.example
         ledger = DistantLedger(self._home, begin.run)
         scope = BoundaryScope(ledger, begin.kind, begin.sample)
-        scope.tools = ToolDesk(ledger, self._tools, digest(example.id, example.inputs))
+        scope.tools = ToolDesk(ledger, self._tools, example)
         try:
             bindings = [
                 b.at(example) if isinstance(b, ContextBinding) else b for b in self._bindings

@@ -33,7 +33,7 @@ class Reporting:
     project: str
     """What the names of experiments begin with."""
     objective: str
-    """The fingerprint under which the store has the feedback."""
+    """The fingerprint of the objective that the feedback is from."""
     dataset: Mapping[str, str] | None = None
     """`id`, `name`, `as_of` of the LangSmith dataset that examples are from; None without one."""
     splits: Sequence[str] = ()

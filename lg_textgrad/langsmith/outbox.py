@@ -23,6 +23,7 @@ from lg_textgrad.langsmith import bodies
 from lg_textgrad.langsmith.connection import LangSmith, scrubbed
 from lg_textgrad.langsmith.journal import Experiment, Journal, Noted, Reporting
 from lg_textgrad.langsmith.traces import TRACES, Place
+from lg_textgrad.objective import feedback_key
 from lg_textgrad.parameter import Gradient
 from lg_textgrad.store import Store
 
@@ -231,8 +232,11 @@ class Outbox:
         yield Item(f"{_begun(experiment)}/end", end)
 
     def _run(self, noted: Noted, blamed: Sequence[Gradient]) -> Iterator[Item]:
-        run = self.store.get_run(noted.run_id, self.journal.example(noted))
-        feedback = self.store.get_feedback(noted.run_id, self.reporting.objective)
+        example, objective = self.journal.example(noted), self.reporting.objective
+        run = self.store.get_run(noted.run_id, example)
+        feedback = self.store.get_feedback(noted.run_id, feedback_key(objective, example))
+        if feedback is None:  # older versions kept it under the objective alone
+            feedback = self.store.get_feedback(noted.run_id, objective)
         if run is None or feedback is None:
             return
         make_id = partial(self.journal.id_for, noted.experiment.key)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from lg_textgrad.store.places import Place
-from lg_textgrad.store.tables import CONTENT_ADDRESSED, checksum, results
+from lg_textgrad.store.tables import CONTENT_ADDRESSED, checksum, fitting, results
 
 _AT_ONCE = 500
 
@@ -27,7 +27,7 @@ def copy(source: Place, put: Callable[..., None], origin: str | None) -> int:
             if table is results:
                 count += len(whole)
                 for row in whole:
-                    row["origin"] = row["origin"] or origin or "memory"
+                    row["origin"] = fitting(row["origin"] or origin or "memory", 200)
                     row["crc"] = checksum(table, row)
             put(*((table, row) for row in whole))
     return count

@@ -38,6 +38,7 @@ class File:
         self.directory = directory
         self.shown: str | None = str(directory)
         self.read_only = read_only
+        self.full: str | None = None
         self._busy = busy_seconds
         self._path = directory / FILE_NAME
         self._spare = directory / SPARE_NAME
@@ -183,7 +184,10 @@ class File:
         try:
             self._write(rows)
         except DatabaseError as error:
-            if _code(error) != sqlite3.SQLITE_FULL or not self._spare.exists():
+            if _code(error) != sqlite3.SQLITE_FULL:
+                raise
+            self.full = str(self.failure(error))
+            if not self._spare.exists():
                 raise
             # Room for the replies to calls that were under way when the disk became full.
             self._spare.unlink(missing_ok=True)

@@ -29,6 +29,8 @@ class Place(Protocol):
     far: bool
     """Whether reading may take so long that an event loop should not wait for it."""
     read_only: bool
+    full: str | None
+    """Why nothing new may be begun, though what is under way is written; None while it may."""
 
     def rows(self, query: sa.Select[Any], **values: Any) -> Sequence[sa.Row[Any]]:
         """Return what the query finds, with all that was written before."""
@@ -53,6 +55,7 @@ class Memory:
 
     shown: str | None = None
     read_only = False
+    full: str | None = None
 
     def __init__(self) -> None:
         self._guard = threading.RLock()

@@ -97,6 +97,7 @@ class Postgres:
     """The place of a run that is on a server."""
 
     far = True
+    full: str | None = None  # the server's disk is not ours to keep a spare on
 
     def __init__(self, where: str, *, read_only: bool, busy_seconds: float) -> None:
         url, self.run = _parsed(where)

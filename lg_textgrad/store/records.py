@@ -79,3 +79,17 @@ def decode_run(data: dict[str, Any], example: Example) -> Run:
             "example": example,
         }
     )
+
+
+def usage_of(row: Any) -> Usage:
+    """Return what a row of results cost."""
+    return Usage(
+        1,
+        0,
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.seconds,
+        row.cached_tokens or 0,
+        row.usd or 0.0,
+        int(row.usd is None),
+    )

@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from lg_textgrad._hashing import to_plain
 from lg_textgrad.errors import ConfigurationError, StoreError
 from lg_textgrad.parameter import Edit, Gradient
 from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
@@ -24,9 +23,9 @@ from lg_textgrad.store.file import File
 from lg_textgrad.store.known import Known
 from lg_textgrad.store.places import Memory, Place, Write
 from lg_textgrad.store.postgres import Postgres, is_url
-from lg_textgrad.store.records import decode_run, encode_run, frozen
+from lg_textgrad.store.records import decode_run, encode_run, frozen, usage_of
 from lg_textgrad.store.salvage import Salvaged, salvage
-from lg_textgrad.store.tables import checksum, dump, pack, unpack
+from lg_textgrad.store.tables import checksum, dump, fitting, pack, unpack
 from lg_textgrad.store.writing import Writer
 
 T = TypeVar("T")
@@ -119,6 +118,14 @@ class Store:
         self._check_writable()
         return copy(other._place, self._put, other.where)
 
+    def check_room(self) -> None:
+        """Raise `StoreError` where nothing new may begin: the disk is full.
+
+        What is left of it is for what is under way, which is still written.
+        """
+        if self._place.full is not None:
+            raise StoreError(self._place.full)
+
     # What was asked of models.
 
     def get_result(self, key: str) -> tuple[Any, Usage] | None:
@@ -127,7 +134,7 @@ class Store:
         if not rows:
             return None
         row = rows[0]
-        return unpack(row.reply), _usage(row)
+        return unpack(row.reply), usage_of(row)
 
     async def aget_result(self, key: str) -> tuple[Any, Usage] | None:
         """`get_result`, without holding up the event loop."""
@@ -143,14 +150,17 @@ class Store:
         *,
         origin: str | None = None,
         model: object = None,
+        elapsed: float | None = None,
     ) -> None:
         """Keep a reply; what is there already stays. `origin` is the run that paid, if not this.
 
-        `model` names, for people, the model that was asked, and where.
+        `model` names, for people, the model that was asked, and where. `elapsed` are the seconds
+        that the run has taken by now, which are noted with it.
 
         It is on disk when this returns.
         """
-        self._put(self._result(key, kind, request, reply, usage, origin, model, time.time()))
+        row = self._result(key, kind, request, reply, usage, origin, model, time.time())
+        self._put(row, *_time(elapsed))
 
     async def aput_result(
         self,
@@ -162,11 +172,13 @@ class Store:
         *,
         origin: str | None = None,
         model: object = None,
+        elapsed: float | None = None,
     ) -> None:
         """`put_result`, without holding up the event loop."""
         created = time.time()
         await self._aput(
-            lambda: self._result(key, kind, request, reply, usage, origin, model, created)
+            lambda: self._result(key, kind, request, reply, usage, origin, model, created),
+            *_time(elapsed),
         )
 
     def _result(
@@ -188,8 +200,8 @@ class Store:
             completion_tokens=usage.completion_tokens,
             seconds=usage.seconds,
             created=created,
-            origin=_text(origin),
-            model=_text(model, 200),
+            origin=fitting(origin, 200),
+            model=fitting(model, 200),
             cached_tokens=usage.cached_tokens or None,
             usd=usage.dollars,
             reply=pack(reply),
@@ -210,14 +222,14 @@ class Store:
                 "kind": row.kind,
                 "request": unpack(row.request),
                 "reply": unpack(row.reply),
-                "usage": _usage(row),
+                "usage": usage_of(row),
                 "created": row.created,
             }
             for row in self._checked(t, query)
         ]
 
     def paid(self) -> dict[str, Usage]:
-        """Return what this run's own results cost, by kind of call."""
+        """Return what this run's own results cost, by kind of call; checks are not verified."""
         c = tables.results.c
         query = (
             sa.select(
@@ -270,8 +282,8 @@ class Store:
             tables.runs,
             id=run.id,
             candidate=run.candidate,
-            example=_text(run.example.id, 200),
-            error=_text(run.error),
+            example=fitting(run.example.id, 200),
+            error=fitting(run.error),
             payload=pack(encode_run(run)),
         )
 
@@ -311,7 +323,7 @@ class Store:
         )
 
     def scores(self) -> dict[tuple[str, str], float]:
-        """Return the score of each (candidate hash, example id) that was scored."""
+        """Return the score of each (candidate hash, example id); checks are not verified."""
         r, f = tables.runs.c, tables.feedback.c
         query = sa.select(r.candidate, r.example, f.score).where(r.id == f.run)
         return {(row.candidate, row.example): row.score for row in self._rows(query)}
@@ -325,7 +337,7 @@ class Store:
                     tables.gradients,
                     id=g.id,
                     step=step,
-                    parameter=_text(g.parameter, 200),
+                    parameter=fitting(g.parameter, 200),
                     payload=dump(asdict(g)),
                 )
                 for g in gradients
@@ -426,14 +438,14 @@ class Store:
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
-    async def _aput(self, make: Callable[[], Write]) -> None:
+    async def _aput(self, make: Callable[[], Write], *more: Write) -> None:
         if self.where is None:  # there is no disk to wait for
-            self._put(make())
+            self._put(make(), *more)
             return
         self._check_writable()
         try:
             # Packing happens beside the event loop too: compression is half of what it takes.
-            await self._writer.aput(lambda: [make()])
+            await self._writer.aput(lambda: [make(), *more])
         except SQLAlchemyError as error:
             raise self._place.failure(error) from None
 
@@ -469,29 +481,12 @@ class Store:
         return rows
 
 
-def _usage(row: Any) -> Usage:
-    """Return what a result cost."""
-    return Usage(
-        1,
-        0,
-        row.prompt_tokens,
-        row.completion_tokens,
-        row.seconds,
-        row.cached_tokens or 0,
-        row.usd or 0.0,
-        int(row.usd is None),
-    )
-
-
 def _row(table: sa.Table, **row: Any) -> Write:
     return table, {**row, "crc": checksum(table, row)}
 
 
-def _text(text: Any, limit: int | None = None) -> Any:
-    """Return the text as every database takes it: no half characters, no zero bytes."""
-    if text is None:
-        return None
-    return to_plain(str(text)).replace("\0", "\N{SYMBOL FOR NULL}")[:limit]
+def _time(elapsed: float | None) -> list[Write]:
+    return [] if elapsed is None else [_row(tables.meta, key="elapsed", value=dump(elapsed))]
 
 
 def _listed(names: frozenset[str] | None) -> list[str] | None:

@@ -2,7 +2,8 @@
 
 SQLite notices when a page of its trees makes no sense, but not when a disk gives back other bytes
 inside a text. So each row has a checksum over all that matters in it, which is verified whenever
-the row is read: what is damaged is told, never used.
+the row is read: what is damaged is told, never used. Only sums and overviews that the database
+makes of single columns are not, since every reply would have to be read for them.
 """
 
 from __future__ import annotations
@@ -153,6 +154,13 @@ def checksum(table: sa.Table, row: Mapping[str, Any]) -> int:
             value = f"{type(value).__name__[0]}{value!r}".encode("utf-8", "surrogatepass")
         said.append(b"%d:%b" % (len(value), value))
     return zlib.crc32(b"".join(said), zlib.crc32(table.name.encode()))
+
+
+def fitting(text: Any, limit: int | None = None) -> Any:
+    """Return the text as every database takes it: no half characters, no zero bytes."""
+    if text is None:
+        return None
+    return to_plain(str(text)).replace("\0", "\N{SYMBOL FOR NULL}")[:limit]
 
 
 def dump(value: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import threading
+import time
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -233,6 +235,18 @@ async def test_what_decides_whether_it_is_the_same_call(bench, ledger):
     assert sorted(bench.calls) == [("refund", "o1"), ("refund", "o1"), ("refund", "o2")]
 
 
+async def test_tool_is_called_anew_for_another_context_or_other_resumed_values(bench, ledger):
+    graph = graph_of(by_node(bench, "ainvoke"))
+    [row], answers = rows("o1"), []
+    for metadata in (
+        {}, {"context": {"user": "ann"}}, {"context": {"user": "bob"}}, {"resume": ["yes"]},
+        {"context": {"user": "ann"}, "slice": "vip"}, {"context": None},
+    ):  # fmt: skip
+        [run] = await graph.arecord([{**row, "metadata": metadata}], sample=len(answers))
+        answers.append(run.outputs["a"])
+    assert answers == [f"refunded o1 ({n})" for n in (1, 2, 3, 4, 2, 1)]
+
+
 async def test_shared_tools_are_recorded_once_for_all_examples(bench, ledger):
     graph = graph_of(by_node(bench, "ainvoke"), tg.Tools(shared=["refund"]))
     await graph.arecord([*rows("o1"), {"id": "again", "inputs": {"q": "o1"}}])
@@ -402,6 +416,115 @@ async def test_resumed_run_calls_no_tool_again(bench, tmp_path):
 
 
 # Modes.
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_tool_that_is_under_way_when_the_run_is_stopped_is_not_called_again_on_resume(tmp_path, is_async):
+    mails, begun = [], threading.Event()
+
+    def post(text):
+        mails.append(text)
+        begun.set()
+
+    @tool
+    async def asend(text: str) -> str:
+        """Send a mail."""
+        post(text)
+        await asyncio.sleep(0.05)
+        return "sent"
+
+    @tool
+    def send(text: str) -> str:
+        """Send a mail."""
+        post(text)
+        time.sleep(0.05)
+        return "sent"
+
+    async def node(s):
+        return {"a": await (asend if is_async else send).ainvoke({"text": s["q"]})}
+
+    with tg.Store(tmp_path) as store:
+        ledger = tg.Ledger(store)
+        with tg.use_ledger(ledger):
+            task = asyncio.create_task(graph_of(node).arecord(rows("hello")))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await ledger.aclose()
+    with tg.Store(tmp_path) as store, tg.use_ledger(tg.Ledger(store)):
+        [run] = await graph_of(node).arecord(rows("hello"))
+    assert (run.outputs["a"], mails) == ("sent", ["hello"])
+
+
+async def test_agent_behind_a_tool_stops_when_nobody_waits_and_its_mail_is_kept(tmp_path):
+    asked, mails, ledger = [], [], tg.Ledger(tg.Store(tmp_path))
+    model = Chat(answer=lambda messages: asked.append(1) or "go on")
+
+    @tool
+    async def send(text: str) -> str:
+        """Send a mail."""
+        mails.append(text)
+        await asyncio.sleep(0.05)
+        return "sent"
+
+    @tool
+    async def assistant(text: str) -> str:
+        """Do it all."""
+        await model.ainvoke(text)
+        await send.ainvoke({"text": text})
+        return (await model.ainvoke("and now?")).content
+
+    async def node(s):
+        return {"a": await assistant.ainvoke({"text": s["q"]})}
+
+    with tg.use_ledger(ledger):
+        task = asyncio.create_task(graph_of(node).arecord(rows("hello")))
+        while not mails:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        while ledger.sent:
+            await asyncio.sleep(0.001)
+        assert len(asked) == 1
+        [run] = await graph_of(node).arecord(rows("hello"))
+    assert (run.outputs["a"], mails, len(asked)) == ("go on", ["hello"], 2)
+    ledger.store.close()
+
+
+@pytest.mark.parametrize("asks", ["a tool", "a model"])
+async def test_end_of_the_run_is_no_answer_of_a_tool(asks):
+    ledger, inside, go_on = tg.Ledger(), asyncio.Event(), asyncio.Event()
+    model = Chat(answer=lambda messages: "go on")
+
+    @tool
+    async def send(text: str) -> str:
+        """Send a mail."""
+        return "sent"
+
+    @tool
+    async def outer(text: str) -> str:
+        """Send a mail, later."""
+        inside.set()
+        await go_on.wait()
+        if asks == "a model":
+            return (await model.ainvoke(text)).content
+        return await send.ainvoke({"text": text})
+
+    async def node(s):
+        return {"a": await outer.ainvoke({"text": s["q"]})}
+
+    with tg.use_ledger(ledger):
+        task = asyncio.create_task(graph_of(node).arecord(rows("hello")))
+    await inside.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    closing = asyncio.create_task(ledger.aclose())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert [kept["reply"] for kept in ledger.store.results(["tool"])] in ([], [{"agent": True}])
+    assert model.calls == []
 
 
 async def test_live_tools_are_called_each_time_and_nothing_is_kept(bench, ledger):

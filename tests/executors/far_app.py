@@ -3,11 +3,12 @@
     plan -> (left | blocking) -> lookup -> answer
 
 Workers import it by its name. Its server is at `FAR_URL`; `FAR_LOG` is a file to which the tool adds
-a line each time it is really called, and `FAR_DEADLY` a word in a message that ends the process.
+a line each time it is really called, `FAR_PAUSE` how long that takes, and `FAR_DEADLY` a word in a message that ends the process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import os
@@ -68,6 +69,7 @@ async def look_up(word: str) -> str:
     """Look a word up."""
     with open(os.environ["FAR_LOG"], "a") as file:
         file.write(f"{word}\n")
+    await asyncio.sleep(float(os.environ.get("FAR_PAUSE", 0)))
     return f"{word} has {len(word)} letters"
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 import lg_textgrad as tg
+from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
@@ -184,6 +185,26 @@ def test_call_that_was_sent_is_kept_when_the_one_who_waits_is_cancelled(server, 
     assert max(asked(server).values()) == 1
 
 
+def test_tool_that_is_under_way_on_a_worker_is_kept_when_the_run_is_cancelled(server, graph, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAR_PAUSE", "0.1")
+
+    async def cancelled(ledger):
+        with tg.use_ledger(ledger):
+            task = asyncio.create_task(graph.arecord(far_app.rows(1)))
+        while not (tmp_path / "log").read_text():
+            await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (task.cancelled(), ledger.sent) == (True, 1)
+        await ledger.aclose()
+
+    with tg.Store(tmp_path / "run") as store, Loopback(graph, far_app.SPEC):
+        asyncio.run(cancelled(tg.Ledger(store)))
+        [run] = record(graph, far_app.rows(1), tg.Ledger(store))
+    assert run.error is None
+    assert (tmp_path / "log").read_text().splitlines() == ["Parcels"]
+
+
 def test_call_that_hangs_is_given_up_at_home_and_made_again(server, graph):
     seen = Counter()
 
@@ -302,9 +323,12 @@ def test_context_of_the_example_and_that_given_in_python_travel(server):
     )  # fmt: skip
     [row] = far_app.rows(1)
     own = tg.Example(row.id, row.inputs, metadata={"context": {"house": "Dale"}})
+    ledger = tg.Ledger()
     with Loopback(graph, far_app.SPEC):
-        [run] = record(graph, [own], tg.Ledger(), prompts={"tone": "Sing."})
+        [run] = record(graph, [own], ledger, prompts={"tone": "Sing."})
     assert "Sing." in str(server.chats[-1])
+    [kept] = ledger.store.results(["tool"])
+    assert kept["request"]["example"] == digest(row.id, row.inputs, {"context": {"house": "Dale"}})
     assert {n: t for e in run.executions for n, t in e.prompts.items()}["tone"] == "Sing."
 
 

@@ -242,6 +242,20 @@ def test_files_that_are_no_dataset_are_reported_as_plain_projects(server, langsm
     assert all(r["reference_example_id"] is None for r in server.runs_of(session["name"]))
 
 
+def test_feedback_that_an_older_version_kept_is_found_and_sent(server, langsmith, models):
+    with Store() as store:
+        objective = tg.Objective(desk.EVALUATORS)
+        reporter = Reporter(store, Reporting("nightly", objective.fingerprint), langsmith)
+        reporter("start", {})
+        with tg.use_ledger(tg.Ledger()):
+            [scored] = objective(desk.build().record(desk.rows(1))).scored
+        store.put_run(scored.run)
+        store.put_feedback(scored.run.id, objective.fingerprint, scored.score, scored.feedback)
+        reporter("run", {"purpose": "val", "scored": scored})
+        assert reporter.close().left == 0
+    assert "team" in {f["key"] for f in server.feedback.values()}
+
+
 def test_summary_evaluators_are_feedback_on_the_experiment(reported):
     server = reported.server
     for candidate, expected in ((reported.result.lineage[0], 0), (reported.result.lineage[-1], 100)):

@@ -201,20 +201,26 @@ async def test_cancelled_caller_leaves_its_write_to_be_made(store):
 # Disks and directories that refuse.
 
 
-FILL = """
-import json, os, sys
+FULL = """
+import asyncio, json, os, sys
 import lg_textgrad as tg
 from lg_textgrad.run import Usage
 from lg_textgrad.errors import StoreError
 folder = sys.argv[1]
-told, last, stored = [], "", 0
-with tg.Store(folder + "/run") as store:
-    with open(folder + "/fill", "wb", buffering=0) as fill:
+
+def fill():
+    with open(folder + "/fill", "wb", buffering=0) as file:
         try:
             while True:
-                fill.write(bytes(4096))
+                file.write(bytes(4096))
         except OSError:
             pass
+"""
+
+WRITES = FULL + """
+last, stored = "", 0
+with tg.Store(folder + "/run") as store:
+    fill()
     try:
         while True:
             store.put_result(f"k{stored}", "critic", {}, os.urandom(3000).hex(), Usage(1, 0, 1, 1))
@@ -229,16 +235,49 @@ with tg.Store(folder + "/run") as store:
 print(json.dumps({"error": last, "stored": stored, "kept": kept, "calls": calls}))
 """
 
+CALLS = FULL + """
+asked, begun, late = 200, [], []
 
-def test_full_disk_is_told_what_was_under_way_is_kept_and_it_goes_on_when_there_is_room(tmp_path):
+async def main():
+    with tg.Store(folder + "/run") as store:
+        ledger = tg.Ledger(store, max_concurrency=8)
+        fill()
+
+        async def call(n):
+            begun.append(n)
+            late.extend([n] if store._place.full else [])
+            await asyncio.sleep(0.01)
+            return os.urandom(3000).hex(), Usage(1, 0, 1, 1)
+
+        async def pay(n):
+            try:
+                await ledger.apay(f"k{n}", "critic", {}, lambda: call(n))
+            except StoreError as error:
+                return str(error)
+
+        errors = set(await asyncio.gather(*map(pay, range(asked)))) - {None}
+        try:
+            ledger.keep("tool", {}, lambda: late.append("tool"))
+        except StoreError as error:
+            errors.add(str(error))
+        await ledger.aclose()
+        kept = sum(store.get_result(f"k{n}") is not None for n in begun)
+        print(json.dumps({"errors": list(errors), "begun": len(begun), "late": late, "kept": kept}))
+
+asyncio.run(main())
+"""
+
+
+def on_a_small_disk(folder, script):
+    """Return what the script prints, in a process whose `argv[1]` is a file system of 3 MB."""
     mount = "mount -t tmpfs -o size=3m none"
-    script = f'{mount} "$1" && exec "$2" -c "$3" "$1"'
+    run = f'{mount} "$1" && exec "$2" -c "$3" "$1"'
     done = None
     for how in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
         if shutil.which("unshare") is None:
             break
         done = subprocess.run(
-            [*how, "sh", "-c", script, "sh", str(tmp_path), sys.executable, FILL],
+            [*how, "sh", "-c", run, "sh", str(folder), sys.executable, script],
             capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         if done.returncode == 0:
@@ -246,10 +285,25 @@ def test_full_disk_is_told_what_was_under_way_is_kept_and_it_goes_on_when_there_
     if done is None or "Operation not permitted" in done.stderr or "ermission denied" in done.stderr:
         pytest.skip("no file system of a fixed size can be mounted here")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert re.search(r"cannot grow: database or disk is full\. What was stored before is safe; free some", told["error"])
+    return json.loads(done.stdout)
+
+
+CANNOT_GROW = r"cannot grow: database or disk is full\. What was stored before is safe; free some"
+
+
+def test_full_disk_is_told_what_was_under_way_is_kept_and_it_goes_on_when_there_is_room(tmp_path):
+    told = on_a_small_disk(tmp_path, WRITES)
+    assert re.search(CANNOT_GROW, told["error"])
     assert told["stored"] == told["kept"] == told["calls"] - 1
     assert told["stored"] >= 16  # the spare had room for the calls that were under way
+
+
+def test_no_call_begins_on_a_full_disk_and_every_paid_reply_is_kept(tmp_path):
+    told = on_a_small_disk(tmp_path, CALLS)
+    [error] = told["errors"]
+    assert re.search(CANNOT_GROW, error)
+    assert told["late"] == []
+    assert 8 <= told["kept"] == told["begun"] < 200
 
 
 @pytest.fixture(params=["pages", "bytes"])

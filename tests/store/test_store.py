@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,18 @@ def test_what_another_run_paid_for_is_there_and_not_counted(store):
     store.put_result("b", "critic", {}, "theirs", Usage(1, 0, 20, 30), origin="runs/other")
     assert store.get_result("b") == ("theirs", Usage(1, 0, 20, 30))
     assert store.paid() == {"critic": Usage(1, 0, 2, 3)}
+
+
+def test_long_name_of_the_run_that_paid_is_cut_wherever_it_comes_from(store, tmp_path):
+    far = tmp_path / ("d" * 120) / ("e" * 120)
+    with tg.Store(far) as other:
+        other.put_result("a", "critic", {}, "theirs", Usage(1, 0, 20, 30))
+        store.put_result("b", "critic", {}, "reused", Usage(1, 0, 2, 3), origin=other.where)
+        assert store.take_over(other) == 1
+    assert (store.get_result("a")[0], store.get_result("b")[0]) == ("theirs", "reused")
+    t = tables.results.c
+    origins = {row.origin for row in store._place.rows(sa.select(t.origin))}
+    assert origins == {str(far)[:200]}
 
 
 def test_threads_write_at_once(store):
