@@ -16,7 +16,7 @@ from lg_textgrad.critics.base import Critic
 from lg_textgrad.demos import split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.guards import Quotations, strings
+from lg_textgrad.guards import Quotations, new_lines, stretches, strings
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
@@ -199,17 +199,14 @@ class Workbench:
         except ParameterError as error:
             return str(error)
         (old, shown), (new, demos) = split_demos(before), split_demos(after)
-        known = set(old.split("\n"))
-        for line in new.split("\n"):
-            if line in known:
-                continue
-            quoted = self._quotations.find(line)
-            if quoted is not None:
-                return f"A proposed line of '{name}' quotes an example: {quoted!r}."
+        quoted = self._quotations.find("\n".join(new_lines(new, old)))
+        if quoted is not None:
+            return f"A proposed line of '{name}' quotes an example: {quoted!r}."
+        for stretch in stretches(new, old):
             why = (
-                planted(line)
-                or outward(line, (before, *self._owned))
-                or self._provenance.objection(line)
+                planted(stretch)
+                or outward(stretch, (before, *self._owned))
+                or self._provenance.objection(stretch)
             )
             if why is not None:
                 return f"A proposed line of '{name}' is refused, since it {why}."

@@ -9,6 +9,7 @@ from typing import Any
 _WORD = re.compile(r"[^\W_]+(?:[-'.][^\W_]+)*")
 NGRAM = 6
 """So many words in a row that also stand in an example are a quotation, not a rule."""
+_ENDS = (".", "!", "?", "。", "！", "？")
 
 
 def words(text: str) -> list[str]:
@@ -30,6 +31,30 @@ def strings(value: Any) -> Iterable[str]:
     elif isinstance(value, Sequence):
         for part in value:
             yield from strings(part)
+
+
+def new_lines(text: str, before: str) -> list[str]:
+    """Return the lines that `before` does not have, without those that say nothing."""
+    known = set(before.split("\n"))
+    return [line for line in text.split("\n") if line not in known and line.strip()]
+
+
+def stretches(text: str, before: str) -> list[str]:
+    """Return the new lines, those together that can be read as one sentence.
+
+    A reader does not mind line breaks, nor a line of `before` that stands amid a sentence: only
+    where a sentence ends at a line that was there already does another stretch begin.
+    """
+    known = set(before.split("\n"))
+    found: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if not line.strip():
+            continue
+        if line not in known:
+            found[-1].append(line)
+        elif found[-1] and found[-1][-1].rstrip().endswith(_ENDS):
+            found.append([])
+    return ["\n".join(lines) for lines in found if lines]
 
 
 class Quotations:

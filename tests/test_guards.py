@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lg_textgrad.guards import NGRAM, Quotations, names_of, ngrams, strings, words
+from lg_textgrad.guards import NGRAM, Quotations, names_of, new_lines, ngrams, stretches, strings, words
 
 MESSAGE = "Hi, my order F-1234 didn't arrive on Tuesday; can you please check?"
 
@@ -49,6 +49,19 @@ def test_length_of_a_quotation_can_be_set():
 def test_ngrams_of_short_texts_are_none():
     assert ngrams("one two three four five") == set()
     assert len(ngrams("one two three four five six seven")) == 2
+
+
+def test_new_lines_are_those_that_were_not_there_and_say_something():
+    assert new_lines("one\n\nold\ntwo\n \nold", "old\nolder") == ["one", "two"]
+
+
+def test_new_lines_are_read_together_until_a_sentence_ends_at_a_line_that_was_there():
+    before = "old\nolder"
+    assert stretches("one\n\ntwo.\nthree\nold\nfour.\nolder\nfive", before) == [
+        "one\ntwo.\nthree\nfour.",
+        "five",
+    ]
+    assert stretches("old", before) == stretches("", before) == []
 
 
 def test_names_are_words_with_digits():
