@@ -112,8 +112,7 @@ class Workbench:
 
         scored = await all_at_once(one(example) for example in examples)
         if purpose == "batch":  # what critics read, and rewriters after them
-            for one_run in scored:
-                self._provenance.see(one_run)
+            self._see(scored)
         if self.objective.summary and purpose != "trial":
             told = await self.objective.asummarize(scored)
             self.event(
@@ -175,9 +174,16 @@ class Workbench:
         """Make the reverse pass. With `parameters` the gradients go to these instead."""
         if parameters is not None:
             scored = [replace(s, run=replace(s.run, parameters=parameters)) for s in scored]
+        self._see(scored)  # recorded runs were never scored here
         gradients = await Loss(tuple(scored)).abackward(self.critic)
         self.keep_gradients(gradients)
         return gradients
+
+    def _see(self, scored: Sequence[Scored]) -> None:
+        """Take what critics are about to read, so that its words are known for what they are."""
+        for one in scored:
+            self._quotations.add(one.run.example.inputs)
+            self._provenance.see(one)
 
     def refusal(self, proposal: Proposal) -> str | None:
         """Return which promise a proposal breaks; None where it keeps all of them.

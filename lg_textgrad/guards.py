@@ -64,8 +64,12 @@ class Quotations:
         self.n = n
         self._known: set[tuple[str, ...]] = set()
         for value in values:
-            for text in strings(value):
-                self._known |= ngrams(text, n)
+            self.add(value)
+
+    def add(self, value: Any) -> None:
+        """Take the texts of one more example."""
+        for text in strings(value):
+            self._known |= ngrams(text, self.n)
 
     def find(self, text: str) -> str | None:
         """Return the first words in `text` that are quoted from an example; None when none are."""

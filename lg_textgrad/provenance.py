@@ -27,6 +27,7 @@ class Provenance:
     def __init__(self, trusted: Iterable[str]) -> None:
         self._trusted: set[str] = set()
         self._texts: list[str] = []
+        self._seen: set[tuple[str, str, str]] = set()
         self._examples: dict[str, set[str]] = {}
         """Word -> the examples in whose runs it was said."""
         for text in trusted:
@@ -39,8 +40,15 @@ class Provenance:
             self._trusted.update(_stem(w) for w in words(text))
 
     def see(self, scored: Scored) -> None:
-        """Take what one run was given, what it said, and what evaluators said of it."""
+        """Take what one run was given, what it said, and what evaluators said of it.
+
+        To see a run again changes nothing and costs nothing.
+        """
         run = scored.run
+        key = run.example.id, run.id, scored.text
+        if key in self._seen:
+            return
+        self._seen.add(key)
         said = list(strings(run.example.inputs))
         for execution in run.executions:
             for call in execution.model_calls:
