@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _WORD = re.compile(r"[^\W_]+(?:[-'.][^\W_]+)*")
 NGRAM = 6
 """So many words in a row that also stand in an example are a quotation, not a rule."""
+LABEL = 40
+"""A reference output of at most so many characters is one of a list, and no text."""
 _ENDS = (".", "!", "?", "。", "！", "？")
 
 
@@ -17,8 +19,14 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(text: str, n: int = NGRAM) -> set[tuple[str, ...]]:
+    return set(_ngrams(text, n))
+
+
+def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
+    """Yield each n words in a row, from the first on."""
     found = words(text)
-    return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)}
+    for i in range(len(found) - n + 1):
+        yield tuple(found[i : i + n])
 
 
 def strings(value: Any) -> Iterable[str]:
@@ -60,7 +68,7 @@ def stretches(text: str, before: str) -> list[str]:
 class Quotations:
     """Knows the texts of examples and finds them again in proposed lines."""
 
-    def __init__(self, values: Iterable[Any], n: int = NGRAM) -> None:
+    def __init__(self, values: Iterable[Any] = (), n: int = NGRAM) -> None:
         self.n = n
         self._known: set[tuple[str, ...]] = set()
         for value in values:
@@ -73,10 +81,34 @@ class Quotations:
 
     def find(self, text: str) -> str | None:
         """Return the first words in `text` that are quoted from an example; None when none are."""
-        found = words(text)
-        for i in range(len(found) - self.n + 1):
-            if tuple(found[i : i + self.n]) in self._known:
-                return " ".join(found[i : i + self.n])
+        return next((" ".join(each) for each in _ngrams(text, self.n) if each in self._known), None)
+
+
+class Answers:
+    """Knows what the reference outputs of single examples say, and finds it in proposed lines.
+
+    What several examples have to say, or a trusted text says, is a rule and no quotation: the
+    sentence that every reply ends with. Nor is a label one, which rules name.
+    """
+
+    def __init__(self, trusted: Iterable[str] = (), n: int = NGRAM) -> None:
+        self.n = n
+        self._rules = {each for text in trusted for each in ngrams(text, n)}
+        self._of: dict[tuple[str, ...], str | None] = {}
+        """Words -> the example that they are of; None where several have them."""
+
+    def add(self, example: str, outputs: Any) -> None:
+        """Take the reference outputs of one example; `example` says which one it is."""
+        for text in strings(outputs):
+            for each in ngrams(text, self.n) if len(text) > LABEL else ():
+                known = self._of.setdefault(each, example)
+                self._of[each] = example if known == example else None
+
+    def find(self, text: str) -> str | None:
+        """Return the first words in `text` that one example's outputs have; None without any."""
+        for each in _ngrams(text, self.n):
+            if self._of.get(each) is not None and each not in self._rules:
+                return " ".join(each)
         return None
 
 

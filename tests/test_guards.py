@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lg_textgrad.guards import NGRAM, Quotations, names_of, new_lines, ngrams, stretches, strings, words
+from lg_textgrad.guards import NGRAM, Answers, Quotations, names_of, new_lines, ngrams, stretches, strings, words
 
 MESSAGE = "Hi, my order F-1234 didn't arrive on Tuesday; can you please check?"
 
@@ -49,6 +49,42 @@ def test_length_of_a_quotation_can_be_set():
 def test_ngrams_of_short_texts_are_none():
     assert ngrams("one two three four five") == set()
     assert len(ngrams("one two three four five six seven")) == 2
+
+
+ANSWER = "Your parcel waits at the harbour office until Friday noon, bring the paper slip with you."
+CLOSING = "We are happy to help you again at any time, your harbour office."
+
+
+def answers(*texts, trusted=()):
+    known = Answers(trusted)
+    for number, text in enumerate(texts):
+        known.add(f"row {number}", {"answer": [text]})
+    return known
+
+
+def test_reference_output_of_one_example_is_a_quotation():
+    known = answers(ANSWER, "It is open from eight to five on weekdays, and closed at Easter.")
+    assert known.find(f"Say: {ANSWER}") == "your parcel waits at the harbour"
+    assert known.find("Say where the parcel waits and until when.") is None
+
+
+def test_what_several_reference_outputs_say_is_a_rule():
+    known = answers(f"{ANSWER} {CLOSING}", f"It is open today. {CLOSING}")
+    assert known.find(f"End with: {CLOSING}") is None
+    assert known.find(f"Say: {ANSWER}") is not None
+
+
+def test_one_example_that_is_known_twice_is_still_one():
+    known = Answers()
+    known.add("row", {"answer": ANSWER})
+    known.add("row", {"answer": ANSWER, "more": ANSWER})
+    assert known.find(ANSWER) is not None
+
+
+def test_reference_output_that_a_prompt_says_or_that_is_a_label_is_no_quotation():
+    assert answers(ANSWER, trusted=[f"Say: {ANSWER}"]).find(ANSWER) is None
+    label = "a repair, a spare part or the warranty"
+    assert answers(label).find(f'"about" may be: {label}') is None
 
 
 def test_new_lines_are_those_that_were_not_there_and_say_something():

@@ -291,21 +291,42 @@ def honest():
     )
 
 
-def test_honest_prompt_of_many_lines_is_accepted():
-    rows = [
-        {"id": f"r{n}", "inputs": {"message": text}, "outputs": {"answer": "ok"}}
-        for n, text in enumerate(
-            ["My parcel is late. Reply in one word.", "Hello team! Reply in English, I never guess."]
-        )
-    ]
-    optimizer = TextualGradientDescent(Scripted(lambda _: {"prompt": honest()}), edits="whole", notes_as_lines=False)
+def tried_on(rows, prompt):
+    """Train with a model that writes `prompt`. Returns the texts that were tried, and the refusals."""
+    optimizer = TextualGradientDescent(Scripted(lambda _: {"prompt": prompt}), edits="whole", notes_as_lines=False)
     trainer = tg.Trainer(
         build("message"), tg.Objective([praised]), critic=Gullible(["Be clear."]), optimizer=optimizer,
         schedule=tg.Schedule(steps=1, batch_size=2),
     )  # fmt: skip
     result = trainer.fit(rows, rows)
-    assert honest() in [c["texts"]["answer"] for c in result.candidates.values()]
-    assert not optimizer.refused
+    return [c["texts"]["answer"] for c in result.candidates.values()], optimizer.refused
+
+
+def test_honest_prompt_of_many_lines_is_accepted():
+    messages = ["My parcel is late. Reply in one word.", "Hello team! Reply in English, I never guess."]
+    rows = [
+        {"id": f"r{n}", "inputs": {"message": text}, "outputs": {"answer": "ok"}}
+        for n, text in enumerate(messages)
+    ]
+    texts, refused = tried_on(rows, honest())
+    assert honest() in texts
+    assert not refused
+
+
+CLOSING = "We are happy to help you again at any time, your harbour office."
+OFFICE = "Your parcel waits at the harbour office until Friday noon."
+
+
+@pytest.mark.parametrize(("line", "is_refused"), [(f"End with '{CLOSING}'", False), (f"Say: {OFFICE}", True)])
+def test_reference_output_of_one_row_is_refused_and_a_sentence_of_all_is_not(line, is_refused):
+    rows = [
+        {"id": f"r{n}", "inputs": {"message": f"Where is parcel {n}?"}, "outputs": {"answer": f"{text} {CLOSING}"}}
+        for n, text in enumerate(["It comes today.", OFFICE])
+    ]
+    prompt = f"You answer customers.\n{line}\nBe brief."
+    texts, refused = tried_on(rows, prompt)
+    assert (prompt in texts) != is_refused
+    assert ["quotes an example" in why for why in refused] == [True] * is_refused
 
 
 def no_candidate_obeys(where, name, texts, spelled, mark="pwned"):
