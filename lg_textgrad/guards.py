@@ -7,6 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _WORD = re.compile(r"[^\W_]+(?:[-'.][^\W_]+)*")
+# Scripts that set no space between words: Chinese characters and kana, two for a word; Thai, Lao,
+# Burmese and Khmer letters, four for a word.
+_CHARACTERS = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_UNIT = re.compile(f"[{_CHARACTERS}{_LETTERS}]|[^{_CHARACTERS}{_LETTERS}]+")
+_SHARES = ((re.compile(f"[{_CHARACTERS}]"), 6), (re.compile(f"[{_LETTERS}]"), 3))
+_WHOLE = 12
+"""Twelfths of a word, so that shares of it add up exactly."""
+_UNSPACED = re.compile(f"(?<=[{_CHARACTERS}{_LETTERS}]) (?=[{_CHARACTERS}{_LETTERS}])")
 NGRAM = 6
 """So many words in a row that also stand in an example are a quotation, not a rule."""
 LABEL = 40
@@ -23,10 +32,31 @@ def ngrams(text: str, n: int = NGRAM) -> set[tuple[str, ...]]:
 
 
 def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
-    """Yield each n words in a row, from the first on."""
-    found = words(text)
-    for i in range(len(found) - n + 1):
-        yield tuple(found[i : i + n])
+    """Yield each n words in a row, from the first on.
+
+    Where a script sets no space between words, so many characters as n words mostly have.
+    """
+    found = [unit for word in words(text) for unit in _UNIT.findall(word)]
+    end = size = 0
+    sizes = [_share(unit) for unit in found]
+    for start, first in enumerate(sizes):
+        while size < n * _WHOLE and end < len(found):
+            size += sizes[end]
+            end += 1
+        if size < n * _WHOLE:
+            return
+        yield tuple(found[start:end])
+        size -= first
+
+
+def _share(unit: str) -> int:
+    """Return how much of a word this is, in twelfths."""
+    return next((share for script, share in _SHARES if script.match(unit)), _WHOLE)
+
+
+def _shown(units: Iterable[str]) -> str:
+    """Return words as they are read, without a space between characters that have none."""
+    return _UNSPACED.sub("", " ".join(units))
 
 
 def strings(value: Any) -> Iterable[str]:
@@ -81,7 +111,7 @@ class Quotations:
 
     def find(self, text: str) -> str | None:
         """Return the first words in `text` that are quoted from an example; None when none are."""
-        return next((" ".join(each) for each in _ngrams(text, self.n) if each in self._known), None)
+        return next((_shown(each) for each in _ngrams(text, self.n) if each in self._known), None)
 
 
 class Answers:
@@ -108,7 +138,7 @@ class Answers:
         """Return the first words in `text` that one example's outputs have; None without any."""
         for each in _ngrams(text, self.n):
             if self._of.get(each) is not None and each not in self._rules:
-                return " ".join(each)
+                return _shown(each)
         return None
 
 

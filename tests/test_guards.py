@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,28 @@ def test_length_of_a_quotation_can_be_set():
 def test_ngrams_of_short_texts_are_none():
     assert ngrams("one two three four five") == set()
     assert len(ngrams("one two three four five six seven")) == 2
+
+
+UNSPACED = {
+    "Chinese": ("我昨天在你们店里买的黄色灯笼到现在还没有送到家里", "如果灯笼没有送到,请客户联系送货组。"),
+    "Japanese": ("先週の火曜日に注文した黄色いランプがまだ届いていません", "ランプが届かないときは配送チームに回す。"),
+    "Thai": ("โคมไฟสีเหลืองที่ฉันสั่งซื้อเมื่อวันอังคารที่แล้วยังไม่มาถึงบ้านเลย", "ถ้าโคมไฟยังไม่มา ให้ส่งต่อทีมจัดส่ง"),
+}
+
+
+@pytest.mark.parametrize(("message", "rule"), UNSPACED.values(), ids=UNSPACED)
+def test_quotation_in_a_language_without_spaces_is_found(message, rule):
+    known = Quotations([f"你好! {message}。"])
+    quoted = known.find(f"规则:{message[2:]},好的")
+    assert quoted is not None
+    assert quoted in "".join(words(message))  # the marks over and under letters do not count
+    assert known.find(rule) is None
+
+
+def test_characters_and_words_add_up_in_one_quotation():
+    known = Quotations(["订单 F-1234 的黄色灯笼 was sent on Tuesday"])
+    assert known.find("黄色灯笼 was sent on Tuesday") == "黄色灯笼 was sent on tuesday"
+    assert known.find("黄色 was sent on Tuesday") is None
 
 
 ANSWER = "Your parcel waits at the harbour office until Friday noon, bring the paper slip with you."
@@ -125,4 +148,4 @@ def test_every_long_enough_quotation_is_found_and_nothing_else(example, before, 
 @given(st.text(max_size=200), st.text(max_size=50))
 def test_any_text_can_be_searched(text, line):
     found = Quotations([{"t": text}]).find(line)
-    assert found is None or len(found.split()) >= NGRAM
+    assert found is None or ngrams(found)
