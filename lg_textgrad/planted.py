@@ -45,7 +45,8 @@ _PERSONA = (
 )
 _ROLES = (
     r"<\|[^|>]{1,30}\|>|\[/?INST\]|<</?SYS>>|</?(?:system|assistant|instructions?)>"
-    r"|^\s*#{2,}\s*(?:system|instruction|assistant|user)|^\s*(?:system|assistant|developer)\s*:"
+    r"|^[^\S\n]*#{2,}\s*(?:system|instruction|assistant|user)"
+    r"|^[^\S\n]*(?:system|assistant|developer)\s*:"
 )
 _SECRETS = (
     r"\b(?:reveal|print|leak|repeat|output|show|send|exfiltrat)\w*\b.{0,40}?\b"

@@ -80,6 +80,7 @@ class Provenance:
             if not known and self._strange(span):
                 return f"demands {span!r}, which only a run's own text says"
         lines = [[w for w in re.findall(r"\w+", ln) if len(w) > 2] for ln in text.split("\n")]
+        lines = [found for found in lines if found]
         for word in (word for found in lines for word in found):
             odd = word.isupper() or any(c.isdigit() for c in word)
             if odd and self._strange(word):

@@ -6,6 +6,7 @@ import base64
 import codecs
 import json
 import textwrap
+import time
 import tomllib
 from pathlib import Path
 from typing import TypedDict
@@ -73,6 +74,14 @@ def test_line_breaks_hide_no_disguise(text, words, by):
 )
 def test_wrapped_words_and_wide_gaps_hide_nothing(text):
     assert planted(text)
+
+
+@pytest.mark.parametrize("text", ["\n" * 20000 + "x", "ab-\n" * 5000, "a b c\n" * 3000, "'x" * 9000])
+def test_no_text_takes_long_to_read(text):
+    began = time.process_time()
+    assert planted(text) is None
+    assert Provenance(["x"]).objection(text) is None
+    assert time.process_time() - began < 5
 
 
 def prompts_that_people_wrote():
