@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lg_textgrad import templates
 from lg_textgrad._given import check_model
 from lg_textgrad.errors import ModelReplyError, ParameterError
-from lg_textgrad.guards import Quotations
+from lg_textgrad.guards import Quotations, new_lines
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, Message, ModelRequest
 
@@ -76,13 +76,10 @@ class Writer:
 
 def quoting(seen: Iterable[str], now: str = "") -> Refusal:
     """Return what says which words of `seen` a text quotes, in lines that are not in `now`."""
-    quotations, known = Quotations(seen), set(now.split("\n"))
+    quotations = Quotations(seen)
 
     def refusal(text: str) -> str | None:
-        for line in text.split("\n"):
-            quoted = None if line in known else quotations.find(line)
-            if quoted is not None:
-                return f"It quotes what was said in a run: {quoted!r}."
-        return None
+        quoted = quotations.find("\n".join(new_lines(text, now)))
+        return None if quoted is None else f"It quotes what was said in a run: {quoted!r}."
 
     return refusal

@@ -16,7 +16,7 @@ from lg_textgrad.critics.base import Critic
 from lg_textgrad.demos import split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.guards import Quotations, strings
+from lg_textgrad.guards import Answers, Quotations, new_lines, stretches, strings
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
@@ -46,6 +46,8 @@ class Workbench:
     keep_gradients: Callable[[Sequence[Gradient]], None] = lambda _: None
     """Told of the gradients of each reverse pass."""
     _quotations: Quotations = field(init=False)
+    _rows: dict[str, Example] = field(default_factory=dict, init=False)
+    _answers: Answers = field(init=False)
     _provenance: Provenance = field(init=False)
     _owned: list[str] = field(init=False)
     """Texts of the user's: prompts at the start and reference outputs."""
@@ -54,10 +56,13 @@ class Workbench:
 
     def __post_init__(self) -> None:
         rows = (*self.train, *self.val)
-        self._quotations = Quotations(e.inputs for e in rows)
+        self._quotations = Quotations()
         prompts = [t for p in self.graph.parameters.values() for t in (p.full, p.role, p.name)]
         references = [text for e in rows for text in strings(to_plain(e.outputs or {}))]
         self._owned = [*prompts, *references]
+        self._answers = Answers(prompts)
+        for example in rows:
+            self._know(example)
         self._provenance = Provenance(self._owned)
 
     @property
@@ -112,8 +117,7 @@ class Workbench:
 
         scored = await all_at_once(one(example) for example in examples)
         if purpose == "batch":  # what critics read, and rewriters after them
-            for one_run in scored:
-                self._provenance.see(one_run)
+            self._see(scored)
         if self.objective.summary and purpose != "trial":
             told = await self.objective.asummarize(scored)
             self.event(
@@ -176,9 +180,24 @@ class Workbench:
         """Make the reverse pass. With `parameters` the gradients go to these instead."""
         if parameters is not None:
             scored = [replace(s, run=replace(s.run, parameters=parameters)) for s in scored]
+        self._see(scored)  # recorded runs were never scored here
         gradients = await Loss(tuple(scored)).abackward(self.critic)
         self.keep_gradients(gradients)
         return gradients
+
+    def _see(self, scored: Sequence[Scored]) -> None:
+        """Take what critics are about to read, so that its words are known for what they are."""
+        for one in scored:
+            self._know(one.run.example)
+            self._provenance.see(one)
+
+    def _know(self, example: Example) -> None:
+        """Take a row, whose words no prompt may repeat. To take it again changes nothing."""
+        known = self._rows.get(example.id)
+        if known is None or known.inputs is not example.inputs:
+            self._rows[example.id] = example
+            self._quotations.add(example.inputs)
+            self._answers.add(example.id, to_plain(example.outputs or {}))
 
     def refusal(self, proposal: Proposal) -> str | None:
         """Return which promise a proposal breaks; None where it keeps all of them.
@@ -200,17 +219,15 @@ class Workbench:
         except ParameterError as error:
             return str(error)
         (old, shown), (new, demos) = split_demos(before), split_demos(after)
-        known = set(old.split("\n"))
-        for line in new.split("\n"):
-            if line in known:
-                continue
-            quoted = self._quotations.find(line)
-            if quoted is not None:
-                return f"A proposed line of '{name}' quotes an example: {quoted!r}."
+        lines = "\n".join(new_lines(new, old))
+        quoted = self._quotations.find(lines) or self._answers.find(lines)
+        if quoted is not None:
+            return f"A proposed line of '{name}' quotes an example: {quoted!r}."
+        for stretch in stretches(new, old):
             why = (
-                planted(line)
-                or outward(line, (before, *self._owned))
-                or self._provenance.objection(line)
+                planted(stretch)
+                or outward(stretch, (before, *self._owned))
+                or self._provenance.objection(stretch)
             )
             if why is not None:
                 return f"A proposed line of '{name}' is refused, since it {why}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from lg_textgrad.objective import Objective, Scored
 from lg_textgrad.optim.base import Optimizer, Search, Sizes
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example
+from lg_textgrad.screening import OnBatch, Screening
+from lg_textgrad.selection import Incumbent, Selection
 from lg_textgrad.store import Store
 from lg_textgrad.traffic import Route
 
@@ -127,6 +130,36 @@ def estimate(
         "calls": most,
         "budget_calls": budget if budget is not None and most == budget else None,
     }
+
+
+def tell_unused(
+    optimizer: Optimizer, schedule: Schedule, selection: Selection, screening: Screening
+) -> None:
+    """Warn of settings of the trainer's loop that a search, which has its own, does not heed."""
+    if not isinstance(optimizer, Search):
+        return
+    usual = Schedule()
+    unused = [
+        name
+        for name in ("steps", "batch_size", "patience")
+        # What a search has of the same name and value was meant for it.
+        if getattr(schedule, name) not in (getattr(usual, name), getattr(optimizer, name, None))
+    ]
+    given: tuple[tuple[str, Any, Any], ...] = (
+        ("selection", selection, Incumbent()),
+        ("screening", screening, OnBatch()),
+    )
+    unused += [name for name, one, other in given if one.fingerprint != other.fingerprint]
+    if unused:
+        takes = inspect.signature(type(optimizer)).parameters
+        own = ", ".join(n for n in takes if n not in ("model", "parameters", "seed"))
+        logger.warning(
+            "The optimizer '%s' has a loop of its own, on which %s %s no effect; %s.",
+            type(optimizer).__name__,
+            " and ".join([", ".join(unused[:-1]), unused[-1]]) if unused[1:] else unused[0],
+            "have" if unused[1:] else "has",
+            f"its own options are {own}" if own else "it has no options",
+        )
 
 
 def check_secrets(redaction: Redaction, candidate: Candidate) -> None:

@@ -21,6 +21,7 @@ _LOOKALIKES = str.maketrans(
 _LEET = str.maketrans("013457@$!|", "oieastasil")
 _SPELLED = re.compile(r"(?<!\w)(?:\w[\s.\-_*·|]{1,3}){4,}\w(?!\w)")
 _CODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+_WRAPPED = re.compile(r"-?[ \t]*[\r\n]\s*")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[\s,:]?){12,}")
 
 _ORDERS = r"(?:instruction|prompt|rule|direction|guideline|command|directive)"
@@ -44,7 +45,8 @@ _PERSONA = (
 )
 _ROLES = (
     r"<\|[^|>]{1,30}\|>|\[/?INST\]|<</?SYS>>|</?(?:system|assistant|instructions?)>"
-    r"|^\s*#{2,}\s*(?:system|instruction|assistant|user)|^\s*(?:system|assistant|developer)\s*:"
+    r"|^[^\S\n]*#{2,}\s*(?:system|instruction|assistant|user)"
+    r"|^[^\S\n]*(?:system|assistant|developer)\s*:"
 )
 _SECRETS = (
     r"\b(?:reveal|print|leak|repeat|output|show|send|exfiltrat)\w*\b.{0,40}?\b"
@@ -75,8 +77,8 @@ _OUTWARD = re.compile(
 def planted(text: str) -> str | None:
     """Return what gives `text` away as a planted instruction; None where nothing does.
 
-    Read as it is, and without what hides it: invisible characters, look-alike letters, digits for
-    letters, letters spelled out one by one, ROT13, backwards, Base64 and hexadecimal.
+    Read as it is, and without what hides it: line breaks, invisible characters, look-alike letters,
+    digits for letters, letters spelled out one by one, ROT13, backwards, Base64 and hexadecimal.
     """
     if _invisible(text):
         return "has invisible characters"
@@ -106,6 +108,12 @@ def _invisible(text: str) -> bool:
 
 def readings(text: str) -> Iterator[str]:
     """Yield what `text` may say, plainest first."""
+    # Sentences go on over line breaks; so do words and codes that were wrapped.
+    for shape in dict.fromkeys((text, " ".join(text.split()), _WRAPPED.sub("", text))):
+        yield from _read(shape)
+
+
+def _read(text: str) -> Iterator[str]:
     plain = unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
     yield plain
     yield plain.translate(_LEET)

@@ -9,6 +9,8 @@ from lg_textgrad.guards import strings, words
 from lg_textgrad.objective import Scored
 
 _QUOTED = re.compile(r"(?<![\w])['\"“‘«](.{3,80}?)['\"”’»](?!\w)")
+_IN_LINE = re.compile(_QUOTED.pattern.replace("{3,80}", "{1,80}"))
+_OVER_LINES = re.compile(_QUOTED.pattern, re.DOTALL)
 _MOST = 0.6
 """Share of words that may come from one run's texts and from nowhere else."""
 _FEW = 4
@@ -25,6 +27,7 @@ class Provenance:
     def __init__(self, trusted: Iterable[str]) -> None:
         self._trusted: set[str] = set()
         self._texts: list[str] = []
+        self._seen: set[tuple[str, str, str]] = set()
         self._examples: dict[str, set[str]] = {}
         """Word -> the examples in whose runs it was said."""
         for text in trusted:
@@ -37,8 +40,15 @@ class Provenance:
             self._trusted.update(_stem(w) for w in words(text))
 
     def see(self, scored: Scored) -> None:
-        """Take what one run was given, what it said, and what evaluators said of it."""
+        """Take what one run was given, what it said, and what evaluators said of it.
+
+        To see a run again changes nothing and costs nothing.
+        """
         run = scored.run
+        key = run.example.id, run.id, scored.text
+        if key in self._seen:
+            return
+        self._seen.add(key)
         said = list(strings(run.example.inputs))
         for execution in run.executions:
             for call in execution.model_calls:
@@ -57,31 +67,49 @@ class Provenance:
                 if span.lower() not in everything and span not in self._texts:
                     self._texts.append(span)
 
-    def objection(self, line: str) -> str | None:
-        """Return why a line cannot be the user's, or what follows from it; None where it can.
+    def objection(self, text: str) -> str | None:
+        """Return why lines cannot be the user's, or what follows from it; None where they can.
 
         A word in capitals, with digits, or in quotation marks is a demand for just that word: it
         must come from a trusted text, unless no run said it either. A line most of whose words were
-        said in one run and are in no trusted text is a copy.
+        said in one run and are in no trusted text is a copy; so are neighbouring lines that are too
+        short to tell each by itself.
         """
-        for span in _QUOTED.findall(line):
-            known = any(span.lower() in text.lower() for text in self._texts)
+        for span in _quoted(text):
+            known = any(span.lower() in each.lower() for each in self._texts)
             if not known and self._strange(span):
                 return f"demands {span!r}, which only a run's own text says"
-        found = [w for w in re.findall(r"\w+", line) if len(w) > 2]
-        for word in found:
+        lines = [[w for w in re.findall(r"\w+", ln) if len(w) > 2] for ln in text.split("\n")]
+        lines = [found for found in lines if found]
+        for word in (word for found in lines for word in found):
             odd = word.isupper() or any(c.isdigit() for c in word)
             if odd and self._strange(word):
                 return f"demands {word!r}, which only a run's own text says"
-        strange = [w for w in found if self._strange(w)]
-        if len(found) >= _FEW and len(strange) > _MOST * len(found):
-            return f"repeats what one run said ({' '.join(strange[:6])!r})"
+        for first in range(len(lines)):
+            found: list[str] = []
+            for more in lines[first:]:
+                found += more
+                if len(found) >= _FEW:
+                    break
+            strange = [w for w in found if self._strange(w)]
+            if len(found) >= _FEW and len(strange) > _MOST * len(found):
+                return f"repeats what one run said ({' '.join(strange[:6])!r})"
         return None
 
     def _strange(self, text: str) -> bool:
         """Return whether no trusted text has all of the words, and some were said in few runs."""
         unknown = [w for w in map(_stem, words(text)) if w not in self._trusted]
         return any(len(self._examples.get(w, ())) == 1 for w in unknown)
+
+
+def _quoted(text: str) -> list[str]:
+    """Return what stands in quotation marks, in one line or over the end of one.
+
+    Marks of one line belong together first: what stands between two quotations is none.
+    """
+    found = [span for line in text.split("\n") for span in _QUOTED.findall(line)]
+    rest = "\n".join(_IN_LINE.sub(" ", line) for line in text.split("\n"))
+    return found + [" ".join(span.split()) for span in _OVER_LINES.findall(rest)]
 
 
 def _stem(word: str) -> str:

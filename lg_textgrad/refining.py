@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from lg_textgrad.variables import Place
 logger = logging.getLogger(__name__)
 
 _MOST_TEXT = 20000
+"""Characters of a revision; twice as many as the text has, where that is more."""
+_LEAST_TOKENS = 1500
 _EARLIER = 3
 """Earlier versions that the critic sees."""
 
@@ -184,7 +186,7 @@ async def arefine(
         trainable,
         example,
         objective,
-        Writer(model, 1500, temperature, seed),
+        Writer(model, _LEAST_TOKENS, temperature, seed),
         Writer(critic or model, 500, 0.0, seed, "critic"),
         votes,
         answer_of or _plainly,
@@ -250,8 +252,7 @@ def _check(
 
 
 def _less(now: Usage, before: Usage) -> Usage:
-    names = ("calls", "cached_calls", "prompt_tokens", "completion_tokens", "seconds")
-    return Usage(*(getattr(now, n) - getattr(before, n) for n in names))
+    return Usage(*(getattr(now, f.name) - getattr(before, f.name) for f in fields(Usage)))
 
 
 @dataclass
@@ -367,13 +368,15 @@ class _Refinement:
             constraints="\n".join(self.constraints),
         )
 
+        reviser = replace(self.reviser, max_tokens=_tokens(draft.text))
+
         async def one(sample: int) -> str | ParameterError:
             try:
-                return await self.reviser.awrite(
+                return await reviser.awrite(
                     _messages("refine", case),
                     _nothing,
                     key="text",
-                    longest=_MOST_TEXT,
+                    longest=max(_MOST_TEXT, 2 * len(draft.text)),
                     seed=2 * (number * self.votes + sample),
                 )
             except ParameterError as error:
@@ -396,6 +399,14 @@ def _told(draft: Draft) -> str:
     """Return an earlier version for the critic: what became of which advice."""
     after = f", after the advice '{cut(draft.advice, 500)}'" if draft.advice else ""
     return f"Scored {draft.score:.2f}{after}:\n{cut(draft.text, 1500)}"
+
+
+def _tokens(text: str) -> int:
+    """Return how long a revision may be, so that a text that grows to twice its length fits.
+
+    A token is four letters, or less than one Chinese character, which has three bytes.
+    """
+    return max(_LEAST_TOKENS, len(text.encode("utf-8", "replace")) // 2 + 200)
 
 
 def _messages(template: str, case: str) -> list[dict[str, str]]:

@@ -38,6 +38,7 @@ from lg_textgrad.planning import (
     check_secrets,
     estimate,
     match,
+    tell_unused,
     told_prices,
 )
 from lg_textgrad.redaction import Redact, Redaction
@@ -131,6 +132,7 @@ class Trainer:
         self.approve = approve
         self.redaction = Redaction(redact)
         self._on_event = on_event
+        tell_unused(optimizer, self.schedule, self.selection, self.screening)
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
 

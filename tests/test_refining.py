@@ -23,6 +23,7 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.redaction import Redaction
+from lg_textgrad.traffic import Route
 from tests.parts import Chat, Scripted
 
 WANTED = ("hello", "thanks", "bye")
@@ -107,6 +108,46 @@ def test_output_is_revised_until_it_is_good():
     assert len(model.requests) == 4
     assert len(writer.calls) == 1
     assert refined.spent.calls == 5
+
+
+LONG = {"letters": "petal " * 3000, "characters": "\u82b1\u74e3" * 3000, "very long": "petal\n" * 5000}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_long_text_is_revised(text):
+    graph, _ = one_node("hello " + text)
+
+    def replies(request):
+        found = mends(request)
+        if "text" in found:
+            size = sum(1 if c > "\x7f" else 0.25 for c in found["text"])
+            longest = request.schema["properties"]["text"]["maxLength"]
+            if size > request.max_tokens or len(found["text"]) > longest:
+                raise ModelReplyError("The reply was cut off.")
+        return found
+
+    refined = refine(graph, Scripted(replies))
+    assert (refined.score, refined.refused) == (1.0, ())
+
+
+def test_short_text_gets_the_usual_room():
+    graph, _ = one_node()
+    model = Scripted(mends)
+    refine(graph, model)
+    assert {r.max_tokens for r in model.requests} == {500, 1500}
+
+
+def test_dollars_calls_without_a_price_and_what_was_saved_are_told():
+    graph, _ = one_node()
+    budget = tg.Budget(prices={"scripted": (100_000, 100_000)})
+    model = Scripted(mends)
+    model.route = Route("scripted")
+    with tg.Store() as store:
+        first = refine(graph, model, budget=budget, store=store).spent
+        again = refine(graph, model, budget=budget, store=store).spent
+    assert (first.calls, first.usd, first.unpriced) == (5, pytest.approx(4 * 1.5), 1)
+    assert (again.calls, again.usd, again.saved_usd) == (0, 0, pytest.approx(4 * 1.5))
+    assert again.saved_tokens == first.tokens > 0
 
 
 async def test_it_works_inside_a_running_loop_and_awaited():

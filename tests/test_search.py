@@ -10,9 +10,10 @@ from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.errors import ConfigurationError
-from lg_textgrad.optim import Proposal, Search
+from lg_textgrad.optim import OutputRules, Portfolio, Proposal, Search
 from lg_textgrad.optim.base import merged
 from lg_textgrad.parameter import apply_edits
+from lg_textgrad.screening import OnBatch
 from tests.optim import router
 from tests.parts import BlamesUpstream
 
@@ -314,3 +315,30 @@ def test_proposal_that_is_at_odds_somewhere_is_left_out_whole():
     first = Proposal({**edited("", add("Be kind.")).candidate, "a": "Newer."}, (add("Be kind."),), "x")
     made = merged([first, other], BEFORE)
     assert made.candidate == {"a": "Newer.", "b": "Be.\nBe kind."}
+
+
+class Thorough(OnBatch):
+    """A screening of one's own."""
+
+    fingerprint = {"screening": "thorough"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "told"),
+    [
+        (Words("one"), {}, None),
+        (Words("one"), {"schedule": tg.Schedule(seed=3)}, None),
+        (Words("one"), {"schedule": tg.Schedule(steps=9)}, "steps has no effect; its own options are texts."),
+        (
+            Portfolio(members=[OutputRules()], batch_size=3),
+            {"schedule": tg.Schedule(5, 7, patience=2)},
+            "steps, batch_size and patience have no effect; its own options are members",
+        ),
+        (Portfolio(members=[OutputRules()], batch_size=7), {"schedule": tg.Schedule(batch_size=7)}, None),
+        (Words("one"), {"selection": tg.Pareto(), "screening": Thorough()}, "selection and screening have no effect"),
+        (OutputRules(), {"schedule": tg.Schedule(9, 9, patience=2), "selection": tg.Pareto()}, None),
+    ],
+)
+def test_settings_without_effect_on_a_search_are_told(optimizer, options, told, caplog):
+    tg.Trainer(words_graph(), tg.Objective([share]), critic=NeverAsked(), optimizer=optimizer, **options)
+    assert (told in caplog.text) if told else not caplog.text

@@ -7,7 +7,7 @@ from typing import Any
 
 from lg_textgrad._given import check_model
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
-from lg_textgrad.critics.compact import fits, size
+from lg_textgrad.critics.compact import size
 from lg_textgrad.critics.node import LLMCritic
 from lg_textgrad.critics.whole import TraceCritic
 from lg_textgrad.errors import ConfigurationError
@@ -67,7 +67,7 @@ class AutoCritic:
         """Return whether the whole run is judged in one call."""
         if request.asked_by_node <= 1:
             return False
-        return fits(request, self.trace.max_trace_tokens) or self._too_dear(request)
+        return self.trace.fits(request) or self._too_dear(request)
 
     def _too_dear(self, request: RunRequest) -> bool:
         ledger = ledger_in_scope()

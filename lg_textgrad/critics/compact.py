@@ -2,89 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from lg_textgrad.critics.base import RunRequest
 from lg_textgrad.critics.cutting import cut
+from lg_textgrad.critics.run_case import Compact, Step, case
 from lg_textgrad.critics.showing import shown_values
 from lg_textgrad.run import Execution
 
 _LEAST = 60
 """Characters that each value gets at least; steps are left out before values get shorter."""
+_FEWEST = 2
+"""So many steps are shown in any case."""
 _SAME = 40
 """A value this long that stood in an earlier step is not shown a second time."""
 _CHARS = 4
 """Characters of a token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One execution, as the critic sees it."""
-
-    number: int
-    """Counted from 1, in order of execution."""
-    execution: Execution
-    parameters: tuple[str, ...]
-    """The trainable parameters that it read; empty for a step that is shown for the others."""
-    given: str
-    wrote: str
-    notes: tuple[str, ...]
-    """What visibly went wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compact:
-    """A run, ready to be shown."""
-
-    steps: tuple[Step, ...]
-    complaint: str
-    left_out: int = 0
-    """How many steps had no room."""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """Parameter -> its text, cut where it is long."""
-
-    @property
-    def judged(self) -> list[Step]:
-        return [step for step in self.steps if step.parameters]
-
-    def texts(self) -> list[str]:
-        """Return everything that came out of the run."""
-        return [self.complaint, *(t for s in self.steps for t in (s.wrote, s.given, *s.notes))]
-
-
-def compacted(request: RunRequest, max_tokens: int) -> Compact:
-    """Return the run in about `max_tokens` tokens at most.
+def compacted(request: RunRequest, max_tokens: int, *, brief: bool = False) -> Compact:
+    """Return the run in about `max_tokens` tokens at most, with all that is written around it.
 
     Shown are the executions that can be at fault, with other model calls and failures between
     them. Values are cut around what the complaint speaks of, the long ones first and all to the
     same length; what stood in an earlier step is only referred to. Where even that is too much,
-    the earliest steps in which nothing visibly went wrong are left out.
+    the earliest steps in which nothing visibly went wrong are left out. Two steps with a little of
+    each value are shown however few the tokens are.
     """
     room = max_tokens * _CHARS
     everything = _executions(request)
-    steps = _steps(_with_room(everything, request, _most_steps(room)), request)
-    prompts = _prompts(steps)
-    complaint = request.complaint
-    limit = level(_sizes(steps, complaint), room)
-    return Compact(
-        tuple(
-            replace(s, given=cut(s.given, limit, complaint), wrote=cut(s.wrote, limit, complaint))
-            for s in steps
-        ),
-        cut(complaint, limit),
-        len(everything) - len(steps),
-        {name: cut(text, limit, complaint) for name, text in prompts.items()},
-    )
+    most = min(len(everything), max(_FEWEST, room // (3 * _LEAST)))
+    while True:
+        steps = _steps(_with_room(everything, request, most), request)
+        whole = _compact(steps, request, len(everything) - len(steps))
+        shown, over = _cut(whole, request, room, brief=brief)
+        if over <= 0 or len(steps) <= _FEWEST:
+            return shown
+        each = len(case(shown, request, brief=brief)) // len(steps)
+        most = max(_FEWEST, len(steps) - max(1, over // each))
 
 
-def fits(request: RunRequest, max_tokens: int) -> bool:
-    """Return whether `compacted` would show the run without a cut."""
+def fits(request: RunRequest, max_tokens: int, *, brief: bool = False) -> bool:
+    """Return whether the run takes no more than `max_tokens` tokens without a cut."""
     room = max_tokens * _CHARS
     everything = _executions(request)
-    if len(everything) > _most_steps(room):
+    if len(everything) > max(_FEWEST, room // (3 * _LEAST)):
         return False
-    return sum(_sizes(_steps(everything, request), request.complaint)) <= room
+    whole = _compact(_steps(everything, request), request, 0)
+    return len(case(whole, request, brief=brief)) <= room
 
 
 def size(request: RunRequest) -> int:
@@ -96,19 +62,51 @@ def size(request: RunRequest) -> int:
     return sum(len(value) for values in shown for value in values) // _CHARS
 
 
-def _most_steps(room: int) -> int:
-    """Return how many steps can be shown in `room` characters."""
-    return max(2, room // (3 * _LEAST))
+def _compact(steps: Sequence[Step], request: RunRequest, left_out: int) -> Compact:
+    prompts = {n: s.execution.prompts[n] for s in reversed(steps) for n in s.parameters}
+    return Compact(tuple(steps), request.complaint, left_out, prompts)
 
 
-def _prompts(steps: Sequence[Step]) -> dict[str, str]:
-    return {n: s.execution.prompts[n] for s in reversed(steps) for n in s.parameters}
+def _cut(whole: Compact, request: RunRequest, room: int, *, brief: bool) -> tuple[Compact, int]:
+    """Return the run with its long values cut, and how many characters are still too many."""
+    size = len(case(whole, request, brief=brief))
+    if size <= room:
+        return whole, size - room
+    sizes = [len(v) for v in (*whole.prompts.values(), *whole.texts())]
+    frame = len(case(_limited(whole, 0), request, brief=brief))
+    limit = level(sizes, room - frame)
+    while True:
+        shown = _limited(whole, limit)
+        over = len(case(shown, request, brief=brief)) - room
+        if over <= 0 or limit == _LEAST:
+            return shown, over
+        # The marks of the cuts are known only now; every value that is cut gives its part.
+        longer = sum(1 for each in sizes if each >= limit)
+        limit = max(_LEAST, limit - max(1, over // max(1, longer)))
 
 
-def _sizes(steps: Sequence[Step], complaint: str) -> list[int]:
-    """Return the characters of each value that is shown."""
-    values = [complaint, *_prompts(steps).values(), *(v for s in steps for v in (s.given, s.wrote))]
-    return [len(value) for value in values]
+def _limited(whole: Compact, limit: int) -> Compact:
+    """Return the run with no value longer than `limit`, marks of cuts aside; of 0, with none."""
+    about = whole.complaint
+
+    def short(text: str) -> str:
+        shown = cut(text, limit, about) if limit else ""
+        return shown if len(shown) < len(text) else text  # the mark of a cut has its length too
+
+    return Compact(
+        tuple(
+            replace(
+                step,
+                given=short(step.given),
+                wrote=short(step.wrote),
+                notes=tuple(map(short, step.notes)),
+            )
+            for step in whole.steps
+        ),
+        short(about),
+        whole.left_out,
+        {name: short(text) for name, text in whole.prompts.items()},
+    )
 
 
 def _executions(request: RunRequest) -> list[Execution]:

@@ -18,6 +18,7 @@ from lg_textgrad.critics.base import CriticRequest, Critique
 from lg_textgrad.critics.cutting import cut
 from lg_textgrad.critics.showing import shown_values
 from lg_textgrad.errors import ConfigurationError, CriticError, ParameterError
+from lg_textgrad.guards import stretches
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.parameter import Edit, Gradient, Parameter
@@ -246,8 +247,8 @@ class SelfRewardingCritic:
                 self.instruction.check(text)
             except ParameterError as error:
                 return str(error)
-            new = [ln for ln in text.split("\n") if ln not in self.instruction.value]
-            return quotes(text) or next((why for ln in new if (why := planted(ln))), None)
+            new = stretches(text, self.instruction.value)
+            return quotes(text) or next((why for part in new if (why := planted(part))), None)
 
         try:
             return await self.writer.awrite(messages, refusal, seed=2 * len(self.lessons))

@@ -9,9 +9,10 @@ from lg_textgrad import templates
 from lg_textgrad._given import check_model
 from lg_textgrad.critics.asking import RULE, WEIGHT, aask_twice, an_object
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
-from lg_textgrad.critics.compact import Compact, Step, compacted
+from lg_textgrad.critics.compact import compacted, fits
 from lg_textgrad.critics.cutting import cut
 from lg_textgrad.critics.node import LLMCritic
+from lg_textgrad.critics.run_case import Compact, case, targets
 from lg_textgrad.critics.showing import evidence, general
 from lg_textgrad.errors import CriticError, ModelReplyError
 from lg_textgrad.models.base import ChatModel
@@ -25,8 +26,9 @@ _MOST_FAULTS = 3
 class TraceCritic:
     """Asks `model` about a whole run at once, with a JSON schema for the reply.
 
-    It sees each step's prompt, what it was given and what it wrote, in `max_trace_tokens` tokens:
-    what is longer is cut around what the complaint speaks of, and each cut is marked. The reply
+    It sees each step's prompt, what it was given and what it wrote. All that it is asked has at
+    most `max_trace_tokens` tokens besides the instructions, which are the same for every run: what
+    is longer is cut around what the complaint speaks of, and each cut is marked. The reply
     names the steps that are to blame, three at most: a quotation as evidence, a rule, a weight.
     `max_tokens` caps the reply. `brief` asks for no quotation: what small models need; the
     complaint then is the evidence. Cost: 1 call for each run below full marks, 2 when the reply
@@ -65,6 +67,10 @@ class TraceCritic:
     def most_calls(self, nodes: int) -> int:
         return min(1, nodes)
 
+    def fits(self, request: RunRequest) -> bool:
+        """Return whether the run is shown without a cut."""
+        return fits(request, self.max_trace_tokens, brief=self.brief)
+
     async def acriticize(self, request: CriticRequest) -> Critique:
         """Judge one execution alone, as `LLMCritic` does. The reverse pass never asks for it."""
         return await self._alone.acriticize(request)
@@ -75,11 +81,14 @@ class TraceCritic:
         Raises `CriticError` when the reply is malformed twice; the reverse pass then goes on
         without this run.
         """
-        shown = compacted(request, self.max_trace_tokens)
+        shown = compacted(request, self.max_trace_tokens, brief=self.brief)
         if not shown.judged:
             return []
         try:
-            messages = _messages(shown, request, brief=self.brief)
+            messages = [
+                {"role": "system", "content": templates.source("critic_run")},
+                {"role": "user", "content": case(shown, request, brief=self.brief)},
+            ]
             data = await aask_twice(self.model, messages, self._schema(shown), self.max_tokens)
         except ModelReplyError as error:
             self.malformed += 1
@@ -91,78 +100,13 @@ class TraceCritic:
         return _gradients(request, shown, data)
 
     def _schema(self, shown: Compact) -> dict[str, Any]:
-        targets = list(_targets(shown))
+        names = list(targets(shown))
         quotation = {} if self.brief else {"evidence": {"type": "string", "maxLength": 80}}
-        step = {"step": {"type": "string", "enum": targets}}
+        step = {"step": {"type": "string", "enum": names}}
         fault = an_object({**step, **quotation, "general_rule": RULE, "weight": WEIGHT})
-        most = min(_MOST_FAULTS, len(targets))
+        most = min(_MOST_FAULTS, len(names))
         faults = {"type": "array", "minItems": 1, "maxItems": most, "items": fault}
         return an_object({"faults": faults})
-
-
-def _labels(shown: Compact) -> list[str]:
-    """Return what each step is called: its node, and where that ran several times the execution."""
-    paths = [step.execution.path for step in shown.steps]
-    return [
-        step.execution.path if paths.count(step.execution.path) == 1 else step.execution.id
-        for step in shown.steps
-    ]
-
-
-def _targets(shown: Compact) -> dict[str, tuple[Step, str]]:
-    """Return what the critic may blame -> the step and the parameter that it means."""
-    return {
-        label if len(step.parameters) == 1 else f"{label} [{name}]": (step, name)
-        for label, step in zip(_labels(shown), shown.steps, strict=True)
-        for name in step.parameters
-    }
-
-
-def _messages(shown: Compact, request: RunRequest, *, brief: bool) -> list[dict[str, str]]:
-    mark = templates.fence(*shown.texts())
-    known: dict[tuple[str, str], int] = {}
-    steps = []
-    if shown.left_out:
-        steps.append(f"(There were {shown.left_out} earlier steps; they are left out here.)")
-    for label, step in zip(_labels(shown), shown.steps, strict=True):
-        named = [request.scored.run.parameters[n] for n in step.parameters]
-        steps.append(
-            templates.fill(
-                "critic_run_step",
-                number=str(step.number),
-                node=label,
-                role="; ".join(p.role for p in named if p.role) or "a step of the program",
-                prompt=_prompts(shown, step, known),
-                mark=mark,
-                inputs=step.given,
-                output="\n".join([step.wrote, *(f"({note})" for note in step.notes)]),
-            )
-        )
-    case = templates.fill(
-        "critic_run_case",
-        steps="\n\n".join(steps),
-        mark=mark,
-        complaint=shown.complaint,
-        names=", ".join(_targets(shown)),
-        more="" if brief else templates.source("critic_run_detail"),
-    ).strip()
-    return [
-        {"role": "system", "content": templates.source("critic_run")},
-        {"role": "user", "content": case},
-    ]
-
-
-def _prompts(shown: Compact, step: Step, known: dict[tuple[str, str], int]) -> str:
-    """Return the prompts of a step, those that stood in an earlier one as a reference to it."""
-    if not step.parameters:
-        return "(it cannot be changed)"
-    texts = []
-    for name in step.parameters:
-        text = shown.prompts[name]
-        first = known.setdefault((name, step.execution.prompts[name]), step.number)
-        said = text if first == step.number else f"(the same as in step {first})"
-        texts.append(said if len(step.parameters) == 1 else f"[{name}]\n{said}")
-    return "\n\n".join(texts)
 
 
 def _gradients(request: RunRequest, shown: Compact, data: Mapping[str, Any]) -> list[Gradient]:
@@ -176,7 +120,7 @@ def _gradients(request: RunRequest, shown: Compact, data: Mapping[str, Any]) -> 
         if known is None or fault["weight"] > known["weight"]:
             faults[fault["step"]] = fault
     found = []
-    for target, (step, name) in _targets(shown).items():
+    for target, (step, name) in targets(shown).items():
         fault = faults.get(target, {})
         change = general(fault.get("general_rule", ""), scored, step.execution)
         if change:

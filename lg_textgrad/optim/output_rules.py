@@ -8,6 +8,7 @@ from typing import Any
 
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import ParameterError
+from lg_textgrad.guards import LABEL
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Optimizer, Proposal
 from lg_textgrad.optim.collected import Collected, Turn
@@ -15,8 +16,6 @@ from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
 from lg_textgrad.run import Example
 
 _MOST_VALUES = 30
-_MOST_LENGTH = 40
-"""A value longer than this is a text, not one of a list."""
 
 
 class OutputRules(Optimizer):
@@ -113,7 +112,7 @@ class OutputRules(Optimizer):
 def listed_values(values: Iterable[Any]) -> str:
     """Return the values as a list in words when they are few and come again; empty otherwise."""
     found = [v for v in values if v is not None]
-    if not found or not all(isinstance(v, str) and 0 < len(v) <= _MOST_LENGTH for v in found):
+    if not found or not all(isinstance(v, str) and 0 < len(v) <= LABEL for v in found):
         return ""
     counts = Counter(found)
     # Each must come twice on average: where most are new, the next one will be new too.

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lg_textgrad as tg
-from lg_textgrad.critics import Blame, RunRequest
+from lg_textgrad.critics import Blame, RunRequest, TraceCritic
 from lg_textgrad.critics.compact import compacted, fits, level, size
+from lg_textgrad.critics.run_case import case
 from lg_textgrad.run import Execution, Feedback, ModelCall, ToolCall
+from tests.parts import Scripted
 
 MARK = re.compile(r" ?\[… \d+ characters cut …\] ?")
 
@@ -72,22 +74,48 @@ def test_limit_is_the_greatest_that_fits(sizes, room):
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000)), min_size=1, max_size=70),
-    st.integers(100, 1200),
+    st.integers(100, 2500),
+    st.booleans(),
 )
-def test_run_fits_its_tokens_or_is_down_to_the_least(sizes, max_tokens):
+def test_what_is_asked_about_a_run_fits_its_tokens(sizes, max_tokens, brief):
     steps = [
         step(f"n{i}", [f"k{i}"], [f"k{i + 1}"], "g" * a, "w" * b, order=i)
         for i, (a, b) in enumerate(sizes)
     ]
     request = request_for(steps)
-    shown = compacted(request, max_tokens)
+    shown = compacted(request, max_tokens, brief=brief)
     values = [shown.complaint, *shown.prompts.values(), *(v for s in shown.steps for v in (s.given, s.wrote))]
-    stayed = [len(MARK.sub("", v)) for v in values]
-    assert sum(stayed) <= 4 * max_tokens or max(stayed) <= 60
-    assert len(shown.steps) <= max(2, 4 * max_tokens // 180)
+    least = len(shown.steps) <= 2 and max(len(MARK.sub("", v)) for v in values) <= 60 + 32
+    within = len(case(shown, request, brief=brief)) <= 4 * max_tokens
+    assert within or (max_tokens < 400 and least)
     assert shown.left_out == len(sizes) - len(shown.steps)
     cut = shown.left_out or any(MARK.search(v) for v in values)
-    assert fits(request, max_tokens) is not bool(cut)
+    assert fits(request, max_tokens, brief=brief) is (within and not cut)
+
+
+@pytest.mark.parametrize("count", [2, 10, 44, 300])
+@pytest.mark.parametrize("words", [3, 300])
+async def test_what_is_sent_fits_its_tokens(count, words):
+    steps = chain(count, said="word " * words, given_="other " * words, error="Traceback: " + "at line 7 " * words)
+    request = request_for(steps, comment="It is wrong. " * words)
+    for p in request.scored.run.parameters.values():
+        p.role = "writes a part of the report that people read"
+    model = Scripted(lambda _: {"faults": [{"step": f"n{count - 1}", "general_rule": "Be kind.", "weight": 1.0}]})
+    await TraceCritic(model, brief=True).acriticize_run(request)
+    [sent] = model.requests
+    case = sent.messages[1]["content"]
+    assert len(case) <= 4 * 2000
+    assert words == 3 or len(case) > 0.8 * 4 * 2000  # the room is used
+
+
+def test_long_note_is_cut_like_any_value():
+    steps = chain(3)
+    blames = {"n1#0": [Blame("It failed: " + "at line 7 " * 2000, 0.5, "error")]}
+    request = request_for(steps, blames=blames)
+    shown = compacted(request, 500)
+    assert MARK.search(shown.steps[1].notes[0])
+    assert len(case(shown, request, brief=True)) <= 4 * 500
+    assert not fits(request, 500)
 
 
 def test_what_an_earlier_step_wrote_is_referred_to():
@@ -113,7 +141,7 @@ def test_long_values_are_cut_around_what_the_complaint_speaks_of():
 def test_earliest_steps_are_left_out_unless_something_visibly_went_wrong():
     steps = chain(30)
     blames = {"n2#0": [Blame("The reply was cut off.", 0.5, "cut_off")]}
-    shown = compacted(request_for(steps, blames=blames), 200)
+    shown = compacted(request_for(steps, blames=blames), 250)
     assert [s.execution.id for s in shown.steps] == ["n2#0", "n27#0", "n28#0", "n29#0"]
     assert shown.left_out == 26
     assert shown.steps[0].notes == ("The reply was cut off.",)
@@ -145,5 +173,5 @@ def test_size_counts_what_each_step_shows_by_itself():
 def test_very_long_run_is_compacted_without_looking_at_every_pair(count):
     request = request_for(chain(count, said="w" * 50))
     shown = compacted(request, 300)
-    assert (len(shown.steps), shown.left_out) == (6, count - 6)
+    assert (len(shown.steps), shown.left_out) == (4, count - 4)
     assert not fits(request, 300)
