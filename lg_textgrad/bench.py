@@ -190,6 +190,8 @@ class Workbench:
         for one in scored:
             self._know(one.run.example)
             self._provenance.see(one)
+            for feedback in one.feedback:
+                self._answers.trust(feedback.comment)
 
     def _know(self, example: Example) -> None:
         """Take a row, whose words no prompt may repeat. To take it again changes nothing."""

@@ -20,6 +20,7 @@ NGRAM = 6
 """So many words in a row that also stand in an example are a quotation, not a rule."""
 LABEL = 40
 """A reference output of at most so many characters is one of a list, and no text."""
+_IN_MARKS = re.compile(r"(?<!\w)['\"“‘«].*?['\"”’»](?!\w)", re.DOTALL)
 _ENDS = (".", "!", "?", "。", "！", "？")
 
 
@@ -118,14 +119,21 @@ class Answers:
     """Knows what the reference outputs of single examples say, and finds it in proposed lines.
 
     What several examples have to say, or a trusted text says, is a rule and no quotation: the
-    sentence that every reply ends with. Nor is a label one, which rules name.
+    sentence that every reply ends with, or what an evaluator asks for in the words of a reference.
+    Nor is a label one, which rules name.
     """
 
     def __init__(self, trusted: Iterable[str] = (), n: int = NGRAM) -> None:
         self.n = n
-        self._rules = {each for text in trusted for each in ngrams(text, n)}
+        self._rules: set[tuple[str, ...]] = set()
+        for text in trusted:
+            self.trust(text)
         self._of: dict[tuple[str, ...], str | None] = {}
         """Words -> the example that they are of; None where several have them."""
+
+    def trust(self, text: str) -> None:
+        """Take what a rule may say: a prompt, or an evaluator's comment, but for what it quotes."""
+        self._rules |= ngrams(_IN_MARKS.sub("\n", text), self.n)
 
     def add(self, example: str, outputs: Any) -> None:
         """Take the reference outputs of one example; `example` says which one it is."""

@@ -110,6 +110,14 @@ def test_reference_output_that_a_prompt_says_or_that_is_a_label_is_no_quotation(
     assert answers(label).find(f'"about" may be: {label}') is None
 
 
+def test_what_an_evaluator_asks_for_in_the_words_of_a_reference_is_a_rule_and_what_it_quotes_is_none():
+    known = answers(ANSWER)
+    known.trust(f"Expected: '{ANSWER}', got 'no'.")
+    assert known.find(ANSWER) is not None
+    known.trust(f"Say where it is. {ANSWER}")
+    assert known.find(ANSWER) is None
+
+
 def test_new_lines_are_those_that_were_not_there_and_say_something():
     assert new_lines("one\n\nold\ntwo\n \nold", "old\nolder") == ["one", "two"]
 
