@@ -31,13 +31,9 @@ class OutputRules(Optimizer):
     needs_gradients = False
 
     def __init__(
-        self,
-        *,
-        parameters: Mapping[str, Parameter] | Iterable[Parameter] = (),
-        threshold: float = 1.0,
+        self, *, parameters: Mapping[str, Parameter] | Iterable[Parameter] = ()
     ) -> None:
         super().__init__(parameters)
-        self.threshold = threshold
         self.collected = Collected()
 
     @property
@@ -53,7 +49,7 @@ class OutputRules(Optimizer):
 
     def see(self, scored: Sequence[Scored]) -> None:
         for one in scored:
-            self.collected.add(one, self.threshold)
+            self.collected.add(one, 1.0)
 
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0

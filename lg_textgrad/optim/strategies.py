@@ -7,7 +7,7 @@ from typing import Any
 
 from lg_textgrad import templates
 from lg_textgrad.demos import render_demos
-from lg_textgrad.errors import ParameterError
+from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.optim.base import Optimizer, Proposal
 from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
 
@@ -20,7 +20,8 @@ class Strategies(Optimizer):
 
     A small model does not find out by itself that it should work step by step. Where gradients are
     given, only blamed parameters get proposals. Source: the tips of MIPROv2 (Opsahl-Ong et al.
-    2024) and zero-shot chain of thought (Kojima et al. 2022).
+    2024) and zero-shot chain of thought (Kojima et al. 2022). Raises `ConfigurationError` for
+    `lines` that are one text.
     """
 
     needs_gradients = False
@@ -32,6 +33,10 @@ class Strategies(Optimizer):
         lines: Iterable[str] | None = None,
     ) -> None:
         super().__init__(parameters)
+        if isinstance(lines, str):
+            raise ConfigurationError(
+                "`lines` of Strategies is one text; give a list of lines, each to be proposed alone."
+            )
         self.lines = tuple(
             templates.source("strategies").split("\n") if lines is None else lines
         )
