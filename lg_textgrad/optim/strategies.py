@@ -35,7 +35,7 @@ class Strategies(Optimizer):
         super().__init__(parameters)
         if isinstance(lines, str):
             raise ConfigurationError(
-                "`lines` of Strategies is one text; give a list of lines, each to be proposed alone."
+                "`lines` of Strategies is one text; give a list of lines, each is proposed alone."
             )
         self.lines = tuple(
             templates.source("strategies").split("\n") if lines is None else lines
