@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 
 @functools.cache
 def binaries():
@@ -103,13 +105,17 @@ class PostgresServer:
             return False
 
     def kill(self):
-        """Kill the server as a crash would, with all its processes."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill the server as a crash would, with all its processes.
+
+        Those that serve connections lead sessions of their own, and would answer once more before
+        they notice.
+        """
+        mine = psutil.Process(self.process.pid).children(recursive=True)
+        for process in (self.process, *mine):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
-        with suppress(ProcessLookupError):  # the others of the group may still be answering
-            for _ in range(500):
-                os.killpg(self.process.pid, 0)
-                time.sleep(0.01)
+        psutil.wait_procs(mine, timeout=5)
 
     def stop(self):
         if self.process is not None and self.process.poll() is None:
