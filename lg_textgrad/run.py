@@ -172,6 +172,8 @@ class Execution:
     """Whether it is a `@task` that a node's code called: `inputs` are its arguments."""
     discarded: bool = False
     """Whether the node that it ran inside of began anew, so that nobody got what it wrote."""
+    number: int | None = None
+    """Which of the `Send`s or calls of its superstep it is, in the order of those; else None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,10 +64,9 @@ class Place:
                 f"Other nodes read '{self.variable}', and this graph does not run in this process, "
                 "so they cannot be shown another text; name a text that only the output has."
             )
-        node, number = self.writer.id.rsplit("#", 1)
-        substitution = Substitution(self.variable, int(number), text)
+        substitution = Substitution(self.variable, self.writer, text)
         other = copy.copy(graph)
-        other.source = LiveSource(substitution.into(graph.graph, node))
+        other.source = LiveSource(substitution.into(graph.graph, self.writer.path))
         example = graph.example_of(self.run)
         example = replace(example, id=f"{example.id}/{run_id[:12]}")
         [run] = await other.arecord([example], sample=self.run.sample)

@@ -119,6 +119,7 @@ def _execution(
         passed=_places(task.passed, ids),
         erased=erased.get(task, {}),
         called=task.is_call,
+        number=task.number,
         discarded=task.discarded,
     )
 

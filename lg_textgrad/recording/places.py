@@ -22,7 +22,7 @@ class Places:
 
     def name(self, task: Task) -> str:
         """Return the name of an execution that begins; its caller's was asked for before."""
-        own, issued = _own(task), _number(task)
+        own, issued = _own(task), task.number
         name = f"{task.caller.place}/{own}" if task.caller else own
         if issued is None:
             return name
@@ -38,7 +38,7 @@ def line_of(task: Task) -> str:
     Other than a place it hangs on what was sent beside it, so a candidate that sends more, or in
     another order, gives its executions other lines.
     """
-    issued = _number(task)
+    issued = task.number
     own = _own(task) if issued is None else f"{_own(task)}!{issued}"
     return f"{task.caller.line}/{own}" if task.caller else own
 
@@ -48,10 +48,3 @@ def _own(task: Task) -> str:
     host = task.caller
     parts = task.namespace.split("|")[len(host.namespace.split("|")) if host else 0 :]
     return "/".join(part.split(":")[0] for part in parts)
-
-
-def _number(task: Task) -> int | None:
-    """Return which of the `Send`s or calls of its superstep a task is; None for any other."""
-    if not (task.is_sent or task.is_call):
-        return None
-    return next((p for p in task.route[1:] if isinstance(p, int) and not isinstance(p, bool)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,19 +10,22 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.types import Command
 
 from lg_textgrad.recording.structure import AnyGraph
+from lg_textgrad.recording.tasks import numbered
+from lg_textgrad.run import Execution
 
 
 class Substitution(Runnable[Any, Any]):
-    """Puts `text` in place of what the `number`th execution of a node, from 0, writes to `channel`.
+    """Puts `text` in place of what the execution `writer` of a recorded run writes to `channel`.
 
-    One object serves one run. Whether that execution came is for the recording to tell.
+    It is known by its superstep, and of several `Send`s by their number: in a run that repeats the
+    recorded one up to there, whoever ends first. One object serves one run. Whether that execution
+    came is for the recording to tell.
     """
 
-    def __init__(self, channel: str, number: int, text: str) -> None:
+    def __init__(self, channel: str, writer: Execution, text: str) -> None:
         self.channel = channel
         self.text = text
-        self._before = number
-        self._guard = threading.Lock()
+        self._writer = writer
 
     def into(self, graph: AnyGraph, node: str) -> AnyGraph:
         """Return a copy of `graph` whose `node` has its writes changed. Not recompiled."""
@@ -31,12 +33,12 @@ class Substitution(Runnable[Any, Any]):
         nodes = {**graph.nodes, node: old.copy({"writers": [self, *old.writers]})}
         return graph.copy({"nodes": nodes})
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002, ARG002 - LangChain's names
-        with self._guard:
-            self._before -= 1
-            if self._before != -1:
-                return input
-        return self._changed(input)
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002 - LangChain's names
+        found = (config or {}).get("metadata") or {}
+        route = tuple(found.get("langgraph_path") or ())
+        here = found.get("langgraph_step"), numbered(route)
+        is_it = here == (self._writer.superstep, self._writer.number)
+        return self._changed(input) if is_it else input
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002 - LangChain's names
         return self.invoke(input, config)

@@ -122,6 +122,11 @@ class Task:
     def is_sent(self) -> bool:
         return _PUSH in self.triggers and not self.is_call and not self.is_handler
 
+    @property
+    def number(self) -> int | None:
+        """Which of the `Send`s or calls of its superstep it is; None for any other."""
+        return numbered(self.route) if self.is_sent or self.is_call else None
+
     def called(self, call: Task, now: int) -> int:
         """Note a call that begins now; return the latest moment at which it can have been made.
 
@@ -222,6 +227,11 @@ class Task:
             if anew:
                 self.overwrites.add(channel)
             self.values.append((channel, kept))
+
+
+def numbered(route: Sequence[Any]) -> int | None:
+    """Return the number in LangGraph's path of a task that was sent or called."""
+    return next((p for p in route[1:] if isinstance(p, int) and not isinstance(p, bool)), None)
 
 
 def _are_pairs(update: Sequence[Any]) -> bool:
