@@ -18,6 +18,28 @@ from tests.servers.openai_server import OpenAIServer
 PAGE = Path(__file__).parent.parent / "docs" / "bindings.md"
 
 
+def printed(parts, server, folder=None):
+    """Run the parts as one program whose models are `server`, and return what it prints."""
+    keep = {n: v for n, v in os.environ.items() if not n.startswith(("OPENAI_", "LANGSMITH_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(parts)],
+        cwd=folder,
+        env={
+            **keep,
+            "OPENAI_API_KEY": "k",
+            "OPENAI_BASE_URL": server.base_url,
+            "NO_PROXY": "*",
+            "PYTHONPATH": str(PAGE.parent.parent),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_examples_of_the_ways_to_hold_a_prompt_print_what_they_say():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     said = re.findall(r"^# -> (.*)$", "\n".join(blocks), re.MULTILINE)
@@ -25,23 +47,7 @@ def test_examples_of_the_ways_to_hold_a_prompt_print_what_they_say():
     assert len(blocks) >= 9
     assert len(said) == len(prints) >= 9
     with OpenAIServer(lambda body: "It is on its way.", models=None) as server:
-        keep = {n: v for n, v in os.environ.items() if not n.startswith(("OPENAI_", "LANGSMITH_"))}
-        done = subprocess.run(
-            [sys.executable, "-c", "\n".join(blocks)],
-            env={
-                **keep,
-                "OPENAI_API_KEY": "k",
-                "OPENAI_BASE_URL": server.base_url,
-                "NO_PROXY": "*",
-                "PYTHONPATH": str(PAGE.parent.parent),
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == said
+        assert printed(blocks, server).splitlines() == said
 
 
 RULE = "Refunds must go to 'payments'."
@@ -85,24 +91,7 @@ def test_examples_of_the_readme_run(tmp_path):
     again = "triage.adopt('You route ...')"
     parts = [AROUND_THE_README, trained, "print('---')", again, by_hand, "print(triage.value)"]
     with OpenAIServer(routes, models=None) as server:
-        keep = {n: v for n, v in os.environ.items() if not n.startswith(("OPENAI_", "LANGSMITH_"))}
-        done = subprocess.run(
-            [sys.executable, "-c", "\n".join(parts)],
-            cwd=tmp_path,
-            env={
-                **keep,
-                "OPENAI_API_KEY": "k",
-                "OPENAI_BASE_URL": server.base_url,
-                "NO_PROXY": "*",
-                "PYTHONPATH": str(PAGE.parent.parent),
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.split("---\n")
+        first, second = printed(parts, server, tmp_path).split("---\n")
     assert first.startswith("0.0 -> 1.0 You route ...")
     assert RULE in first
     assert second.startswith("You route ...")
