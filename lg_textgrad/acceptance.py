@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -45,6 +45,11 @@ class Outcome:
 
 Outcomes = Mapping[str, Outcome]
 """Example id -> outcome."""
+
+_AT_ODDS = (
+    "Sequential looks at scores alone, so it would refuse what Priced accepts for its costs; use "
+    "one of the two."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +204,7 @@ class Sequential:
                 "Sequential needs a chunk of at least 1, alpha between 0 and 1, hope in [0, 1)."
             )
         if _has(self.last, Priced):
-            raise ConfigurationError(
-                "Sequential looks at scores alone, so it would refuse what Priced accepts for its "
-                "costs; use one of the two."
-            )
+            raise ConfigurationError(_AT_ODDS)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -224,16 +226,10 @@ class Sequential:
             return counted.verdict(False, f"no chance left {seen}")
         if wealth([-d for d in differences], -self.hope) >= 1 / self.alpha:
             return counted.verdict(False, f"clear {seen}")
-        early = getattr(self.last, "settled", None)
-        refused: Verdict | None = early(incumbent, candidate, total) if early else None
-        return refused
+        return _early(self.last, incumbent, candidate, total)
 
     def decide(self, incumbent: Outcomes, candidate: Outcomes) -> Verdict:
         return self.last.decide(incumbent, candidate)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raise `ConfigurationError` for what `last` names and the examples don't have."""
-        check_policy(self.last, examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +285,7 @@ class Guarded:
 
     def settled(self, incumbent: Outcomes, candidate: Outcomes, total: int) -> Verdict | None:
         """Return the early refusal of `inner`; None while it is open."""
-        early = getattr(self.inner, "settled", None)
-        refused: Verdict | None = early(incumbent, candidate, total) if early else None
-        return refused
+        return _early(self.inner, incumbent, candidate, total)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `ConfigurationError` for anchors and slices that the examples don't have."""
@@ -303,7 +297,6 @@ class Guarded:
                 f"No validation example has '{unknown[0]}' in its metadata, so Guarded can't watch "
                 f"it as a slice; there are {', '.join(sorted(known)) or 'no metadata'}."
             )
-        check_policy(self.inner, examples)
 
     def _check_anchors(self, ids: Container[str]) -> None:
         missing = [anchor for anchor in self.anchors if anchor not in ids]
@@ -351,10 +344,7 @@ class Priced:
         if min(self.per_1k_tokens, self.per_second) < 0:
             raise ConfigurationError("Prices of tokens and seconds must not be negative.")
         if _has(self.inner, Sequential):
-            raise ConfigurationError(
-                "Sequential looks at scores alone, so it would refuse what Priced accepts for its "
-                "costs; use one of the two."
-            )
+            raise ConfigurationError(_AT_ODDS)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -382,25 +372,42 @@ class Priced:
             verdict.accepted, f"{verdict.reason}; {why}", counted.gain, counted.won, counted.lost
         )
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raise `ConfigurationError` for what `inner` names and the examples don't have."""
-        check_policy(self.inner, examples)
-
     def _cost(self, outcome: Outcome) -> float:
         return self.per_1k_tokens * outcome.tokens / 1000 + self.per_second * outcome.seconds
 
 
 def check_policy(policy: Acceptance, examples: Sequence[Example]) -> None:
-    """Have a policy look, before anything is paid, whether the validation examples fit it."""
-    check = getattr(policy, "check", None)
-    if check is not None:
-        check(examples)
+    """Have a policy, and those within it, look whether the validation examples fit it.
+
+    Before anything is paid. Raises `ConfigurationError` where they don't.
+    """
+    for each in _within(policy):
+        check = getattr(each, "check", None)
+        if check is not None:
+            check(examples)
 
 
 def _has(policy: Acceptance, kind: type) -> bool:
     """Return whether a policy is, or wraps, one of this kind."""
-    inside = [getattr(policy, name, None) for name in ("inner", "last")]
-    return isinstance(policy, kind) or any(_has(p, kind) for p in inside if p is not None)
+    return any(isinstance(each, kind) for each in _within(policy))
+
+
+def _within(policy: Acceptance) -> Iterator[Acceptance]:
+    """Yield a policy and those that it wraps."""
+    yield policy
+    for name in ("inner", "last"):
+        wrapped = getattr(policy, name, None)
+        if wrapped is not None:
+            yield from _within(wrapped)
+
+
+def _early(
+    policy: Acceptance, incumbent: Outcomes, candidate: Outcomes, total: int
+) -> Verdict | None:
+    """Return the refusal of a policy after part of the examples; None for one that never looks."""
+    settled = getattr(policy, "settled", None)
+    refused: Verdict | None = settled(incumbent, candidate, total) if settled else None
+    return refused
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import replace
 
@@ -287,14 +288,21 @@ def asking(ledger, made, threads):
     return ask
 
 
-@pytest.mark.parametrize("threads", [False, True])
-async def test_call_that_waits_for_the_common_limit_heeds_a_pause_that_its_lane_hears_of(threads):
-    ledger, made = tg.Ledger(patience=QUICK, max_concurrency=1), []
-    ask = asking(ledger, made, threads)
+@asynccontextmanager
+async def one_waiting(ledger, ask):
+    """A call that has its place on the lane and waits for the one under the common limit."""
     async with ledger.limiter.ahold():
         waiting = asyncio.create_task(ask("k", "graph"))
         while not ledger.limiter._waiting:
             await asyncio.sleep(0.001)
+        yield waiting
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_call_that_waits_for_the_common_limit_heeds_a_pause_that_its_lane_hears_of(threads):
+    ledger, made = tg.Ledger(patience=QUICK, max_concurrency=1), []
+    ask = asking(ledger, made, threads)
+    async with one_waiting(ledger, ask) as waiting:
         ledger.traffic.lane(Route("graph")).wait(1.0)
         until = time.monotonic() + 1.0
     await ask("other", "critic")  # has the place meanwhile
@@ -306,10 +314,7 @@ async def test_call_that_waits_for_the_common_limit_heeds_a_pause_that_its_lane_
 async def test_call_that_waits_for_the_common_limit_is_not_sent_on_a_lane_that_closes(threads):
     ledger, made = tg.Ledger(patience=QUICK, max_concurrency=1), []
     ask = asking(ledger, made, threads)
-    async with ledger.limiter.ahold():
-        waiting = asyncio.create_task(ask("k", "graph"))
-        while not ledger.limiter._waiting:
-            await asyncio.sleep(0.001)
+    async with one_waiting(ledger, ask) as waiting:
         ledger.traffic.lane(Route("graph")).close(ModelAuthenticationError("The key is refused."))
     with pytest.raises(ModelAuthenticationError, match="The key is refused"):
         await waiting

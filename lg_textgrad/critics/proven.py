@@ -175,7 +175,7 @@ class ProvenCredit:
     async def _try(
         self, request: RunRequest, gradients: Sequence[Gradient]
     ) -> tuple[dict[str, float], dict[str, AIMessage]]:
-        """Return what corrections won back and what they were, by execution, in order of the run.
+        """Return what corrections won back and what they were, by execution, as they were tried.
 
         The critic may stand by what a suspect wrote. Where nothing else wins the loss back, it is
         asked again for those, told that they are at fault.

@@ -93,7 +93,7 @@ class Task:
     inside: list[Task] = field(default_factory=list)
     """What ran inside of its last attempt."""
     last_call: int = -1
-    """The place of the last of its calls that has begun, in the order in which they were made."""
+    """The highest number of its calls that have begun."""
     resumed: list[Any] = field(default_factory=list)
     """The inputs of the invocations that it went on in."""
     results: list[Task] = field(default_factory=list)
@@ -107,11 +107,6 @@ class Task:
     def is_call(self) -> bool:
         """Whether it is a `@task` that somebody's code called."""
         return len(self.route) == 4 and self.route[0] == _PUSH and self.route[3] is True
-
-    @property
-    def call(self) -> int:
-        """For a call, its place among those of its caller, in the order in which they were made."""
-        return int(self.route[2])
 
     @property
     def is_handler(self) -> bool:
@@ -133,10 +128,11 @@ class Task:
         Calls that go at once begin in any order, each in a thread of its own. A call was made
         before those that were made after it, so before any of them began.
         """
-        if call.call > self.last_call:
-            self.last_call = call.call
+        number = call.number or 0
+        if number > self.last_call:
+            self.last_call = number
             return now
-        later = (t for t in self.inside if t.is_call and t.call > call.call)
+        later = (t for t in self.inside if t.is_call and (t.number or 0) > number)
         return min((t.began for t in later), default=now)
 
     def begin_again(self, inputs: Any, root: Root) -> None:
