@@ -37,7 +37,11 @@ def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
 
     Where a script sets no space between words, so many characters as n words mostly have.
     """
-    found = [unit for word in words(text) for unit in _UNIT.findall(word)]
+    found = words(text)
+    if text.isascii():  # each word is one
+        yield from zip(*(found[start:] for start in range(n)), strict=False)
+        return
+    found = [unit for word in found for unit in _UNIT.findall(word)]
     end = size = 0
     sizes = [_share(unit) for unit in found]
     for start, first in enumerate(sizes):

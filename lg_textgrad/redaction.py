@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -59,6 +60,8 @@ _NO_SECRET = re.compile(r"_(FILE|PATH|DIR|URL|URI|HOST|NAME|ENV|VAR|SOCK|CONTROL
 _SHORTEST = 8  # fewer characters are a setting, not a secret
 _MOST_CLEAN = 1_000_000
 """Characters of clean texts that are remembered."""
+_PLACE = 32
+"""Characters that remembering a text takes on top of its own."""
 
 
 def _forms(secret: str) -> tuple[str, ...]:
@@ -134,6 +137,8 @@ class Redaction:
         )
         # Texts that have nothing secret in them: roles, names and prompts come again and again.
         self._clean: set[str] = set()
+        self.as_they_are: AbstractSet[str] = self._clean if hook is None else frozenset()
+        """Texts that nothing is done to, and keys of mappings."""
         self._room = _MOST_CLEAN
         self._bare = self if hook is None else Redaction(None, self._named)
 
@@ -207,16 +212,14 @@ class Redaction:
         )
 
     def _masked(self, text: str) -> str:
-        if len(text) < _SHORTEST:
-            return text
         if text in self._clean:
             return text
-        masked = _without(text, self._secrets)
+        masked = text if len(text) < _SHORTEST else _without(text, self._secrets)
         if any(beginning in masked for beginning in _BEGINNINGS):
             masked = _SECRET_VALUE.sub(HIDDEN, masked)
         if masked != text:
             return masked
-        self._room -= len(text)
+        self._room -= len(text) + _PLACE
         if self._room < 0:  # begin again: what comes often is soon known again
             self._clean.clear()
             self._room = _MOST_CLEAN
@@ -262,13 +265,14 @@ class _Walk:
 
     def __init__(self, redaction: Redaction, *, numbers: bool = True) -> None:
         self._redaction = redaction
+        self._as_they_are = redaction.as_they_are
         self._numbers = numbers
         self._known: dict[int, tuple[Any, Any]] = {}
 
     def value(self, value: Any) -> Any:
         kind = type(value)
         if kind is str:
-            return self._redaction.text(value)
+            return value if value in self._as_they_are else self._redaction.text(value)
         if kind is int or kind is float:
             return self._redaction.number(value) if self._numbers else value
         if value is None or kind is bool:
@@ -302,10 +306,12 @@ class _Walk:
         return value if masked is plain else masked
 
     def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
-        name, again = self._redaction.name, {}
+        # Most are texts that were seen before, and a call for each is what a reply would cost.
+        name, known, again = self._redaction.name, self._as_they_are, {}
         same = True
         for key, part in value.items():
-            shown, masked = name(key), self.value(part)
+            shown = key if key in known else name(key)
+            masked = part if type(part) is str and part in known else self.value(part)
             same = same and shown is key and masked is part
             again[shown] = masked
         return value if same else again

@@ -52,6 +52,13 @@ def test_ngrams_of_short_texts_are_none():
     assert len(ngrams("one two three four five six seven")) == 2
 
 
+@given(st.lists(st.sampled_from(["a", "Don't", "F-12", "x_y", "3.50", "—", "...", "Ω"]), max_size=20), st.integers(1, 7))
+def test_ngrams_are_all_runs_of_so_many_words(parts, n):
+    text = " ".join(parts)
+    found = words(text)
+    assert ngrams(text, n) == {tuple(found[i : i + n]) for i in range(len(found) - n + 1)}
+
+
 UNSPACED = {
     "Chinese": ("我昨天在你们店里买的黄色灯笼到现在还没有送到家里", "如果灯笼没有送到,请客户联系送货组。"),
     "Japanese": ("先週の火曜日に注文した黄色いランプがまだ届いていません", "ランプが届かないときは配送チームに回す。"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from sqlalchemy.exc import OperationalError
 
@@ -15,8 +16,16 @@ from lg_textgrad.errors import StoreError
 from lg_textgrad.store.places import Write
 
 _FOR_ALL = (OperationalError, StoreError)
-_Make = Callable[[], Sequence[Write]]
-_Waiting = tuple[Sequence[Write], Future[None]]
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """Rows that are to be written, and who waits for that."""
+
+    make: Callable[[], Sequence[Write]]
+    done: Future[None] = field(default_factory=Future)
+    told: asyncio.Future[None] | None = None
+    """What a coroutine waits for."""
 
 
 class Writer:
@@ -29,42 +38,37 @@ class Writer:
     def __init__(self, write: Callable[[Sequence[Write]], None]) -> None:
         self._write = write
         self._turn = threading.Lock()
-        self._waiting: deque[tuple[_Make, Future[None]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._start = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
+        # Whether the thread has work to come that will find what is added now.
+        self._due = False
         self._closed = False
 
     def put(self, rows: Sequence[Write]) -> None:
         """Write, and return when it is durable. Raises what the database raises."""
+        one = _Waiting(lambda: rows)
         with self._start:
-            done = self._submit(lambda: rows)
+            self._add(one)
         self._work()
-        done.result()
+        one.done.result()
 
     async def aput(self, make: Callable[[], Sequence[Write]]) -> None:
         """`put` what `make` returns, without holding up the event loop: it is called elsewhere.
 
         A cancelled caller's write is made as well.
         """
-        loop = asyncio.get_running_loop()
-        told: asyncio.Future[None] = loop.create_future()
-
-        def tell() -> None:
-            if not told.done():
-                told.set_result(None)
-
-        def written(_: Future[None]) -> None:
-            with suppress(RuntimeError):  # the caller's loop has ended, so nobody waits
-                loop.call_soon_threadsafe(tell)
-
+        told = asyncio.get_running_loop().create_future()
+        one = _Waiting(make, told=told)
         with self._start:
-            done = self._submit(make)
+            self._add(one)
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="lg_textgrad-store")
-            self._thread.submit(self._work)
-        done.add_done_callback(written)
+            if not self._due:
+                self._thread.submit(self._work, due=True)
+                self._due = True
         await told
-        done.result()
+        one.done.result()
 
     def close(self) -> None:
         """Make what still waits, and refuse what comes later."""
@@ -75,18 +79,19 @@ class Writer:
             thread.shutdown()
         self._work()
 
-    def _submit(self, make: _Make) -> Future[None]:
+    def _add(self, one: _Waiting) -> None:
         if self._closed:
             raise StoreError("The store is closed, so nothing more can be written to it.")
-        done: Future[None] = Future()
-        done.set_running_or_notify_cancel()
-        self._waiting.append((make, done))
-        return done
+        one.done.set_running_or_notify_cancel()
+        self._waiting.append(one)
 
-    def _work(self) -> None:
+    def _work(self, *, due: bool = False) -> None:
         """Write all that waits, unless somebody else has by the time it is our turn."""
         with self._turn:
-            taken: list[tuple[_Make, Future[None]]] = []
+            if due:  # before anything is taken: what comes from now on may come too late for it
+                with self._start:
+                    self._due = False
+            taken: list[_Waiting] = []
             try:
                 while self._waiting:
                     taken.append(self._waiting.popleft())
@@ -94,31 +99,50 @@ class Writer:
                 if group:
                     self._commit(group)
             except BaseException:  # Ctrl-C here is not what the others asked for: their turn comes
-                self._waiting.extendleft(pair for pair in reversed(taken) if not pair[1].done())
+                self._waiting.extendleft(one for one in reversed(taken) if not one.done.done())
                 raise
+            finally:
+                _tell(one for one in taken if one.done.done())
 
-    def _commit(self, group: Sequence[_Waiting]) -> None:
+    def _commit(self, group: Sequence[tuple[Sequence[Write], _Waiting]]) -> None:
         try:
             self._write([row for rows, _ in group for row in rows])
         except Exception as error:  # whatever it is belongs to those who wait
             # One that cannot be written must not take the others down; a full disk takes all.
             if len(group) == 1 or isinstance(error, _FOR_ALL):
-                for _, done in group:
-                    done.set_exception(error)
+                for _, one in group:
+                    one.done.set_exception(error)
             else:
-                for one in group:
-                    self._commit([one])
+                for pair in group:
+                    self._commit([pair])
         else:
-            for _, done in group:
-                done.set_result(None)
+            for _, one in group:
+                one.done.set_result(None)
 
 
-def _made(taken: Sequence[tuple[_Make, Future[None]]]) -> list[_Waiting]:
+def _made(taken: Sequence[_Waiting]) -> list[tuple[Sequence[Write], _Waiting]]:
     """Return the rows of each; whoever's cannot be made is told so."""
     group = []
-    for make, done in taken:
+    for one in taken:
         try:
-            group.append((make(), done))
+            group.append((one.make(), one))
         except Exception as error:
-            done.set_exception(error)
+            one.done.set_exception(error)
     return group
+
+
+def _tell(those: Iterable[_Waiting]) -> None:
+    """Let the coroutines go on: a loop is woken once for all of its own."""
+    of_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = defaultdict(list)
+    for one in those:
+        if one.told is not None:
+            of_loop[one.told.get_loop()].append(one.told)
+    for loop, told in of_loop.items():
+        with suppress(RuntimeError):  # the callers' loop has ended, so nobody waits
+            loop.call_soon_threadsafe(_go_on, told)
+
+
+def _go_on(told: Sequence[asyncio.Future[None]]) -> None:
+    for each in told:
+        if not each.done():
+            each.set_result(None)

@@ -14,7 +14,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import closing, contextmanager
+import threading
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,44 @@ async def test_writes_that_wait_together_share_one_transaction(store):
     await asyncio.gather(*tasks)
     assert 1 <= len(commits) <= 2  # the first may have been on its way before the others came
     assert store.paid() == {"critic": Usage(50, 0, 50, 50)}
+
+
+async def test_callers_of_one_transaction_are_woken_together(store, monkeypatch):
+    loop, woken = asyncio.get_running_loop(), []
+    call = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *a, **more: woken.append(a) or call(*a, **more))
+    with locked(store.directory):
+        tasks = [asyncio.create_task(store.aput_result(f"k{i}", "critic", {}, i, USAGE)) for i in range(50)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert 1 <= len(woken) <= 2
+
+
+async def test_write_after_an_interrupted_one_is_made_with_what_that_had_taken(store, monkeypatch):
+    write, interrupted = store._place.write, []
+
+    def interrupt(rows):
+        if not interrupted:
+            interrupted.append(rows)
+            raise KeyboardInterrupt
+        write(rows)
+
+    def put():
+        with suppress(KeyboardInterrupt):  # it may be the store's own thread that gets it
+            store.put_meta("ours", 1)
+
+    monkeypatch.setattr(store._place, "write", interrupt)
+    thread = threading.Thread(target=put)
+    with store._writer._turn:  # all have come before anyone's turn
+        waiting = asyncio.create_task(store.aput_result("theirs", "critic", {}, "r", USAGE))
+        await asyncio.sleep(0)
+        thread.start()
+    await asyncio.wait_for(waiting, 10)
+    thread.join()
+    assert interrupted
+    store.put_meta("later", 1)
+    assert store.get_result("theirs") == ("r", USAGE)
+    assert store.get_meta("ours") == 1
 
 
 async def test_write_that_cannot_be_made_fails_alone(store):
