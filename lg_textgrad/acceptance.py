@@ -70,8 +70,9 @@ class Acceptance(Protocol):
 
     A policy that can refuse early also has `chunk`, how many examples are tried between two looks
     (None for no looks), and `settled(incumbent, candidate, total)`, a refusal after part of `total`
-    examples or None while it is open. One that names examples or metadata has `check(examples)`,
-    which raises `ConfigurationError` where the validation examples don't have them.
+    examples, in an order that the seed decides, or None while it is open. One that names examples
+    or metadata has `check(examples)`, which raises `ConfigurationError` where the validation
+    examples don't have them.
     """
 
     @property
