@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lg_textgrad.errors import ConfigurationError
-from lg_textgrad.objective import Scored
+from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.run import Example
 from lg_textgrad.significance import mcnemar, paired, wealth
 
@@ -20,7 +20,7 @@ class Outcome:
     score: float
     """In [0, 1], higher is better."""
     feedback: Mapping[str, float] = field(default_factory=dict)
-    """Evaluator's key -> its score."""
+    """Evaluator's key -> its score, the mean where several gave one."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """The example's metadata."""
     tokens: int = 0
@@ -29,6 +29,8 @@ class Outcome:
     seconds: float = 0.0
     """How long the models took for those calls, added up, when they were made: answered from the
     store or not, without what a call waited for its turn."""
+    failed: bool = False
+    """Whether the run ended in an error, so that no evaluator was asked."""
 
     @classmethod
     def of(cls, scored: Scored) -> Outcome:
@@ -36,11 +38,16 @@ class Outcome:
         calls = [call for e in scored.run.executions for call in e.model_calls]
         return cls(
             scored.score,
-            {f.key: f.score for f in scored.feedback if f.score is not None},
+            Loss((scored,)).by_key,
             dict(scored.run.example.metadata),
             sum(call.usage.tokens for call in calls),
             math.fsum(call.usage.seconds for call in calls),
+            scored.run.error is not None,
         )
+
+    def on(self, key: str) -> float | None:
+        """Return the score of one evaluator: 0 for a run that failed, None where it gave none."""
+        return 0.0 if self.failed else self.feedback.get(key)
 
 
 Outcomes = Mapping[str, Outcome]
@@ -239,7 +246,7 @@ class Guarded:
 
     `anchors` are ids of examples whose score must not fall at all. `slices` are metadata keys: the
     mean over the examples that share a value must not fall by more than `tolerance`. `keys` are
-    evaluators whose mean must not fall by more than that either.
+    evaluators whose mean must not fall by more than that either; a run that failed counts as 0.
     """
 
     inner: Acceptance = field(default_factory=Better)
@@ -320,8 +327,8 @@ class Guarded:
                 if change < -self.tolerance - 1e-9:
                     return f"the slice {name}={value} changes by {change:+.3f}"
         for key in self.keys:
-            pairs = [(o.feedback, candidate[e].feedback) for e, o in incumbent.items()]
-            change = _mean(b[key] - a[key] for a, b in pairs if key in a and key in b)
+            pairs = [(o.on(key), candidate[e].on(key)) for e, o in incumbent.items()]
+            change = _mean(b - a for a, b in pairs if a is not None and b is not None)
             if change < -self.tolerance - 1e-9:
                 return f"'{key}' changes by {change:+.3f}"
         return None
