@@ -128,8 +128,7 @@ class Better:
     min_gain: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_gain < 1:
-            raise ConfigurationError(f"min_gain must be in [0, 1), not {self.min_gain}.")
+        _check_gain(self.min_gain)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -148,7 +147,8 @@ class Significant:
     else a paired test over the signs of the differences. A step compares candidates that were
     picked among many, so `tries` of them share `alpha` (Bonferroni). Of a search over many
     candidates on few examples, `Better` accepts what was lucky; this does so rarely. Raises
-    `ConfigurationError` for an `alpha` outside (0, 1) and `tries` below 1.
+    `ConfigurationError` for an `alpha` outside (0, 1), `tries` below 1, and a `min_gain` outside
+    [0, 1).
     """
 
     alpha: float = 0.1
@@ -162,6 +162,7 @@ class Significant:
                 f"alpha must be between 0 and 1 and tries at least 1, not {self.alpha} and "
                 f"{self.tries}."
             )
+        _check_gain(self.min_gain)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -178,6 +179,11 @@ class Significant:
         p = p_value(incumbent, candidate, self.seed)
         better = counted.gain > self.min_gain + 1e-9
         return counted.verdict(better and p <= self.alpha / self.tries, f"p = {p:.3f}")
+
+
+def _check_gain(min_gain: float) -> None:
+    if not 0 <= min_gain < 1:
+        raise ConfigurationError(f"min_gain must be in [0, 1), not {min_gain}.")
 
 
 def p_value(incumbent: Outcomes, candidate: Outcomes, seed: int = 0) -> float:
@@ -247,6 +253,7 @@ class Guarded:
     `anchors` are ids of examples whose score must not fall at all. `slices` are metadata keys: the
     mean over the examples that share a value must not fall by more than `tolerance`. `keys` are
     evaluators whose mean must not fall by more than that either; a run that failed counts as 0.
+    Raises `ConfigurationError` for a negative `tolerance`.
     """
 
     inner: Acceptance = field(default_factory=Better)
@@ -254,6 +261,10 @@ class Guarded:
     slices: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.tolerance >= 0:
+            raise ConfigurationError(f"tolerance must be at least 0, not {self.tolerance}.")
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -349,8 +360,10 @@ class Priced:
     inner: Acceptance = field(default_factory=Better)
 
     def __post_init__(self) -> None:
-        if min(self.per_1k_tokens, self.per_second) < 0:
-            raise ConfigurationError("Prices of tokens and seconds must not be negative.")
+        if not all(0 <= price < math.inf for price in (self.per_1k_tokens, self.per_second)):
+            raise ConfigurationError(
+                "Prices of tokens and seconds must not be negative, infinite or nan."
+            )
         if _has(self.inner, Sequential):
             raise ConfigurationError(_AT_ODDS)
 

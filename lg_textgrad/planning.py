@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Schedule:
     """How long to train, and on how much at a time.
 
-    Raises `ConfigurationError` for `steps` or a `batch_size` below 1.
+    Raises `ConfigurationError` for `steps`, a `batch_size` or `patience` below 1.
     """
 
     steps: int = 4
@@ -46,9 +46,10 @@ class Schedule:
     """Stop after this many steps in a row without an accepted candidate; None never does."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("steps", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {value}.")
 
 
 def check_parts(graph: Any, objective: Any, critic: Any, optimizer: Any) -> None:
