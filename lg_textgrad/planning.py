@@ -102,27 +102,33 @@ def estimate(
     optimizer: Optimizer | None = None,
     budget: int | None = None,
     before: int = 0,
+    joins: bool = False,
+    tested: int = 2,
 ) -> dict[str, int | None]:
     """Return upper bounds in model calls: `baseline_calls`, and `calls` of the whole run.
 
     A run of the graph takes `calls_a_run`, or one for each parameter where nothing is known of it.
     A search says itself what it takes. `before` are calls that the run has made already, to find
-    its prompts; they are in `calls`. No run takes more than the `budget`, which is given back
-    where it is the limit. `calls` is None where nobody can tell.
+    its prompts; they are in `calls`. `joins` says that a step may also try a joined candidate,
+    `tested` how many candidates are scored on the test examples. No run takes more than the
+    `budget`, which is given back where it is the limit. `calls` is None where nobody can tell.
     """
-    proposals = max(1, parameters)
-    calls = calls_a_run or proposals
+    prompts = max(1, parameters)
+    calls = calls_a_run or prompts
     batch = min(schedule.batch_size, len(splits["train"]))
-    rollouts = batch * (2 + proposals) + len(splits["val"])
     blame = most_calls(critic, calls)
     learning: int | None
     if isinstance(optimizer, Search):
-        sizes = Sizes(proposals, len(splits["train"]), len(splits["val"]), calls, blame)
+        sizes = Sizes(prompts, len(splits["train"]), len(splits["val"]), calls, blame)
         learning = optimizer.most_calls(sizes)
     else:
-        own = proposals if optimizer is None else optimizer.step_calls(proposals)
+        own = prompts if optimizer is None else optimizer.step_calls(prompts)
+        proposals = prompts if optimizer is None else optimizer.step_proposals(prompts)
+        # What helped together, and when that is refused the best alone.
+        compared = min(2, proposals) + joins
+        rollouts = batch * (1 + proposals) + compared * len(splits["val"])
         learning = schedule.steps * (calls * rollouts + blame * batch + own)
-    tests = 2 * calls * len(splits["test"])
+    tests = tested * calls * len(splits["test"])
     baseline = calls * len(splits["val"])
     bounds = [budget, None if learning is None else before + baseline + learning + tests]
     most = min((bound for bound in bounds if bound is not None), default=None)

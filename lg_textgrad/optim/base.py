@@ -197,6 +197,10 @@ class Optimizer(abc.ABC):
         """
         return prompts
 
+    def step_proposals(self, prompts: int) -> int:
+        """Return how many proposals `aproposals` has at most for so many parameters."""
+        return prompts
+
     def zero_grad(self) -> None:
         """Empty the gradients of all parameters."""
         for parameter in self.parameters.values():

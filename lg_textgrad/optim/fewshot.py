@@ -81,6 +81,9 @@ class FewShot(Optimizer):
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0
 
+    def step_proposals(self, prompts: int) -> int:
+        return 2 * len(self.sizes) * self.sets * prompts  # of runs, and of references
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)

@@ -54,6 +54,9 @@ class OutputRules(Optimizer):
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0
 
+    def step_proposals(self, prompts: int) -> int:
+        return 2 * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)

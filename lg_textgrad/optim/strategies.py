@@ -48,6 +48,9 @@ class Strategies(Optimizer):
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0
 
+    def step_proposals(self, prompts: int) -> int:
+        return len(self.lines) * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)

@@ -126,6 +126,9 @@ class TextualGradientDescent(Optimizer):
     def step_calls(self, prompts: int) -> int:
         return self.beam * prompts
 
+    def step_proposals(self, prompts: int) -> int:
+        return (self.beam + self.notes_as_lines) * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         blamed = [
