@@ -186,6 +186,7 @@ class Optimizer(abc.ABC):
     def reset(self) -> None:
         """Forget what earlier runs have shown: a run that goes on is gone through from the top."""
         self.history.clear()
+        self.refused.clear()
 
     def see_examples(self, train: Sequence[Example]) -> None:  # noqa: B027
         """Take note of all training examples, before the first step."""
