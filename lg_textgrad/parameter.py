@@ -230,7 +230,7 @@ class Parameter:
             if span not in instruction:
                 raise self._refusal(f"it changes the locked span {span!r}")
         for word in self.forbidden:
-            if word.lower() in text.lower() and word.lower() not in self.value.lower():
+            if word.lower() in text.lower() and word.lower() not in self.full.lower():
                 raise self._refusal(f"it brings in the forbidden text {word!r}")
         if self.max_tokens is not None and count_tokens(text) > self.max_tokens:
             raise self._refusal(

@@ -116,6 +116,16 @@ def _joined(
         return None
 
 
+def taken_apart(parameter: Parameter) -> Parameter:
+    """Return the parameter with its instruction and its demonstrations apart, as candidates are.
+
+    A value that a user gives, such as a text that was exported, may have both.
+    """
+    copy = parameter.at(parameter.full)
+    copy.grad = parameter.grad
+    return copy
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A proposal that was tried, and what came of it."""

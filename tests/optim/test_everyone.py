@@ -131,9 +131,10 @@ def test_no_step_takes_more_calls_than_the_estimate_says(name):
     assert result.spent.usage.calls <= estimate < 2 * result.spent.usage.calls
 
 
-async def proposed(name, **options):
+async def proposed(name, value=None, **options):
     """Let an optimizer see a recorded batch, its gradients included. Returns what it proposes, and the graph."""
     graph = router.build(**options)
+    graph.parameters["triage"].value = value or graph.parameters["triage"].value
     graph.parameters["answer"].requires_grad = False
     examples = router.examples(TRAIN)
     loss = await router.OBJECTIVE.acall(await graph.arecord(examples))
@@ -159,6 +160,19 @@ async def test_what_is_proposed_keeps_every_promise_and_is_not_applied(name):
         graph.parameters["triage"].check(proposal.candidate["triage"])
         edited = apply_edits(graph.parameters["triage"].value, proposal.edits)
         assert edited == split_demos(proposal.candidate["triage"])[0]
+
+
+@pytest.mark.parametrize("name", sorted(STEPPERS.keys() - {"output_rules"}))
+async def test_value_that_has_demonstrations_is_edited_before_them_and_they_stay_whole(name):
+    """Such as a tuned text that was exported, and is tuned again."""
+    shown = "\n\nExamples:\n\nInput: My size of the cup, please.\nOutput: advice"
+    proposals, _ = await proposed(name, f"You route.\nName the team.{shown}")
+    assert proposals
+    for proposal in proposals:
+        instruction, demos = split_demos(proposal.candidate["triage"])
+        assert apply_edits("You route.\nName the team.", proposal.edits) == instruction
+        assert name == "fewshot" or demos == (tg.Demo("My size of the cup, please.", "advice"),)
+        assert demos
 
 
 @pytest.mark.parametrize("name", sorted(STEPPERS))
