@@ -253,7 +253,7 @@ class Guarded:
     `anchors` are ids of examples whose score must not fall at all. `slices` are metadata keys: the
     mean over the examples that share a value must not fall by more than `tolerance`. `keys` are
     evaluators whose mean must not fall by more than that either; a run that failed counts as 0.
-    Raises `ConfigurationError` for a negative `tolerance`.
+    Raises `ConfigurationError` for a negative `tolerance`, and one text in place of a list of them.
     """
 
     inner: Acceptance = field(default_factory=Better)
@@ -265,6 +265,9 @@ class Guarded:
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:
             raise ConfigurationError(f"tolerance must be at least 0, not {self.tolerance}.")
+        for name in ("anchors", "slices", "keys"):
+            if isinstance(one := getattr(self, name), str):
+                raise ConfigurationError(f"{name} is a list of names, not one text: ({one!r},).")
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:

@@ -255,7 +255,7 @@ def test_policies_have_plain_fingerprints_that_differ(policy):
     [lambda: tg.Significant(alpha=0), lambda: tg.Significant(tries=0), lambda: tg.Sequential(chunk=0),
      lambda: tg.Sequential(hope=1), lambda: tg.Priced(per_second=-1), lambda: tg.Significant(min_gain=2),
      lambda: tg.Priced(per_second=float("nan")), lambda: tg.Guarded(tolerance=-0.1),
-     lambda: tg.Guarded(tolerance=float("nan"))],
+     lambda: tg.Guarded(tolerance=float("nan")), lambda: tg.Guarded(keys="safe")],
 )  # fmt: skip
 def test_policies_that_cannot_work_are_refused(make):
     with pytest.raises(ConfigurationError):
