@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lg_textgrad.errors import ConfigurationError
-from lg_textgrad.objective import Scored
+from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.run import Example
 from lg_textgrad.significance import mcnemar, paired, wealth
 
@@ -20,7 +20,7 @@ class Outcome:
     score: float
     """In [0, 1], higher is better."""
     feedback: Mapping[str, float] = field(default_factory=dict)
-    """Evaluator's key -> its score."""
+    """Evaluator's key -> its score, the mean where several gave one."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """The example's metadata."""
     tokens: int = 0
@@ -29,6 +29,8 @@ class Outcome:
     seconds: float = 0.0
     """How long the models took for those calls, added up, when they were made: answered from the
     store or not, without what a call waited for its turn."""
+    failed: bool = False
+    """Whether the run ended in an error, so that no evaluator was asked."""
 
     @classmethod
     def of(cls, scored: Scored) -> Outcome:
@@ -36,11 +38,16 @@ class Outcome:
         calls = [call for e in scored.run.executions for call in e.model_calls]
         return cls(
             scored.score,
-            {f.key: f.score for f in scored.feedback if f.score is not None},
+            Loss((scored,)).by_key,
             dict(scored.run.example.metadata),
             sum(call.usage.tokens for call in calls),
             math.fsum(call.usage.seconds for call in calls),
+            scored.run.error is not None,
         )
+
+    def on(self, key: str) -> float | None:
+        """Return the score of one evaluator: 0 for a run that failed, None where it gave none."""
+        return 0.0 if self.failed else self.feedback.get(key)
 
 
 Outcomes = Mapping[str, Outcome]
@@ -70,8 +77,9 @@ class Acceptance(Protocol):
 
     A policy that can refuse early also has `chunk`, how many examples are tried between two looks
     (None for no looks), and `settled(incumbent, candidate, total)`, a refusal after part of `total`
-    examples or None while it is open. One that names examples or metadata has `check(examples)`,
-    which raises `ConfigurationError` where the validation examples don't have them.
+    examples, in an order that the seed decides, or None while it is open. One that names examples
+    or metadata has `check(examples)`, which raises `ConfigurationError` where the validation
+    examples don't have them.
     """
 
     @property
@@ -120,8 +128,7 @@ class Better:
     min_gain: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_gain < 1:
-            raise ConfigurationError(f"min_gain must be in [0, 1), not {self.min_gain}.")
+        _check_gain(self.min_gain)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -140,7 +147,8 @@ class Significant:
     else a paired test over the signs of the differences. A step compares candidates that were
     picked among many, so `tries` of them share `alpha` (Bonferroni). Of a search over many
     candidates on few examples, `Better` accepts what was lucky; this does so rarely. Raises
-    `ConfigurationError` for an `alpha` outside (0, 1) and `tries` below 1.
+    `ConfigurationError` for an `alpha` outside (0, 1), `tries` below 1, and a `min_gain` outside
+    [0, 1).
     """
 
     alpha: float = 0.1
@@ -154,6 +162,7 @@ class Significant:
                 f"alpha must be between 0 and 1 and tries at least 1, not {self.alpha} and "
                 f"{self.tries}."
             )
+        _check_gain(self.min_gain)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -170,6 +179,11 @@ class Significant:
         p = p_value(incumbent, candidate, self.seed)
         better = counted.gain > self.min_gain + 1e-9
         return counted.verdict(better and p <= self.alpha / self.tries, f"p = {p:.3f}")
+
+
+def _check_gain(min_gain: float) -> None:
+    if not 0 <= min_gain < 1:
+        raise ConfigurationError(f"min_gain must be in [0, 1), not {min_gain}.")
 
 
 def p_value(incumbent: Outcomes, candidate: Outcomes, seed: int = 0) -> float:
@@ -238,7 +252,8 @@ class Guarded:
 
     `anchors` are ids of examples whose score must not fall at all. `slices` are metadata keys: the
     mean over the examples that share a value must not fall by more than `tolerance`. `keys` are
-    evaluators whose mean must not fall by more than that either.
+    evaluators whose mean must not fall by more than that either; a run that failed counts as 0.
+    Raises `ConfigurationError` for a negative `tolerance`, and one text in place of a list of them.
     """
 
     inner: Acceptance = field(default_factory=Better)
@@ -246,6 +261,13 @@ class Guarded:
     slices: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.tolerance >= 0:
+            raise ConfigurationError(f"tolerance must be at least 0, not {self.tolerance}.")
+        for name in ("anchors", "slices", "keys"):
+            if isinstance(one := getattr(self, name), str):
+                raise ConfigurationError(f"{name} is a list of names, not one text: ({one!r},).")
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -319,8 +341,8 @@ class Guarded:
                 if change < -self.tolerance - 1e-9:
                     return f"the slice {name}={value} changes by {change:+.3f}"
         for key in self.keys:
-            pairs = [(o.feedback, candidate[e].feedback) for e, o in incumbent.items()]
-            change = _mean(b[key] - a[key] for a, b in pairs if key in a and key in b)
+            pairs = [(o.on(key), candidate[e].on(key)) for e, o in incumbent.items()]
+            change = _mean(b - a for a, b in pairs if a is not None and b is not None)
             if change < -self.tolerance - 1e-9:
                 return f"'{key}' changes by {change:+.3f}"
         return None
@@ -341,8 +363,10 @@ class Priced:
     inner: Acceptance = field(default_factory=Better)
 
     def __post_init__(self) -> None:
-        if min(self.per_1k_tokens, self.per_second) < 0:
-            raise ConfigurationError("Prices of tokens and seconds must not be negative.")
+        if not all(0 <= price < math.inf for price in (self.per_1k_tokens, self.per_second)):
+            raise ConfigurationError(
+                "Prices of tokens and seconds must not be negative, infinite or nan."
+            )
         if _has(self.inner, Sequential):
             raise ConfigurationError(_AT_ODDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -156,10 +157,16 @@ class Workbench:
 
         Returns the verdict and what the candidate did on the examples that it was tried on: all,
         unless the policy refused it early. What is accepted is tried on all in any case: the next
-        candidate is compared with it.
+        candidate is compared with it. A policy that looks early sees them in an order that the seed
+        decides.
         """
         settled = getattr(acceptance, "settled", None)
         chunk = int(getattr(acceptance, "chunk", None) or len(examples))
+        if chunk < len(examples):
+            # A file often has its rows by topic; the first of them stand for all only when mixed.
+            mixed = sorted(examples, key=lambda e: e.id)
+            random.Random(f"{self.seed}/looks").shuffle(mixed)
+            examples = mixed
         outcomes: dict[str, Outcome] = {}
         scored: list[Scored] = []
         for start in range(0, len(examples), max(1, chunk)):

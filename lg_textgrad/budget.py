@@ -37,7 +37,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("calls", "tokens", "seconds", "usd"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigurationError(
                     f"The budget's {name} must be positive, not {value}; leave it out for no cap."
                 )

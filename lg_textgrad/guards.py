@@ -77,9 +77,16 @@ def strings(value: Any) -> Iterable[str]:
 
 
 def new_lines(text: str, before: str) -> list[str]:
-    """Return the lines that `before` does not have, without those that say nothing."""
-    known = set(before.split("\n"))
-    return [line for line in text.split("\n") if line not in known and line.strip()]
+    """Return the lines that `before` does not have, without those that say nothing.
+
+    A line with other blanks at its end, or another line break, is the same one.
+    """
+    known = _known_lines(before)
+    return [line for line in text.split("\n") if line.rstrip() not in known and line.strip()]
+
+
+def _known_lines(text: str) -> set[str]:
+    return {line.rstrip() for line in text.split("\n")}
 
 
 def stretches(text: str, before: str) -> list[str]:
@@ -88,12 +95,12 @@ def stretches(text: str, before: str) -> list[str]:
     A reader does not mind line breaks, nor a line of `before` that stands amid a sentence: only
     where a sentence ends at a line that was there already does another stretch begin.
     """
-    known = set(before.split("\n"))
+    known = _known_lines(before)
     found: list[list[str]] = [[]]
     for line in text.split("\n"):
         if not line.strip():
             continue
-        if line not in known:
+        if line.rstrip() not in known:
             found[-1].append(line)
         elif found[-1] and found[-1][-1].rstrip().endswith(_ENDS):
             found.append([])

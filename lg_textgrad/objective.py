@@ -149,8 +149,10 @@ class Objective:
         # Now, since an evaluator that counts its calls must not become another one by it.
         self._told = [f"{name_of(e)}\n{identity_of(e)}" for e in self.evaluators]
         for key, weight in self.weights.items():
-            if weight < 0:
-                raise ConfigurationError(f"The weight of '{key}' must not be negative: {weight}.")
+            if not 0 <= weight < math.inf:
+                raise ConfigurationError(
+                    f"The weight of '{key}' must not be negative, infinite or nan: {weight}."
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -234,8 +236,12 @@ class Objective:
                 total += w * f.score
                 weight += w
         if weight == 0:
+            scored = [f.key for f in feedback if f.score is not None]
             raise EvaluatorError(
-                f"No evaluator gave a score for example '{run.example.id}'; at least one must "
+                f"All scores for example '{run.example.id}' have the weight 0 "
+                f"({', '.join(scored)}); give one that counts a weight above 0."
+                if scored
+                else f"No evaluator gave a score for example '{run.example.id}'; at least one must "
                 "return a number between 0 and 1, or a dict with 'score'.",
                 run_id=run.id,
             )
@@ -380,12 +386,20 @@ def read_result(
     raise _nonsense(name, where, "nothing" if result is None else f"a {type(result).__name__}")
 
 
+_LAST_DIGITS = 1e-9
+"""What sums and means of floats may miss 0 and 1 by."""
+
+
 def _score_of(score: Any, name: str, where: str, *, bounded: bool) -> float:
     if not isinstance(score, bool | int | float) or math.isnan(score):
         raise _nonsense(name, where, f"the score {score!r}")
-    if bounded and not 0 <= score <= 1:
-        raise _nonsense(name, where, f"the score {score:g}, which is not between 0 and 1")
-    return float(score)
+    if not bounded:
+        return float(score)
+    # A mean of ten tenths is 0.9999999999999999: full marks all the same, and no complaint.
+    near = next((whole for whole in (0.0, 1.0) if abs(score - whole) <= _LAST_DIGITS), score)
+    if not 0 <= near <= 1:
+        raise _nonsense(name, where, f"the score {score!r}, which is not between 0 and 1")
+    return float(near)
 
 
 def _nonsense(name: str, where: str, what: str) -> EvaluatorError:

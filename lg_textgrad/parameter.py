@@ -124,6 +124,8 @@ class Parameter:
                     f"The locked span {span!r} is not in the value of parameter '{name}'.",
                     parameter=name,
                 )
+        self._in_examples = self._missing_in(split_demos(value)[0]) != self._missing_in(value)
+        """Whether a promise stands in worked examples that the user wrote into the value."""
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, {self.value[:40]!r}, grad={len(self.grad)})"
@@ -150,7 +152,25 @@ class Parameter:
     def adopt(self, text: str) -> None:
         """Make a candidate's text this parameter's value and demonstrations."""
         if text != self.full:
-            self.value, self.demos = split_demos(text)
+            self.value, self.demos = self._parts(text)
+
+    def _parts(self, text: str) -> tuple[str, tuple[Demo, ...]]:
+        """Return the instruction and the demonstrations of a text.
+
+        What reads like demonstrations, and has what the instruction must keep, is part of it.
+        """
+        instruction, demos = split_demos(text)
+        if self._in_examples and self._missing_in(instruction):
+            return text, ()
+        return instruction, demos
+
+    def _missing_in(self, instruction: str) -> list[str]:
+        """Return the placeholders and locked spans that an instruction does not have."""
+        found = find_placeholders(instruction)
+        return [
+            *(p for p in self.placeholders if p not in found),
+            *(span for span in self.locked if span not in instruction),
+        ]
 
     def message(self, **variables: object) -> SystemMessage:
         """Return the text in scope as a SystemMessage, with `{placeholders}` filled in.
@@ -158,7 +178,7 @@ class Parameter:
         Only the parameter's own placeholders are replaced, and none in its demonstrations, so JSON
         braces are safe. Raises `ParameterError` when a placeholder has no variable.
         """
-        instruction, demos = split_demos(self.text())
+        instruction, demos = self._parts(self.text())
         instruction = fill(instruction, variables, self.placeholders, self.name)
         return SystemMessage(render_demos(instruction, demos))
 
@@ -174,6 +194,7 @@ class Parameter:
             max_tokens=self.max_tokens,
         )
         copy.locked = self.locked
+        copy._in_examples = self._in_examples
         copy.adopt(text)
         return copy
 
@@ -194,7 +215,7 @@ class Parameter:
 
         Placeholders and locked spans count in the instruction, not in the demonstrations.
         """
-        instruction, _ = split_demos(text)
+        instruction, _ = self._parts(text)
         missing = [p for p in self.placeholders if p not in find_placeholders(instruction)]
         if missing:
             raise self._refusal(f"it loses the placeholder {{{missing[0]}}}")
@@ -209,7 +230,7 @@ class Parameter:
             if span not in instruction:
                 raise self._refusal(f"it changes the locked span {span!r}")
         for word in self.forbidden:
-            if word.lower() in text.lower() and word.lower() not in self.value.lower():
+            if word.lower() in text.lower() and word.lower() not in self.full.lower():
                 raise self._refusal(f"it brings in the forbidden text {word!r}")
         if self.max_tokens is not None and count_tokens(text) > self.max_tokens:
             raise self._refusal(

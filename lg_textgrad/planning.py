@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Schedule:
     """How long to train, and on how much at a time.
 
-    Raises `ConfigurationError` for `steps` or a `batch_size` below 1.
+    Raises `ConfigurationError` for `steps`, a `batch_size` or `patience` below 1.
     """
 
     steps: int = 4
@@ -46,9 +46,10 @@ class Schedule:
     """Stop after this many steps in a row without an accepted candidate; None never does."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("steps", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {value}.")
 
 
 def check_parts(graph: Any, objective: Any, critic: Any, optimizer: Any) -> None:
@@ -101,27 +102,33 @@ def estimate(
     optimizer: Optimizer | None = None,
     budget: int | None = None,
     before: int = 0,
+    joins: bool = False,
+    tested: int = 2,
 ) -> dict[str, int | None]:
     """Return upper bounds in model calls: `baseline_calls`, and `calls` of the whole run.
 
     A run of the graph takes `calls_a_run`, or one for each parameter where nothing is known of it.
     A search says itself what it takes. `before` are calls that the run has made already, to find
-    its prompts; they are in `calls`. No run takes more than the `budget`, which is given back
-    where it is the limit. `calls` is None where nobody can tell.
+    its prompts; they are in `calls`. `joins` says that a step may also try a joined candidate,
+    `tested` how many candidates are scored on the test examples. No run takes more than the
+    `budget`, which is given back where it is the limit. `calls` is None where nobody can tell.
     """
-    proposals = max(1, parameters)
-    calls = calls_a_run or proposals
+    prompts = max(1, parameters)
+    calls = calls_a_run or prompts
     batch = min(schedule.batch_size, len(splits["train"]))
-    rollouts = batch * (2 + proposals) + len(splits["val"])
     blame = most_calls(critic, calls)
     learning: int | None
     if isinstance(optimizer, Search):
-        sizes = Sizes(proposals, len(splits["train"]), len(splits["val"]), calls, blame)
+        sizes = Sizes(prompts, len(splits["train"]), len(splits["val"]), calls, blame)
         learning = optimizer.most_calls(sizes)
     else:
-        own = proposals if optimizer is None else optimizer.step_calls(proposals)
+        own = prompts if optimizer is None else optimizer.step_calls(prompts)
+        proposals = prompts if optimizer is None else optimizer.step_proposals(prompts)
+        # What helped together, and when that is refused the best alone.
+        compared = min(2, proposals) + joins
+        rollouts = batch * (1 + proposals) + compared * len(splits["val"])
         learning = schedule.steps * (calls * rollouts + blame * batch + own)
-    tests = 2 * calls * len(splits["test"])
+    tests = tested * calls * len(splits["test"])
     baseline = calls * len(splits["val"])
     bounds = [budget, None if learning is None else before + baseline + learning + tests]
     most = min((bound for bound in bounds if bound is not None), default=None)

@@ -25,10 +25,11 @@ def paired(differences: Sequence[float], *, seed: int = 0, draws: int = 4000) ->
     """Return the one-sided p-value of a mean difference above zero.
 
     How often the mean is as large when each difference has its sign by chance: exactly for few
-    differences, else over `draws` choices, the one seen included, so the same every time. For
-    differences of one size it is McNemar's test. After Fisher 1935.
+    differences, else over `draws` choices, the one seen included, so the same every time and in
+    any order of the differences. For differences of one size it is McNemar's test. After Fisher
+    1935.
     """
-    sizes = [abs(d) for d in differences if d]
+    sizes = sorted(abs(d) for d in differences if d)
     seen = math.fsum(differences)
     if not sizes:
         return 1.0

@@ -210,6 +210,7 @@ class Trainer:
         expected = estimate(
             len(self.graph.parameters), self.schedule, splits, self.critic, known,
             optimizer=self.optimizer, budget=self.budget.calls, before=before,
+            joins=hasattr(self.selection, "merge"), tested=2 if reference is None else 3,
         )  # fmt: skip
         self._event(
             "start",

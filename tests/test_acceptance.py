@@ -7,6 +7,7 @@ import json
 import random
 
 import pytest
+from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.acceptance import check_policy
@@ -191,6 +192,32 @@ def test_evaluator_that_falls_refuses_a_better_mean():
     assert tg.Guarded(keys=("facts",)).decide(before, after).accepted
 
 
+def test_rows_on_which_the_candidate_fails_count_against_what_is_watched():
+    before = {str(n): outcome(0.5, feedback={"safe": 1.0, "right": 0.0}) for n in range(10)}
+    after = {e: outcome(1.0, feedback={"safe": 1.0, "right": 1.0}) for e in before}
+    broken = {str(n): outcome(0.0, feedback={"error": 0.0}, failed=True) for n in range(3)}
+    assert tg.Better().decide(before, after | broken).accepted
+    reason = tg.Guarded(keys=("safe",)).decide(before, after | broken).reason
+    assert "but 'safe' changes by -0.300" in reason
+    assert tg.Guarded(keys=("safe",)).decide(before | broken, after).accepted
+
+
+async def test_two_evaluators_of_one_key_are_both_watched():
+    def strict(outputs):
+        return {"key": "form", "score": outputs["strict"]}
+
+    def lax(outputs):
+        return {"key": "form", "score": 1.0}
+
+    graph = tg.TrainableGraph(
+        StateGraph(dict).add_node("say", lambda state: state).add_edge(START, "say").compile(), []
+    )
+    for score, expected in ((0.0, 0.5), (1.0, 1.0)):
+        runs = await graph.arecord([{"inputs": {"strict": score}}])
+        [scored] = (await tg.Objective([strict, lax]).acall(runs)).scored
+        assert tg.Outcome.of(scored).feedback == {"form": expected}
+
+
 def test_guard_asks_only_of_what_is_accepted():
     worse = tg.Guarded(anchors=("a",)).decide(scores({"a": 1, "b": 1}), scores({"a": 0, "b": 1}))
     assert "anchor" not in worse.reason
@@ -226,7 +253,9 @@ def test_policies_have_plain_fingerprints_that_differ(policy):
 @pytest.mark.parametrize(
     "make",
     [lambda: tg.Significant(alpha=0), lambda: tg.Significant(tries=0), lambda: tg.Sequential(chunk=0),
-     lambda: tg.Sequential(hope=1), lambda: tg.Priced(per_second=-1)],
+     lambda: tg.Sequential(hope=1), lambda: tg.Priced(per_second=-1), lambda: tg.Significant(min_gain=2),
+     lambda: tg.Priced(per_second=float("nan")), lambda: tg.Guarded(tolerance=-0.1),
+     lambda: tg.Guarded(tolerance=float("nan")), lambda: tg.Guarded(keys="safe")],
 )  # fmt: skip
 def test_policies_that_cannot_work_are_refused(make):
     with pytest.raises(ConfigurationError):

@@ -138,6 +138,13 @@ def test_new_lines_are_read_together_until_a_sentence_ends_at_a_line_that_was_th
     assert stretches("old", before) == stretches("", before) == []
 
 
+def test_line_that_only_ends_otherwise_is_not_new():
+    before = "You route.\r\nName one team. \r\nBe kind."
+    after = "You route.\nName one team.\nNever guess.\nBe kind. "
+    assert new_lines(after, before) == ["Never guess."]
+    assert stretches(after, before) == ["Never guess."]
+
+
 def test_names_are_words_with_digits():
     data = {"q": MESSAGE, "when": ["on 2024-05-01", "at 10.30"], "n": 7}
     assert names_of([data, None]) == {"f-1234", "2024-05-01", "10.30"}

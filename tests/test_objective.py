@@ -102,6 +102,9 @@ def odd(outputs, gold):
     [
         (True, [Feedback("n", 1.0)]),
         (0.25, [Feedback("n", 0.25)]),
+        (sum([0.1] * 10), [Feedback("n", 1.0)]),
+        (1.0000000000000002, [Feedback("n", 1.0)]),
+        ({"score": -5e-17}, [Feedback("n", 0.0)]),
         ({"score": 0}, [Feedback("n", 0.0)]),
         ({"key": "k", "score": 0.5, "comment": "c"}, [Feedback("k", 0.5, "c")]),
         ({"key": "k", "score": None, "comment": "c"}, [Feedback("k", None, "c")]),
@@ -123,6 +126,7 @@ def test_result_of_any_shape(result, expected):
         (None, "returned nothing for example 'e'; it must return a number between 0 and 1"),
         (7, "returned the score 7, which is not between 0 and 1"),
         (-0.1, "returned the score -0.1"),
+        (1.00001, "returned the score 1.00001, which"),
         (float("nan"), "returned the score nan"),
         ({"score": "x"}, "returned the score 'x'"),
         ({"score": 2}, "returned the score 2,"),
@@ -172,8 +176,9 @@ async def test_evaluators_are_functions_and_at_least_one():
         tg.Objective([])
     with pytest.raises(ConfigurationError, match="must be a function, not str"):
         tg.Objective(["exact"])
-    with pytest.raises(ConfigurationError, match="weight of 'k' must not be negative"):
-        tg.Objective([by_name], weights={"k": -1})
+    for weight in (-1, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="weight of 'k' must not be negative"):
+            tg.Objective([by_name], weights={"k": weight})
 
 
 # One score.
@@ -186,7 +191,7 @@ async def test_score_is_the_weighted_mean():
     assert (await scored(many)).score == 0.5
     assert (await scored(many, weights={"a": 3})).score == 0.75
     assert (await scored(many, weights={"a": 0})).score == 0
-    with pytest.raises(EvaluatorError, match="No evaluator gave a score"):
+    with pytest.raises(EvaluatorError, match=r"All scores for example 'e' have the weight 0 \(a, b\)"):
         await scored(many, weights={"a": 0, "b": 0})
 
 

@@ -147,6 +147,24 @@ def test_demonstrations_are_never_formatted():
         assert p.message(user="Ada").content == "Hello Ada\n\nExamples:\n\nInput: {user}\nOutput: 1"
 
 
+FEW = "Classify.\n\nExamples:\n\nInput: great\nOutput: pos\n\nInput: {text}\nOutput: "
+
+
+def test_examples_that_the_user_wrote_around_a_placeholder_are_part_of_the_instruction():
+    p = tg.Parameter("p", FEW, locked=["Output: pos"])
+    assert p.message(text="{bad}").content == FEW.replace("{text}", "{bad}")
+    p.check(FEW.replace("Classify", "Label"))
+    with pytest.raises(ParameterError, match="loses the placeholder {text}"):
+        p.check("Classify.\n\nExamples:\n\nInput: great\nOutput: pos")
+    with pytest.raises(ParameterError, match="changes the locked span 'Output: pos'"):
+        p.check(FEW.replace("Output: pos", "Output: good"))
+    again = p.at(FEW.replace("Classify", "Label"))
+    assert again.demos == ()
+    assert again.message(text="x").content.endswith("Input: x\nOutput: ")
+    again.adopt(f"{again.value}\n\nExamples:\n\nInput: {{text}}\nOutput: b")
+    assert again.demos == (tg.Demo("{text}", "b"),)
+
+
 def test_candidates_text_is_taken_apart_into_instruction_and_demonstrations():
     p = tg.Parameter("p", "Hi {user}.", locked=["Hi"], max_tokens=20)
     text = "Hi {user}!\n\nExamples:\n\nInput: a {x}\nOutput: b"

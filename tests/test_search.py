@@ -148,7 +148,8 @@ def test_what_is_left_of_the_budget_is_told_again_as_it_was_when_a_run_goes_on()
 def test_acceptance_that_can_tell_early_spares_the_rest_of_validation():
     result, trainer, events = fit(Words("three", "one"), acceptance=EarlyNo())
     tried = [d["scored"].run.example.inputs["q"] for k, d in events if k == "run" and d["purpose"] == "val"]
-    assert tried == ["one", "two", "one", "two", "four"]
+    assert (len(tried), len(set(tried[:2]))) == (5, 2)
+    assert set(tried[2:]) == {"one", "two", "four"}
     assert result.after == {"say": "one"}
     early = [d for k, d in events if k == "decision"][0]
     assert early["val_after"] is None
@@ -163,6 +164,18 @@ def test_two_candidates_that_are_clearly_better_are_accepted_one_after_the_other
     )
     result = trainer.fit(rows("w0"), rows(*words))
     assert (result.accepted, result.best.val) == (2, 1.0)
+
+
+def test_early_look_does_not_take_the_first_topic_of_a_sorted_file_for_all():
+    rare, often = ([f"{w}{n}." for n in range(many)] for w, many in (("rare", 16), ("often", 48)))
+    graph = words_graph()
+    graph.parameters["say"].value = " ".join(rare)
+    trainer = tg.Trainer(
+        graph, tg.Objective([share]), critic=NeverAsked(), optimizer=Words("often0. " + " ".join(often)),
+        acceptance=tg.Sequential(),
+    )  # fmt: skip
+    result = trainer.fit(rows("often0."), rows(*rare, *often))
+    assert (result.baseline.val, result.best.val, result.accepted) == (0.25, 0.75, 1)
 
 
 def test_guard_of_what_no_row_has_is_refused_before_any_run():

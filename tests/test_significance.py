@@ -38,6 +38,11 @@ def test_paired_is_mcnemar_for_scores_of_right_and_wrong():
     assert paired(many) == paired(list(reversed(many)))
 
 
+@given(st.lists(st.sampled_from([-0.75, -0.5, -0.25, 0.25, 0.5, 0.75]), min_size=15, max_size=24))
+def test_paired_does_not_depend_on_the_order_of_many_differences(differences):
+    assert paired(differences, draws=200) == paired(sorted(differences), draws=200)
+
+
 def test_interval_covers_the_mean_about_as_often_as_it_says():
     dice = random.Random(1)
     hits = 0

@@ -116,6 +116,16 @@ def _joined(
         return None
 
 
+def taken_apart(parameter: Parameter) -> Parameter:
+    """Return the parameter with its instruction and its demonstrations apart, as candidates are.
+
+    A value that a user gives, such as a text that was exported, may have both.
+    """
+    copy = parameter.at(parameter.full)
+    copy.grad = parameter.grad
+    return copy
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A proposal that was tried, and what came of it."""
@@ -186,6 +196,7 @@ class Optimizer(abc.ABC):
     def reset(self) -> None:
         """Forget what earlier runs have shown: a run that goes on is gone through from the top."""
         self.history.clear()
+        self.refused.clear()
 
     def see_examples(self, train: Sequence[Example]) -> None:  # noqa: B027
         """Take note of all training examples, before the first step."""
@@ -195,6 +206,10 @@ class Optimizer(abc.ABC):
 
         Calls that are made once more, since a reply was refused, don't count.
         """
+        return prompts
+
+    def step_proposals(self, prompts: int) -> int:
+        """Return how many proposals `aproposals` has at most for so many parameters."""
         return prompts
 
     def zero_grad(self) -> None:

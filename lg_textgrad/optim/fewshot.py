@@ -11,7 +11,7 @@ from lg_textgrad.demos import Demo, render_demos
 from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.guards import words
 from lg_textgrad.objective import Scored
-from lg_textgrad.optim.base import Optimizer, Proposal
+from lg_textgrad.optim.base import Optimizer, Proposal, taken_apart
 from lg_textgrad.optim.collected import Collected, Turn
 from lg_textgrad.optim.expected import json_in
 from lg_textgrad.parameter import Parameter, candidate_of, count_tokens
@@ -81,6 +81,9 @@ class FewShot(Optimizer):
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0
 
+    def step_proposals(self, prompts: int) -> int:
+        return 2 * len(self.sizes) * self.sets * prompts  # of runs, and of references
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)
@@ -89,7 +92,7 @@ class FewShot(Optimizer):
         for name, parameter in self.parameters.items():
             for kind, turns in self._kinds(name) if parameter.requires_grad else ():
                 for demos in self._sets(turns, f"{self.seed}/{name}"):
-                    text = render_demos(parameter.value, demos)
+                    text = render_demos(taken_apart(parameter).value, demos)
                     proposal = Proposal({**now, name: text}, (), kind)
                     if proposal.hash not in tried and fits(parameter, text):
                         proposals.setdefault(proposal.hash, proposal)

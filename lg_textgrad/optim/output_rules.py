@@ -10,7 +10,7 @@ from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.guards import LABEL
 from lg_textgrad.objective import Scored
-from lg_textgrad.optim.base import Optimizer, Proposal
+from lg_textgrad.optim.base import Optimizer, Proposal, taken_apart
 from lg_textgrad.optim.collected import Collected, Turn
 from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
 from lg_textgrad.run import Example
@@ -54,6 +54,9 @@ class OutputRules(Optimizer):
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0
 
+    def step_proposals(self, prompts: int) -> int:
+        return 2 * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)
@@ -63,7 +66,7 @@ class OutputRules(Optimizer):
                 continue
             always, given = self._rules(name)
             for lines in ([*always, *given], always) if given else (always,):
-                proposal = self._proposal(now, parameter, lines)
+                proposal = self._proposal(now, taken_apart(parameter), lines)
                 if proposal is not None and all(
                     proposal.hash != a.proposal.hash for a in self.history
                 ):

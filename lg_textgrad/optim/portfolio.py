@@ -50,7 +50,8 @@ class Portfolio(Search):
     Members, unless given: `OutputRules`, `FewShot`, `TextualGradientDescent` with `model`,
     `Strategies`. Cost: a round is about `batch_size` runs, as many for each line of `Strategies`
     where replies may give reasons, the members' calls, and three times `heat` runs for each
-    proposal; it is made smaller where the budget has not that much left.
+    proposal; it is made smaller where the budget has not that much left, and is over where nobody
+    proposes anything.
     Successive halving after Jamieson and Talwalkar 2016. Raises `ConfigurationError` with neither
     `model` nor `members`, for numbers below 1, and for a `keep` outside (0, 1).
     """
@@ -91,6 +92,8 @@ class Portfolio(Search):
         self.max_proposals = max_proposals
         self.seed = seed
         self.collected = Collected()
+        self._told = [0] * len(self.members)
+        """How many refusals of each member are known."""
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -116,6 +119,7 @@ class Portfolio(Search):
         self.collected = Collected()
         for member in self.members:
             member.reset()
+        self._told = [0] * len(self.members)
 
     def see_examples(self, train: Sequence[Example]) -> None:
         for member in self.members:
@@ -150,8 +154,10 @@ class Portfolio(Search):
             scored = await bench.ascore(batch, bench.incumbent, "batch")
             proposals = await self._proposed(bench, scored)
             places = self._places(bench, scored)
-            if not proposals or not places:
+            if not places:
                 return
+            if not proposals:  # a batch with full marks; the next one may teach something
+                continue
             for runner in await self._race(bench, proposals[:places], val):
                 before = bench.incumbent
                 yield runner.proposal
@@ -167,8 +173,9 @@ class Portfolio(Search):
         if any(member.needs_gradients for member in self.members):
             await bench.abackward(scored)
         proposed = await all_at_once(member.aproposals() for member in self.members)
-        refused = [why for member in self.members for why in member.refused]
-        self.refused += refused[len(self.refused) :]
+        for n, member in enumerate(self.members):
+            self.refused += member.refused[self._told[n] :]
+            self._told[n] = len(member.refused)
         tried = {a.proposal.hash for a in self.history}
         found: dict[str, Proposal] = {}
         for turn in zip_longest(*proposed):

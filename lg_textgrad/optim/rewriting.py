@@ -91,8 +91,13 @@ def whole_tokens(parameter: Parameter, least: int) -> int:
 def read_whole(
     parameter: Parameter, data: Mapping[str, Any], gradients: Sequence[str]
 ) -> list[Edit]:
-    """Return the edits that make the prompt of a reply; none when it is empty or cut off."""
+    """Return the edits that make the prompt of a reply; none when it is empty or cut off.
+
+    Lines end as they do in the prompt, so that those that stay are the same.
+    """
     text = str(data["prompt"]).strip()
     if not text or len(text) >= MOST_PROMPT - 1:
         return []
+    if "\r\n" in parameter.value:
+        text = text.replace("\r\n", "\n").replace("\n", "\r\n")
     return list(edits_between(parameter.name, parameter.value, text, gradients=gradients))

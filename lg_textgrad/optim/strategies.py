@@ -8,7 +8,7 @@ from typing import Any
 from lg_textgrad import templates
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import ConfigurationError, ParameterError
-from lg_textgrad.optim.base import Optimizer, Proposal
+from lg_textgrad.optim.base import Optimizer, Proposal, taken_apart
 from lg_textgrad.parameter import Edit, Parameter, apply_edits, candidate_of
 
 ADVICE = "strategy"
@@ -48,6 +48,9 @@ class Strategies(Optimizer):
     def step_calls(self, prompts: int) -> int:  # noqa: ARG002
         return 0
 
+    def step_proposals(self, prompts: int) -> int:
+        return len(self.lines) * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         now = candidate_of(self.parameters)
@@ -55,7 +58,7 @@ class Strategies(Optimizer):
         trainable = [p for p in self.parameters.values() if p.requires_grad]
         blamed = [p for p in trainable if any(g.change for g in p.grad)]
         proposals = []
-        for parameter in blamed or trainable:
+        for parameter in map(taken_apart, blamed or trainable):
             for line in self.lines:
                 if line in parameter.value or (parameter.name, line) in tried:
                     continue

@@ -19,7 +19,7 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
-from lg_textgrad.optim.base import Optimizer, Proposal
+from lg_textgrad.optim.base import Optimizer, Proposal, taken_apart
 from lg_textgrad.optim.rewriting import (
     read_whole,
     several,
@@ -126,10 +126,13 @@ class TextualGradientDescent(Optimizer):
     def step_calls(self, prompts: int) -> int:
         return self.beam * prompts
 
+    def step_proposals(self, prompts: int) -> int:
+        return (self.beam + self.notes_as_lines) * prompts
+
     async def aproposals(self) -> list[Proposal]:
         self._need_parameters()
         blamed = [
-            p
+            taken_apart(p)
             for p in self.parameters.values()
             if p.requires_grad and any(g.change for g in p.grad)
         ]

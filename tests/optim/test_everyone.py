@@ -7,17 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
+from langchain_core.messages import HumanMessage
+from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.assembly import OPTIMIZERS
 from lg_textgrad.demos import split_demos
+from lg_textgrad.optim import FewShot, Proposal, Strategies
 from lg_textgrad.parameter import apply_edits, candidate_of
+from lg_textgrad.selection import Incumbent
 from tests.optim import router
 from tests.optim.everyone import ALL, STEPPERS, TRAIN, fit, write
 from tests.optim.test_search_contract import Knows, same_but_for_seconds
-from tests.parts import Scripted
+from tests.parts import BlamesUpstream, Chat, Scripted
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,9 +79,62 @@ def test_whole_training_ends_better_than_it_began(name, whole):
     assert len(whole[name].lineage) > 1
 
 
-async def proposed(name, **options):
+class S(TypedDict, total=False):
+    message: str
+    said: str
+
+
+def one_node():
+    """A graph of one call, whose reply depends on every word of the prompt: nothing is shared."""
+    say = tg.Parameter("say", "You answer.\nBe brief.")
+    model = Chat(answer=lambda messages: f"{len(messages[0].content)} {messages[1].content}")
+
+    async def node(state):
+        said = await model.ainvoke([say.message(), HumanMessage(state["message"])])
+        return {"said": said.content}
+
+    return tg.TrainableGraph(StateGraph(S).add_node("say", node).add_edge(START, "say").compile(), [say])
+
+
+def longer(outputs):
+    return {"key": "long", "score": min(1.0, int(outputs["said"].split()[0]) / 2000), "comment": "Say more."}
+
+
+MANY = {
+    "fewshot": lambda model: FewShot(threshold=0.0, sizes=(1, 2, 3)),
+    "strategies": lambda model: Strategies(),
+    "tgd_beam": ALL["tgd_beam"],
+}
+
+
+class Joining(Incumbent):
+    """Joins something at each step."""
+
+    def merge(self, pool, incumbent, random):
+        return Proposal({"say": f"Joined {len(pool)}."})
+
+
+@pytest.mark.parametrize("name", sorted(MANY))
+def test_no_step_takes_more_calls_than_the_estimate_says(name):
+    rows = {s: [{"inputs": {"message": f"{s}{n}"}, "outputs": {"said": "x"}} for n in range(m)]
+            for s, m in (("train", 8), ("val", 12), ("test", 5))}  # fmt: skip
+    told = []
+    trainer = tg.Trainer(
+        one_node(), tg.Objective([longer]), critic=BlamesUpstream(), optimizer=MANY[name](Scripted(write)),
+        schedule=tg.Schedule(steps=1, batch_size=4), acceptance=tg.Significant(alpha=1e-9), selection=Joining(),
+        on_event=lambda kind, data: told.append((kind, data)),
+    )  # fmt: skip
+    result = trainer.fit(**rows, reference={"say": "Answer at length."})
+    made = [data["proposals"] for kind, data in told if kind == "proposals"][0]
+    assert 2 < len(made) <= trainer.optimizer.step_proposals(1)
+    [estimate] = [data["estimate"]["calls"] for kind, data in told if kind == "start"]
+    assert result.spent.usage.calls <= estimate < 2 * result.spent.usage.calls
+
+
+async def proposed(name, value=None, **options):
     """Let an optimizer see a recorded batch, its gradients included. Returns what it proposes, and the graph."""
     graph = router.build(**options)
+    graph.parameters["triage"].value = value or graph.parameters["triage"].value
     graph.parameters["answer"].requires_grad = False
     examples = router.examples(TRAIN)
     loss = await router.OBJECTIVE.acall(await graph.arecord(examples))
@@ -102,6 +160,19 @@ async def test_what_is_proposed_keeps_every_promise_and_is_not_applied(name):
         graph.parameters["triage"].check(proposal.candidate["triage"])
         edited = apply_edits(graph.parameters["triage"].value, proposal.edits)
         assert edited == split_demos(proposal.candidate["triage"])[0]
+
+
+@pytest.mark.parametrize("name", sorted(STEPPERS.keys() - {"output_rules"}))
+async def test_value_that_has_demonstrations_is_edited_before_them_and_they_stay_whole(name):
+    """Such as a tuned text that was exported, and is tuned again."""
+    shown = "\n\nExamples:\n\nInput: My size of the cup, please.\nOutput: advice"
+    proposals, _ = await proposed(name, f"You route.\nName the team.{shown}")
+    assert proposals
+    for proposal in proposals:
+        instruction, demos = split_demos(proposal.candidate["triage"])
+        assert apply_edits("You route.\nName the team.", proposal.edits) == instruction
+        assert name == "fewshot" or demos == (tg.Demo("My size of the cup, please.", "advice"),)
+        assert demos
 
 
 @pytest.mark.parametrize("name", sorted(STEPPERS))

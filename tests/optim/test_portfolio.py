@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 import lg_textgrad as tg
+from lg_textgrad.data import batches
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.optim import FewShot, Optimizer, OutputRules, Portfolio, Proposal, Strategies
 from lg_textgrad.parameter import apply_edits, candidate_of
-from tests.optim.router import OBJECTIVE, build, rows
+from tests.optim.router import OBJECTIVE, TEAMS, build, examples, right_team, rows
 
 
 class Lines(Optimizer):
@@ -84,6 +85,40 @@ def test_rounds_go_on_from_what_was_accepted():
     result, _, _ = fit([OutputRules(), FewShot(sizes=[4]), Strategies(), TOPICS], rounds=2, heat=4, batch_size=4)
     assert result.best.val == 1.0
     assert result.stopped_by == "full_marks"
+
+
+class Learns(Lines):
+    """Proposes its lines once it has seen a run below full marks, refuses one each time."""
+
+    def see(self, scored):
+        self.seen = any(s.score < 1 for s in scored)
+        self.refused.append(f"{len(scored)} runs, {self.seen}")
+
+    async def aproposals(self):
+        return await super().aproposals() if self.seen else []
+
+
+def test_batch_with_full_marks_does_not_end_the_search():
+    knows_one = Learns(triage=TOPICS.lines["triage"])
+    batch = next(batches(examples(TRAIN), 1, 0))[0]  # the first; the prompt knows where it goes
+    topic = batch.id.split("-")[0]
+    graph = build()
+    graph.parameters["triage"].value += f"\n{topic} goes to {TEAMS[topic]}"
+    search = Portfolio(members=[knows_one], rounds=4, batch_size=1)
+    trainer = tg.Trainer(graph, tg.Objective([right_team]), critic=None, optimizer=search)
+    result = trainer.fit(TRAIN, VAL)
+    assert search.refused[0] == "1 runs, False"
+    assert result.best.val > result.baseline.val
+
+
+def test_refusals_of_members_are_all_told_and_none_of_an_earlier_training():
+    graph = build()
+    graph.parameters["triage"].forbidden = ("The sky",)
+    search = Portfolio(members=[Learns(triage=["The sky is blue."])], rounds=3, batch_size=4)
+    trainer = tg.Trainer(graph, OBJECTIVE, critic=None, optimizer=search)
+    for _ in range(2):
+        trainer.fit(TRAIN, VAL)
+        assert [why for why in search.refused if "runs" in why] == ["4 runs, True"] * 3
 
 
 def test_same_seed_same_result():

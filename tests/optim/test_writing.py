@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lg_textgrad as tg
+from lg_textgrad.optim.rewriting import read_whole
 from lg_textgrad.optim.writing import all_edits, edits_between, promises, with_instruction
 from lg_textgrad.parameter import apply_edits
 
@@ -23,6 +24,13 @@ def test_edits_between_two_texts_turn_one_into_the_other(before, after):
 def test_edits_leave_the_lines_that_stay_alone():
     edits = edits_between("p", "Keep.\nOld.\nStay.", "Keep.\nNew.\nMore.\nStay.")
     assert [(e.op, e.line, e.text) for e in edits] == [("replace", 2, "New."), ("add", 2, "More.")]
+
+
+def test_whole_rewrite_of_windows_lines_leaves_those_that_stay_alone():
+    p = tg.Parameter("p", "Keep.\r\nOld.\r\nStay.")
+    for reply in ("Keep.\nNew.\nStay.", "Keep.\r\nNew.\r\nStay."):
+        edits = read_whole(p, {"prompt": reply}, ["g"])
+        assert [(e.op, e.line, e.text) for e in edits] == [("replace", 2, "New.\r")]
 
 
 def test_edits_of_a_candidate_leave_demonstrations_out():
