@@ -175,8 +175,9 @@ class Objective:
         """Score the runs, all at once. Cost: the model calls that the evaluators make.
 
         A run that failed scores 0 without asking anyone, and its error is the comment; so does one
-        whose judge could not be reached, though others could, for as long as that lasts. Raises
-        `EvaluatorError` when an evaluator raises or returns something that is no score.
+        whose judge could not be reached, though others could, for as long as that lasts; of
+        repeated judgements those count that could be had. Raises `EvaluatorError` when an
+        evaluator raises or returns something that is no score.
         """
         return Loss(tuple(await all_at_once(self._score(run) for run in runs)))
 
@@ -258,7 +259,11 @@ def feedback_key(fingerprint: str, example: Example) -> str:
 
 
 def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:
-    """Return one evaluator's repeated judgements as one: of each key the mean score."""
+    """Return one evaluator's repeated judgements as one: of each key the mean score.
+
+    Those that could not be had don't count, unless none could.
+    """
+    judgements = [j for j in judgements if not isinstance(j, _Unheard)] or judgements
     if len(judgements) == 1:
         return list(judgements[0])
     by_key: dict[str, list[Feedback]] = {}
@@ -279,6 +284,10 @@ def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:
             Feedback(key, mean, nearest.comment, None if None in reads else together)
         )
     return found
+
+
+class _Unheard(list[Feedback]):
+    """What stands for the judgement of an evaluator whose judge could not be reached."""
 
 
 class _NotAskedError(Exception):
@@ -303,7 +312,7 @@ async def _ask(
         result = await _paid(call, name, where, run.sample + _REPEAT * repeat, run.id)
     except _NotAskedError as error:
         unheard.add(name)
-        return [Feedback(name, 0.0, str(error))]
+        return _Unheard([Feedback(name, 0.0, str(error))])
     reads = frozenset(outputs.keys_read) or None
     return [
         Feedback(f.key, f.score, f.comment, reads)

@@ -529,6 +529,26 @@ async def test_judge_that_cannot_be_reached_for_one_run_does_not_end_the_batch(m
     assert [s.score for s in again.scored] == [0.5, 0.5]
 
 
+async def test_repeated_judgements_that_could_be_had_are_the_score(make):
+    lost = [Fault(503)] * QUICK.attempts
+
+    def handler(body):
+        return lost.pop() if body["messages"][0]["content"] == "judge again" and lost else "0.5"
+
+    turns = iter(["judge", "judge again", "judge"])
+
+    async def judge(inputs):
+        score = float((await model.ainvoke(next(turns))).content)
+        return {"key": "helpful", "score": score}
+
+    with OpenAIServer(handler) as server, tg.use_ledger(tg.Ledger(patience=QUICK)):
+        model = make(server)
+        runs = await one_node(lambda s: {"a": "x"}).arecord([{"inputs": {"q": "?"}}])
+        loss = await tg.Objective([judge], repeats=3).acall(runs)
+    assert not lost
+    assert [(f.key, f.score) for f in loss.scored[0].feedback] == [("helpful", 0.5)]
+
+
 async def test_server_that_fails_everybody_stops_the_run_within_a_few_calls(make):
     with OpenAIServer(lambda body: Fault(500)) as server:
         with tg.use_ledger(tg.Ledger(patience=QUICK)), pytest.raises(ModelDownError) as caught:
