@@ -316,6 +316,13 @@ def test_line_that_two_proposals_add_stands_once_with_the_gradients_of_both():
     assert made.edits[0].gradients == ("g1", "g2")
 
 
+def test_merged_proposals_keep_a_blank_line_that_one_adds_where_another_deletes_a_line():
+    before = {"p": "one\ntwo\nthree"}
+    shorter = Proposal({"p": "two\nthree"}, [tg.Edit("p", "delete", 1)])
+    looser = Proposal({"p": "one\ntwo\n\nthree"}, [tg.Edit("p", "add", 2, "")])
+    assert merged([shorter, looser], before).candidate == {"p": "two\n\nthree"}
+
+
 def test_merged_proposals_that_rewrite_one_line_are_at_odds():
     made = merged([edited("x", replace("Exist.")), edited("y", replace("Vanish."), add("Z."))], BEFORE)
     assert (made.candidate["b"], made.kind) == ("Exist.", "x")

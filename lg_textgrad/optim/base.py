@@ -104,7 +104,9 @@ def _joined(
             return None
         both = list(first)
         for edit in second:
-            same = [n for n, e in enumerate(both) if e.text == edit.text]
+            same = [n for n, e in enumerate(both) if e.op != "delete" and e.text == edit.text]
+            if not edit.text.strip():  # blank lines are the same in the same place only
+                same = [n for n in same if both[n].line == edit.line]
             if edit.op == "add" and same:  # the same line, found twice
                 known = both[same[0]]
                 ids = dict.fromkeys((*known.gradients, *edit.gradients))
