@@ -51,16 +51,24 @@ class Hub:
         placeholders: Collection[str],
         *,
         parent: Commit | None,
+        base: Commit | None = None,
         about: str,
         why: str,
     ) -> Commit:
         """Commit a text on top of `parent` and return the commit; the prompt is made if need be.
 
-        Nothing is committed where the latest commit has the text already. `about` describes the
-        prompt, `why` the commit. Raises `ConfigurationError` when `parent` is not the latest.
+        What else is in the prompt is that of `base`, by default the latest commit's. Nothing is
+        committed where the latest commit is like that already. `about` describes the prompt, `why`
+        the commit. Raises `ConfigurationError` when `parent` is not the latest.
         """
         latest = self.pull(name)
-        if latest is not None and latest.text == text:
+        base = base or latest
+        manifest = with_text(base.manifest if base else None, text, placeholders, name)
+        if (
+            latest is not None
+            and latest.text == text
+            and with_text(latest.manifest, text, placeholders, name) == manifest
+        ):
             return latest
         if (latest and latest.hash) != (parent and parent.hash):
             raise moved_on(name, latest, parent)
@@ -69,7 +77,6 @@ class Hub:
                 f"The text of '{name}' has something in it that looks like an API key, so it is "
                 "not put on the hub; take it out of the prompt."
             )
-        manifest = with_text(latest.manifest if latest else None, text, placeholders, name)
         told = scrubbed(why, self.langsmith.secrets)[:_LONGEST_DESCRIPTION]
 
         def ask(client: Client) -> None:

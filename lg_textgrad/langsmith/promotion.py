@@ -128,8 +128,10 @@ def push_accepted(store: Store, hub: Hub, links: Mapping[str, str]) -> list[str]
         changed = text != row["pulled"]
         if changed and row["pushed"] is None:
             parent = _commit(hub, row["prompt"], row["latest"])
+            # A tag may be older than the latest commit, whose other parts nobody has released.
+            base = _commit(hub, row["prompt"], row["commit"])
             made = hub.push(
-                row["prompt"], text, row["placeholders"], parent=parent,
+                row["prompt"], text, row["placeholders"], parent=parent, base=base,
                 about=f"The prompt of '{parameter}'.", why=about,
             )  # fmt: skip
             row["pushed"] = made.hash

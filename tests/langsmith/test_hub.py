@@ -473,6 +473,23 @@ def test_push_that_was_cut_off_is_found_again(client, server, hub, kept, tmp_pat
     assert all(system(client, f"desk-{n}:candidate") == t for n, t in kept.result.after.items())
 
 
+def test_drafts_of_other_messages_are_not_promoted_with_the_text(client, hub, kept, tmp_path):
+    """A run that began in production, with a draft on top of it that nobody has released."""
+    pushed(client)
+    name = next(n for n, text in kept.result.after.items() if text != START_PROMPTS[n])
+    draft = ChatPromptTemplate([("system", kept.result.after[name]), ("human", "A draft.")])
+    client.push_prompt(f"desk-{name}", object=draft)
+    shutil.copytree(kept.folder, tmp_path / "run")
+    with Store(tmp_path / "run") as store:
+        begun = store.get_meta("hub")
+        begun["prompts"][name]["latest"] = hub.pull(f"desk-{name}").hash
+        store.put_meta("hub", begun)
+        push_accepted(store, hub, {})
+        promote(store, hub, "production", plan_promotion(store, hub, "production"))
+    [message] = client.pull_prompt(f"desk-{name}:production", skip_cache=True).messages
+    assert message.prompt.template == kept.result.after[name]
+
+
 def test_description_of_a_commit():
     scores = {"baseline": {"val": 0.1, "test": None}, "best": {"val": 0.9, "test": None}}
     told = describe(scores, "runs/x", {"val/a": "http://e"})
