@@ -23,6 +23,7 @@ from lg_textgrad.errors import (
     LGTextGradError,
 )
 from lg_textgrad.models._redact import brief, scrub, secrets_of, shown_url
+from lg_textgrad.redaction import Redaction
 
 T = TypeVar("T")
 
@@ -203,10 +204,23 @@ def status_of(error: BaseException | None) -> int:
 
 def scrubbed(value: Any, secrets: Sequence[str]) -> Any:
     """Return JSON data with every secret, and what looks like one, struck out of its strings."""
+    return _scrubbed(Redaction(None, {}).without_secrets(value), secrets)
+
+
+def _scrubbed(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
         return scrub(value, secrets)
     if isinstance(value, dict):
-        return {scrub(str(k), secrets): scrubbed(v, secrets) for k, v in value.items()}
+        return {scrub(str(k), secrets): _scrubbed(v, secrets) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [scrubbed(v, secrets) for v in value]
+        return [_scrubbed(v, secrets) for v in value]
     return value
+
+
+def has_secret(text: str, secrets: Sequence[str]) -> bool:
+    """Return whether a secret is in the text, or a key.
+
+    Stricter than `scrubbed`, which may strike out a word too many: a prompt may speak of a bearer.
+    """
+    named = any(len(secret) > 3 and secret in text for secret in secrets)
+    return named or Redaction(None, {}).text(text) != text

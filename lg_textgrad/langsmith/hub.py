@@ -11,7 +11,7 @@ from langsmith import Client
 from langsmith.utils import LangSmithConflictError
 
 from lg_textgrad.errors import ConfigurationError, LangSmithError
-from lg_textgrad.langsmith.connection import LangSmith, scrubbed
+from lg_textgrad.langsmith.connection import LangSmith, has_secret, scrubbed
 from lg_textgrad.langsmith.manifests import Manifest, text_of, with_text
 
 _LONGEST_DESCRIPTION = 1000
@@ -72,7 +72,7 @@ class Hub:
             return latest
         if (latest and latest.hash) != (parent and parent.hash):
             raise moved_on(name, latest, parent)
-        if scrubbed(text, self.langsmith.secrets) != text:
+        if has_secret(text, self.langsmith.secrets):
             raise ConfigurationError(
                 f"The text of '{name}' has something in it that looks like an API key, so it is "
                 "not put on the hub; take it out of the prompt."

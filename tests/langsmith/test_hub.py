@@ -248,10 +248,18 @@ def _commit_at_once(server):
     return push
 
 
-def test_text_with_a_key_in_it_is_not_put_on_the_hub(server, hub):
+@pytest.mark.parametrize("key", ["sk-proj-0123456789abcdef", "ghp_0123456789abcdefghij", "AKIAIOSFODNN7EXAMPLE", "hunter2-hunter2"])
+def test_text_with_a_key_in_it_is_not_put_on_the_hub(server, hub, monkeypatch, key):
+    monkeypatch.setenv("DESK_PASSWORD", "hunter2-hunter2")
     with pytest.raises(ConfigurationError, match="looks like an API key"):
-        hub.push("desk-a", "Use sk-proj-0123456789abcdef.", [], parent=None, about="", why="")
+        hub.push("desk-a", f"Use {key}.", [], parent=None, about="", why="")
     assert "desk-a" not in server.repos
+
+
+def test_words_that_keys_have_in_them_too_are_put_on_the_hub(client, hub):
+    text = "Ask the bearer of the ticket for pk_customer_id. Bearer tokens are for engineers."
+    hub.push("desk-a", text, [], parent=None, about="", why="")
+    assert system(client, "desk-a") == text
 
 
 @pytest.mark.parametrize("moves", [True, False])
