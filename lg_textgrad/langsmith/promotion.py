@@ -71,6 +71,8 @@ def begin(
             "tags": {tag: _hash(hub.pull(prompt, tag) if latest else None) for tag in _WATCHED},
             "placeholders": list(graph.parameters[parameter].placeholders),
             "pushed": None,
+            "pushed_text": None,
+            "tagged": None,
         }
     for parameter, row in rows.items():  # only now, when all of them fit
         if row["pulled"] is not None:
@@ -125,37 +127,49 @@ def push_accepted(store: Store, hub: Hub, links: Mapping[str, str]) -> list[str]
     pushed = []
     for parameter, row in kept["prompts"].items():
         text = result["parameters"][parameter]["after"]
-        changed = text != row["pulled"]
-        if changed and row["pushed"] is None:
-            parent = _commit(hub, row["prompt"], row["latest"])
+        if _waits(row, text):
+            parent = _commit(hub, row["prompt"], row["pushed"] or row["latest"])
             # A tag may be older than the latest commit, whose other parts nobody has released.
             base = _commit(hub, row["prompt"], row["commit"])
             made = hub.push(
                 row["prompt"], text, row["placeholders"], parent=parent, base=base,
                 about=f"The prompt of '{parameter}'.", why=about,
             )  # fmt: skip
-            row["pushed"] = made.hash
+            row |= {"pushed": made.hash, "pushed_text": text}
             store.put_meta(_META, kept)
-        target = row["pushed"] or row["commit"]
-        if target is not None:
+        target = _target(row, text)
+        if target is not None and row.get("tagged") != target:
             at = hub.pull(row["prompt"], CANDIDATE)
             if at is None or at.hash != target:
                 hub.tag(row["prompt"], CANDIDATE, target)
-        if changed:
+            row["tagged"] = target
+            store.put_meta(_META, kept)
+        if text != row["pulled"]:
             pushed.append(row["prompt"])
     return pushed
+
+
+def _waits(row: Mapping[str, Any], text: str) -> bool:
+    """Return whether an accepted text is not on the hub. A run that went on may have a newer."""
+    return text != row["pulled"] and (row["pushed"] is None or row.get("pushed_text", text) != text)
+
+
+def _target(row: Mapping[str, Any], text: str) -> str | None:
+    """Return the commit that has the run's text; None where there is none."""
+    found: str | None = row["commit"] if text == row["pulled"] else row["pushed"]
+    return found
 
 
 def plan_promotion(store: Store, hub: Hub, tag: str) -> list[Change]:
     """Return what moving `tag` to the accepted prompts would change; nothing is changed yet.
 
     Raises `ConfigurationError` when a prompt, or what the tag points at, moved on since the run
-    started, and when the run's prompts are not on the hub.
+    started, when the run's prompts are not on the hub, and when it has not ended.
     """
-    kept = _kept(store)
+    kept, result = _kept(store), _result(store)
     changes = []
     for parameter, row in kept["prompts"].items():
-        target = row["pushed"] or row["commit"]
+        target = _target(row, result["parameters"][parameter]["after"])
         if target is None:
             raise ConfigurationError(
                 f"The prompt '{row['prompt']}' is not on the hub: the run accepted no change of "
@@ -244,13 +258,14 @@ def has_hub(store: Store) -> bool:
 
 
 def to_push(store: Store) -> bool:
-    """Return whether the run accepted something that is not on the hub yet."""
+    """Return whether the run accepted something that is not on the hub, and tagged, yet."""
     kept, result = store.get_meta(_META), store.get_meta("result")
     if kept is None or result is None:
         return False
+    texts = {name: row["after"] for name, row in result["parameters"].items()}
     return any(
-        row["pushed"] is None and result["parameters"][parameter]["after"] != row["pulled"]
-        for parameter, row in kept["prompts"].items()
+        _waits(row, texts[name]) or row.get("tagged") != _target(row, texts[name])
+        for name, row in kept["prompts"].items()
     )
 
 

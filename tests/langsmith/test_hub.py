@@ -455,6 +455,50 @@ def test_run_that_has_not_ended_is_not_pushed(client, hub):
             push_accepted(store, hub, {})
 
 
+def test_run_that_has_not_ended_promotes_no_draft(client, hub):
+    pushed(client)
+    put(client, "desk-triage", "A draft.")
+    with Store() as store:
+        keep_hub(store, begin(store, hub, desk.build(), ["desk"]))
+        with pytest.raises(ConfigurationError, match="has not ended; go on with"):
+            plan_promotion(store, hub, "production")
+
+
+def test_run_that_went_on_has_its_newer_texts_pushed_and_promoted(client, hub, run):
+    """As after a `resume` with a larger budget: one prompt is better still, another as it was."""
+    name, back = (n.removeprefix("desk-") for n in run.changed[:2])
+    result = run.store.get_meta("result")
+    result["parameters"][name]["after"] += "\nBetter still."
+    result["parameters"][back]["after"] = START_PROMPTS[back]
+    run.store.put_meta("result", result)
+    assert to_push(run.store)
+    assert f"desk-{name}" in push_accepted(run.store, hub, {})
+    assert not to_push(run.store)
+    promote(run.store, hub, "production", plan_promotion(run.store, hub, "production"))
+    for tag in ("candidate", "production"):
+        for parameter, texts in result["parameters"].items():
+            assert system(client, f"desk-{parameter}:{tag}") == texts["after"]
+
+
+def test_candidate_tag_that_an_outage_kept_back_is_made_up_for(client, server, hub, kept, tmp_path):
+    pushed(client)
+    shutil.copytree(kept.folder, tmp_path / "run")
+    last = list(START_PROMPTS)[-1]
+    with Store(tmp_path / "run") as store:
+        server.fault = lambda request: Fault.answer(503) if request.path == f"/repos/-/desk-{last}/tags" else None
+        with pytest.raises(LangSmithError):
+            push_accepted(store, hub, {})
+        server.fault = None
+        assert to_push(store)
+        push_accepted(store, hub, {})
+        assert system(client, f"desk-{last}:candidate") == kept.result.after[last]
+        # What a later run made of the tag is left to it.
+        theirs = hub.pull(f"desk-{last}", "production")
+        hub.tag(f"desk-{last}", "candidate", theirs.hash)
+        push_accepted(store, hub, {})
+        assert hub.pull(f"desk-{last}", "candidate") == theirs
+
+
 def test_prompts_that_were_not_on_the_hub_are_made_there(client, server, hub, models):
     with Store() as store:
         graph = desk.build()
