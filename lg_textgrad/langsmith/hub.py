@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +80,12 @@ class Hub:
             )
         told = scrubbed(why, self.langsmith.secrets)[:_LONGEST_DESCRIPTION]
 
+        # The SDK asks again where an answer was lost, and then meets what it has made itself.
+
         def ask(client: Client) -> None:
             if latest is None and client.get_prompt(name) is None:
-                client.create_prompt(name, description=about)
+                with suppress(LangSmithConflictError):
+                    client.create_prompt(name, description=about)
             client.create_commit(
                 name,
                 manifest,
@@ -92,9 +96,8 @@ class Hub:
         try:
             self.langsmith.call(ask)
         except LangSmithError as error:
-            if isinstance(error.__cause__, LangSmithConflictError):
-                raise moved_on(name, self.pull(name), parent) from error
-            raise
+            if not isinstance(error.__cause__, LangSmithConflictError):
+                raise
         made = self.pull(name)
         if made is None or made.text != text:
             raise moved_on(name, made, parent)
@@ -123,8 +126,10 @@ class Hub:
         return hashes[hashes.index(commit) :] if commit in hashes else []
 
     def untag(self, name: str, tag: str) -> None:
-        """Take a tag away."""
-        self.langsmith.request("DELETE", f"/repos/-/{name}/tags/{tag}")
+        """Take a tag away, if it is there."""
+        self.langsmith.find(
+            lambda c: c.request_with_retries("DELETE", f"/repos/-/{name}/tags/{tag}")
+        )
 
 
 def moved_on(name: str, now: Commit | None, then: Commit | None) -> ConfigurationError:

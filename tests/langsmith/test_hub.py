@@ -22,6 +22,7 @@ from langchain_core.prompts import (
 
 import lg_textgrad as tg
 from lg_textgrad.errors import ConfigurationError, LangSmithError, ParameterError, RunMismatchError
+from lg_textgrad.langsmith.connection import LangSmith
 from lg_textgrad.langsmith.hub import Hub, describe, handle, hub_names
 from lg_textgrad.langsmith.manifests import text_of, with_text
 from lg_textgrad.langsmith.promotion import (
@@ -236,6 +237,30 @@ def test_push_over_somebody_elses_commit_is_refused(client, server, hub):
     server.other, server.fault = SimpleNamespace(push_prompt=_commit_at_once(server)), meanwhile
     with pytest.raises(ConfigurationError, match="moved on since"):
         hub.push("desk-a", "Ours.", [], parent=hub.pull("desk-a"), about="", why="")
+
+
+def test_own_commit_whose_answer_was_lost_is_not_somebody_elses(client, server, monkeypatch):
+    monkeypatch.setattr("urllib3.util.retry.Retry.get_backoff_time", lambda _: 0)
+    lost = set()
+
+    def once(request):
+        if request.method == "GET" or request.path in lost:
+            return None
+        lost.add(request.path)
+        return Fault.lost()
+
+    server.fault = once
+    with LangSmith(server.url, server.api_key) as patient:  # as the command line's, which asks again
+        made = Hub(patient).push("desk-a", "One.", [], parent=None, about="The prompt of 'a'.", why="")
+        server.fault = None
+        lost.clear()
+        server.fault = once
+        two = Hub(patient).push("desk-a", "Two.", [], parent=made, about="", why="")
+        assert len(lost) == 1
+        Hub(patient).tag("desk-a", "eu", two.hash)
+        Hub(patient).untag("desk-a", "eu")
+        assert len(lost) == 3
+    assert [system(client, f"desk-a:{c.commit_hash}") for c in client.list_prompt_commits("desk-a")] == ["Two.", "One."]
 
 
 def _commit_at_once(server):
