@@ -227,10 +227,14 @@ def _agreed(
         _show_diff(people, change.before or "", change.after or "")
     if not changes or options.yes:
         return bool(changes)
+    nobody = ConfigurationError("Nobody can be asked here; give --yes to do it without a word.")
     if not sys.stdin.isatty():
-        raise ConfigurationError("Nobody can be asked here; give --yes to do it without a word.")
+        raise nobody
     people.print(f"\n{question} [y/n] ", end="", markup=False, highlight=False)
-    return input().strip().lower() in ("y", "yes")
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        raise nobody from None
 
 
 def _told(

@@ -201,14 +201,19 @@ def plan_promotion(store: Store, hub: Hub, tag: str) -> list[Change]:
 
 
 def promote(store: Store, hub: Hub, tag: str, changes: Sequence[Change]) -> None:
-    """Make the changes, and note them so that they can be taken back."""
+    """Make the changes, and note them so that they can be taken back.
+
+    Raises `ConfigurationError` when they are no longer what `plan_promotion` says.
+    """
+    _still(changes, plan_promotion(store, hub, tag))
     kept = _kept(store)
     for change in changes:
         assert change.commit_after is not None, "a promotion leads to a commit"
-        hub.tag(change.prompt, tag, change.commit_after)
+        # Noted first: a tag that is moved by a request whose answer gets lost can be taken back.
         noted = {"from": change.commit_before, "to": change.commit_after}
         kept["promoted"].setdefault(tag, {})[change.parameter] = noted
         store.put_meta(_META, kept)
+        hub.tag(change.prompt, tag, change.commit_after)
 
 
 def plan_rollback(store: Store, hub: Hub, tag: str) -> list[Change]:
@@ -225,6 +230,8 @@ def plan_rollback(store: Store, hub: Hub, tag: str) -> list[Change]:
     for parameter, noted in promoted.items():
         prompt = kept["prompts"][parameter]["prompt"]
         at = hub.pull(prompt, tag)
+        if _hash(at) == noted["from"]:
+            continue  # an outage came before it was moved
         if at is None or at.hash != noted["to"]:
             raise ConfigurationError(
                 f"The tag '{tag}' of the prompt '{prompt}' is "
@@ -241,7 +248,11 @@ def plan_rollback(store: Store, hub: Hub, tag: str) -> list[Change]:
 
 
 def rollback(store: Store, hub: Hub, tag: str, changes: Sequence[Change]) -> None:
-    """Put the tag back to where it was before the promotion."""
+    """Put the tag back to where it was before the promotion.
+
+    Raises `ConfigurationError` when the changes are no longer what `plan_rollback` says.
+    """
+    _still(changes, plan_rollback(store, hub, tag))
     kept = _kept(store)
     for change in changes:
         if change.commit_after is None:
@@ -250,6 +261,15 @@ def rollback(store: Store, hub: Hub, tag: str, changes: Sequence[Change]) -> Non
             hub.tag(change.prompt, tag, change.commit_after)
         del kept["promoted"][tag][change.parameter]
         store.put_meta(_META, kept)
+
+
+def _still(shown: Sequence[Change], now: Sequence[Change]) -> None:
+    """Raise `ConfigurationError` where the hub changed after somebody was shown what would."""
+    if list(shown) != list(now):
+        raise ConfigurationError(
+            "The prompts on the hub changed after the differences were shown, so nothing was "
+            "moved; run the command again and look at them as they are now."
+        )
 
 
 def has_hub(store: Store) -> bool:

@@ -269,6 +269,34 @@ def test_promotion_shows_the_diff_and_asks(finished, monkeypatch):
     assert "'production' is there already" in again.err
 
 
+def test_hub_that_changes_while_the_question_waits_is_left_alone(finished, monkeypatch):
+    server, client = finished.server, finished.client
+
+    def meanwhile(*_):
+        client.push_prompt("desk-writer", object=_prompt("Urgent."), commit_tags=["urgent"])
+        repo = server.repos["desk-writer"]
+        repo.tags["production"] = repo.tags["urgent"]
+        return "y"
+
+    monkeypatch.setattr("builtins.input", meanwhile)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    refused = finished.run("promote", "r")
+    assert (refused.code, "moved on since" in refused.err) == (2, True), refused.err
+    assert system(client, "desk-writer:production") == "Urgent."
+    assert system(client, "desk-polish:production") == START_PROMPTS["polish"]
+
+
+def test_nobody_at_the_terminal_is_no_traceback(finished, monkeypatch):
+    def gone(*_):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", gone)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    refused = finished.run("promote", "r")
+    assert (refused.code, "give --yes" in refused.err) == (2, True)
+    assert system(finished.client, "desk-polish:production") == START_PROMPTS["polish"]
+
+
 def test_promotion_is_refused_when_the_hub_moved_on(finished):
     finished.client.push_prompt("desk-polish", object=_prompt("Somebody's idea."))
     refused = finished.run("promote", "r", "--yes")

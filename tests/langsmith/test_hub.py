@@ -462,6 +462,21 @@ def test_tag_of_another_name_that_was_there_before_is_no_surprise(hub, run):
     assert all(c.before == START_PROMPTS[c.parameter] for c in changes)
 
 
+@pytest.mark.parametrize("fault", [Fault.lost(), Fault.answer(503)])
+def test_promotion_that_an_outage_cut_off_is_taken_back_as_a_whole(client, server, hub, run, fault):
+    changes = plan_promotion(run.store, hub, "production")
+    server.fault = lambda r: fault if r.method == "POST" and r.path == f"/repos/-/{changes[-1].prompt}/tags" else None
+    with pytest.raises(LangSmithError):
+        promote(run.store, hub, "production", changes)
+    server.fault = None
+    half = plan_rollback(run.store, hub, "production")
+    assert len(half) == len(changes) - (fault.kind != "lost")
+    promote(run.store, hub, "production", plan_promotion(run.store, hub, "production"))
+    rollback(run.store, hub, "production", plan_rollback(run.store, hub, "production"))
+    for name, text in START_PROMPTS.items():
+        assert system(client, f"desk-{name}:production") == text
+
+
 def test_rollback_is_refused_when_the_tag_was_moved(client, hub, run):
     promote(run.store, hub, "production", plan_promotion(run.store, hub, "production"))
     name = run.changed[0]
