@@ -124,6 +124,12 @@ def push_accepted(store: Store, hub: Hub, links: Mapping[str, str]) -> list[str]
     kept = _kept(store)
     result = _result(store)
     about = describe(result, str(store.where or "in memory"), links)
+    for parameter, row in kept["prompts"].items():  # all of them or none: they belong together
+        text = result["parameters"][parameter]["after"]
+        if _waits(row, text):
+            latest, parent = hub.pull(row["prompt"]), row["pushed"] or row["latest"]
+            if _hash(latest) != parent and (latest is None or latest.text != text):
+                raise moved_on(row["prompt"], latest, _commit(hub, row["prompt"], parent))
     pushed = []
     for parameter, row in kept["prompts"].items():
         text = result["parameters"][parameter]["after"]

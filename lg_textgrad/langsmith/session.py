@@ -105,6 +105,8 @@ class Session:
         self._hub: dict[str, Any] | None = None
         self._screen: Sequence[Example] = ()
         self.delivery = Delivery()
+        self.told: dict[str, Any] = {}
+        """What `finish` returns, as far as it has come."""
 
     @property
     def langsmith(self) -> LangSmith:
@@ -244,7 +246,8 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """Send what is left, put what was accepted on the hub, and return what there is to tell.
 
-        An outage is told and costs nothing but the upload: `make_up` does it later.
+        An outage is told and costs nothing but the upload: `make_up` does it later. Raises
+        `ConfigurationError` where a prompt moved on, or cannot hold its new text.
         """
         told: dict[str, Any] = {}
         found: dict[str, str] = {}
@@ -252,14 +255,16 @@ class Session:
             self.delivery = self._reporter.close(self._seconds)
             found = links(self._reporter.journal)
             told |= {"experiments": found, "sent": self.delivery.sent, "left": self.delivery.left}
+            self.told = {"langsmith": told}
         if self.options.hub:
+            told["pushed"] = None
+            self.told = {"langsmith": told}
             try:
                 hub, best = Hub(self.langsmith), _best(self.store, found)
                 told["pushed"] = push_accepted(self.store, hub, best)
             except LangSmithError as error:
-                told["pushed"] = None
                 self._say(f"The prompts are not on the hub yet: {error}")
-        return {"langsmith": told} if told else {}
+        return self.told
 
 
 def _best(store: Store, found: Mapping[str, str]) -> dict[str, str]:

@@ -235,6 +235,22 @@ def test_outage_costs_nothing_but_the_upload_which_sync_makes_up_for(here):
         assert system(here.client, f"desk-{name}:candidate") == parameter["after"]
 
 
+def test_hub_that_moved_on_meanwhile_takes_nothing_from_the_result(here):
+    pushed(here.client)
+
+    def meanwhile(*_):
+        if len(here.server.repos["desk-polish"].commits) == 1:
+            here.client.push_prompt("desk-polish", object=_prompt("Somebody's."))
+
+    here.models.handler.rewriter = meanwhile
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--hub", "desk", "--langsmith", "--out", "r", "--json")
+    assert (done.code, "'desk-polish' on the hub moved on" in done.err) == (2, True), done.err
+    document = json.loads(done.out)
+    assert document["best"]["val"] == 1
+    assert (document["langsmith"]["left"], document["langsmith"]["pushed"]) == (0, None)
+    assert not any("candidate" in repo.tags for repo in here.server.repos.values())
+
+
 # Promotion asks.
 
 
