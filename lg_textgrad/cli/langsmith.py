@@ -136,7 +136,7 @@ def rows_of(config: Config, split: str) -> list[Example]:
     found = divide(dataset, config.dataset_splits)[split]
     if not found:
         raise ConfigurationError(f"The dataset '{dataset.name}' has no examples for {split}.")
-    return found
+    return found[: getattr(config, f"{split}_rows")]
 
 
 def show_told(people: Console, session: Session, told: Mapping[str, Any]) -> None:

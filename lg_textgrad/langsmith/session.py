@@ -53,6 +53,9 @@ class Options:
     dataset: str | None = None
     dataset_splits: str | None = None
     dataset_version: str | None = None
+    train_rows: int | None = None
+    val_rows: int | None = None
+    test_rows: int | None = None
     langsmith: bool = False
     langsmith_project: str | None = None
     hub: Sequence[str] = ()
@@ -147,7 +150,8 @@ class Session:
             self._dataset = self._read_dataset(self.options.dataset)
             for part, rows in self._dataset["parts"].items():
                 if not splits[part]:
-                    splits[part] = [Example(**row) for row in rows]
+                    wanted: int | None = getattr(self.options, f"{part}_rows")
+                    splits[part] = [Example(**row) for row in rows[:wanted]]
                     from_dataset.append(part)
         if self.options.traces is not None:
             self._traces = self._read_traces(self.options.traces)

@@ -178,6 +178,22 @@ def test_evaluate_reads_a_dataset_and_tells_the_summary(here):
     assert here.server.seen("POST /sessions") == here.server.seen("POST /runs") == []
 
 
+def test_limits_of_rows_hold_for_a_dataset_too(here):
+    desk_dataset(here.client)
+    first = here.run("optimize", *GRAPH, "--dataset", "desk", "--train-rows", "2", "--val-rows", "1", "--out", "r", "--json")
+    assert first.code == 0, first.err
+    with Store("r", read_only=True) as store:
+        assert {part: len(rows) for part, rows in store.get_meta("details").items() if part.endswith(" data")} == {
+            "train data": 2, "val data": 1, "test data": 2,
+        }
+    assert here.run("resume", "r").code == 0
+    done = here.run(
+        "evaluate", "--graph", "support_app:graph", "--evaluator", "support_app:EVALUATORS", "--model", "m",
+        "--dataset", "desk", "--split", "val", "--val-rows", "2", "--json",
+    )  # fmt: skip
+    assert json.loads(done.out)["rows"] == 2
+
+
 def test_settings_in_the_file_and_a_run_that_goes_on_without_langsmith(here):
     desk_dataset(here.client)
     pushed(here.client)
