@@ -20,6 +20,7 @@ from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
 from lg_textgrad.objective import Objective
+from lg_textgrad.redaction import Redact
 from lg_textgrad.run import Example
 from lg_textgrad.store import Store, run_name
 
@@ -102,6 +103,7 @@ def session_for(
     objective: Objective,
     people: Console,
     watch: Watch,
+    redact: Redact | None,
 ) -> Session:
     """Return what LangSmith has to do with a training; without its options that is nothing."""
     from lg_textgrad.langsmith.session import Session, with_settings
@@ -121,8 +123,9 @@ def session_for(
     settings = asdict(config)
     settings["langsmith_project"] = config.langsmith_project or run_name(config.out)
     return Session(
-        with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask)
-    )
+        with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask),
+        redact=redact,
+    )  # fmt: skip
 
 
 def rows_of(config: Config, split: str) -> list[Example]:

@@ -108,7 +108,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         held.enter_context(traffic.executor_of(config, graph))
         watch = _render.Watch(people)
         session = held.enter_context(
-            langsmith.session_for(config, store, graph, objective, people, watch)
+            langsmith.session_for(config, store, graph, objective, people, watch, redact)
         )
         splits = session.splits(splits)
 

@@ -32,9 +32,10 @@ from lg_textgrad.langsmith.traces import (
     parse_since,
     read_traces,
 )
-from lg_textgrad.objective import Objective
+from lg_textgrad.objective import Objective, masked
 from lg_textgrad.optim import FromRuns, Optimizer
 from lg_textgrad.parameter import candidate_hash
+from lg_textgrad.redaction import Redact, Redaction
 from lg_textgrad.run import Example
 from lg_textgrad.store import Store
 
@@ -79,7 +80,8 @@ class Options:
 class Session:
     """A context manager around one training. Without options it does nothing and asks nobody.
 
-    `say` tells people a line. Leaving it waits at most `seconds` for the upload.
+    `say` tells people a line. Leaving it waits at most `seconds` for the upload. `redact` is the
+    trainer's hook, since traces and a dataset's rows are kept too.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Session:
         say: Callable[[str], None] = lambda _: None,
         terminal: Approver | None = None,
         seconds: float = 30.0,
+        redact: Redact | None = None,
     ) -> None:
+        self.redaction = Redaction(redact)
         self.options = options
         self.store = store
         self.graph = graph
@@ -171,9 +175,13 @@ class Session:
     def _read_dataset(self, name: str) -> dict[str, Any]:
         asked = [name, self.options.dataset_splits, self.options.dataset_version]
         kept: dict[str, Any] | None = self.store.get_meta(_DATASET)
-        if kept is not None and kept["asked"] == asked:  # a run that goes on needs nobody for it
-            return kept
-        dataset = read_dataset(self.langsmith, name, self.options.dataset_version)
+        again = kept is not None and kept["asked"] == asked
+        if kept is not None and again and kept["parts"] is not None:
+            return kept  # a run that goes on needs nobody for it
+        version = self.options.dataset_version
+        if kept is not None and again:
+            name, version = kept["named"]["id"], kept["named"]["as_of"]
+        dataset = read_dataset(self.langsmith, name, version)
         parts = divide(dataset, self.options.dataset_splits)
         counts = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
         self._say(f"dataset {dataset.name} as of {dataset.as_of}: {counts}")
@@ -182,6 +190,15 @@ class Session:
             "named": dataset.named(),
             "parts": {part: [to_plain(e) for e in rows] for part, rows in parts.items()},
         }
+
+    def _keepable(self, dataset: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a dataset is kept: its version alone, where something must be masked.
+
+        The graph needs the rows as they are, so a run that goes on reads that version again.
+        """
+        rows = [Example(**row) for part in dataset["parts"].values() for row in part]
+        clean = all(self.redaction.example(row) is row for row in rows)
+        return {**dataset, "parts": dataset["parts"] if clean else None}
 
     def _read_traces(self, project: str) -> Traces:
         kept = kept_traces(self.store, self.graph)
@@ -200,6 +217,7 @@ class Session:
         )
         traces = read_traces(self.langsmith, choice, self.graph)
         need_traces(traces, choice)
+        traces = replace(traces, scored=tuple(masked(s, self.redaction) for s in traces.scored))
         left = "".join(f", {count} {reason}" for reason, count in traces.skipped.items())
         self._say(f"traces of {project}: {len(traces.scored)} to learn from{left}")
         return traces
@@ -239,7 +257,7 @@ class Session:
         """Take note of an event of the trainer."""
         if kind == "start":  # only now is it known that the store is this run's
             if self._dataset is not None:
-                self.store.put_meta(_DATASET, self._dataset)
+                self.store.put_meta(_DATASET, self._keepable(self._dataset))
             if self._traces is not None and kept_traces(self.store, self.graph) is None:
                 keep_traces(self.store, self._traces)
             if self._hub is not None:

@@ -15,6 +15,7 @@ import pytest
 
 from lg_textgrad import cli
 from lg_textgrad.approval import approvals
+from lg_textgrad.run import Example
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import ENDING, GREETING, PARCELS, START_PROMPTS, Script, rows
@@ -381,6 +382,46 @@ def test_annotation_queue_decides_and_the_run_goes_on(here):
         assert done.code == 4, done.err
     assert json.loads(done.out)["accepted"] == 1
     assert here.server.repeated == []
+
+
+# What may be kept.
+
+
+PRIVACY = """
+import re
+
+def mask(value):
+    return re.sub("anna@[a-z.]+", "[email]", value) if isinstance(value, str) else value
+"""
+
+
+def test_nothing_that_is_masked_is_kept_of_traces_and_datasets(here):
+    """A run that goes on reads the rows again, in the version that it began with."""
+    address = "anna@example.com"
+    (here.folder / "privacy.py").write_text(PRIVACY)
+    dataset = desk_dataset(here.client)
+    examples = list(here.client.list_examples(dataset_id=dataset.id))
+    for example in examples:
+        here.client.update_example(example.id, inputs={"message": f"{example.inputs['message']} says {address}"})
+    [root] = serve_production(here.server, desk.build(), [f"Where is my parcel to Oslo asks {address}"], "prod")
+    here.client.create_feedback(
+        run_id=root["id"], trace_id=root["id"], session_id=root["session_id"], key="thumbs", score=0,
+        comment=f"{PARCELS} {address}",
+    )  # fmt: skip
+    done = here.run("optimize", *GRAPH, "--dataset", "desk", "--traces", "prod", "--redact", "privacy:mask", "--out", "r", "--json")
+    assert done.code == 0, done.err
+    assert PARCELS in json.loads(done.out)["parameters"]["triage"]["after"]
+    with Store("r", read_only=True) as store:
+        trace = store.get_meta("traces")["traces"][0]
+        kept = [store.get_meta("dataset"), trace, store.get_run(trace["run"], Example(trace["example"]["id"], {}))]
+        assert "[email]" in str(kept[1])
+        assert address not in str(kept)
+    here.client.update_example(examples[0].id, inputs={"message": "changed"})
+    paid = len(here.models.requests)
+    again = here.run("resume", "r", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["parameters"] == json.loads(done.out)["parameters"]
+    assert len(here.models.requests) == paid
 
 
 # What makes no sense.
