@@ -13,6 +13,7 @@ from typing import Any
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.langsmith.hub import Commit, Hub, describe, hub_names, moved_on
+from lg_textgrad.langsmith.manifests import variables_of
 from lg_textgrad.parameter import find_placeholders
 from lg_textgrad.store import Store
 
@@ -61,8 +62,8 @@ def begin(
                 "or begin from the latest commit."
             )
         text = None if at is None else at.text
-        if text is not None:
-            _check(graph, parameter, prompt, text)
+        if at is not None:
+            _check(graph, parameter, at)
         rows[parameter] = {
             "prompt": prompt,
             "pulled": text,
@@ -97,8 +98,8 @@ def keep_hub(store: Store, begun: Mapping[str, Any]) -> None:
         store.put_meta(_META, dict(begun))
 
 
-def _check(graph: TrainableGraph, parameter: str, prompt: str, text: str) -> None:
-    found = graph.parameters[parameter]
+def _check(graph: TrainableGraph, parameter: str, commit: Commit) -> None:
+    found, prompt, text = graph.parameters[parameter], commit.name, commit.text
     try:
         found.check(text)
     except ParameterError as error:
@@ -107,7 +108,9 @@ def _check(graph: TrainableGraph, parameter: str, prompt: str, text: str) -> Non
             parameter=parameter,
         ) from None
     odd = [p for p in find_placeholders(text) if p not in found.placeholders]
-    if odd and found.placeholders:
+    if not found.placeholders:  # its braces are text, which a variable of the hub's is not
+        odd = sorted(variables_of(commit.manifest, prompt))
+    if odd:
         raise ParameterError(
             f"The prompt '{prompt}' on the hub has the variable {{{odd[0]}}}, which nothing in the "
             f"graph fills for the parameter '{parameter}'.",

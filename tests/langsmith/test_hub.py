@@ -357,6 +357,17 @@ def test_prompt_of_the_hub_that_does_not_fit(client, hub, text, version, words):
     assert graph.parameters["triage"].value == "In the code, for {shop}."
 
 
+def test_variable_that_nothing_in_the_graph_fills_is_no_text(client, hub):
+    """It would be pushed as text in braces, and production would no longer fill it."""
+    put(client, "desk-writer", "Write as {{this}}.")
+    graph = desk.build()
+    with Store() as store:
+        assert begin(store, hub, graph, ["desk"])["prompts"]["writer"]["pulled"] == "Write as {this}."
+        put(client, "desk-writer", "Write for {shop}.")
+        with pytest.raises(ParameterError, match="'desk-writer' on the hub has the variable {shop}, which nothing in the graph fills"):
+            begin(store, hub, graph, ["desk"])
+
+
 def test_directory_of_a_run_without_the_hub_is_refused(hub):
     with Store() as store:
         store.put_meta("configuration", {"graph": "x"})
