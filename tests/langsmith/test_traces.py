@@ -160,17 +160,32 @@ def test_score_without_a_known_range_is_named(production):
         read(production, ["stars"])
 
 
-def test_range_that_langsmith_knows_is_taken(production):
-    production.server.configs["quality"] = {
-        "feedback_key": "quality", "feedback_config": {"type": "continuous", "min": 1, "max": 5},
+@pytest.mark.parametrize(
+    ("key", "config", "lower", "expected"),
+    [
+        ("quality", {"type": "continuous", "min": 1, "max": 5}, True, 0.5),
+        ("stars", {"type": "categorical", "categories": [{"value": n, "label": f"{n} stars"} for n in range(1, 6)]}, False, 0.25),
+        # No range, but a direction: 1 is the worst of 0 to 1.
+        ("harmful", {"type": "continuous"}, True, 0),
+        ("harmful", {"type": "categorical", "categories": [{"value": 0, "label": "no"}, {"value": 1, "label": "yes"}]}, True, 0),
+        ("harmful", {"type": "categorical", "categories": [{"value": n, "label": str(n)} for n in (1, 2, 3)]}, False, 0),
+    ],
+)  # fmt: skip
+def test_range_and_direction_that_langsmith_knows_are_taken(production, key, config, lower, expected):
+    root = production.roots[5]
+    told = production.client.create_feedback(
+        run_id=root["id"], trace_id=root["id"], session_id=root["session_id"], key="harmful", score=1
+    )
+    production.server.configs[key] = {
+        "feedback_key": key, "feedback_config": config,
         "tenant_id": "00000000-0000-0000-0000-0000000000aa", "modified_at": "2030-01-01T00:00:00Z",
-        "is_lower_score_better": True,
+        "is_lower_score_better": lower,
     }  # fmt: skip
     try:
-        [told] = read(production, ["quality"]).scored
+        [scored] = read(production, [key]).scored
     finally:
-        del production.server.configs["quality"]
-    assert told.score == 0.5
+        del production.server.configs[key], production.server.feedback[str(told.id)]
+    assert scored.score == expected
 
 
 def test_traces_of_an_annotation_queue(production):
