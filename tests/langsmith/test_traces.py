@@ -363,6 +363,7 @@ def test_gradients_are_feedback_on_the_production_steps_that_they_blame(producti
         run = production.server.runs[feedback["run_id"]]
         assert run["name"] == gradient.execution.split("#")[0]
         assert run["trace_id"] in {r["id"] for r in production.roots}
+        assert feedback["extend_trace_retention"] is False  # production's data is not kept for longer
 
 
 def test_run_goes_on_with_the_traces_that_it_began_with(production, learned):
