@@ -452,6 +452,20 @@ def test_outage_where_langsmith_is_needed_is_no_bad_input(here, status, code, wo
     assert (done.code, words in done.err) == (code, True), done.err
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("LANGSMITH_RUNS_ENDPOINTS", '{"http://127.0.0.1:1": "lsv2_pt_other_0123456789"}', "cannot provide both LANGSMITH_ENDPOINT"),
+        ("LANGSMITH_ENDPOINT", "http://[bad", "Invalid IPv6 URL"),
+    ],
+)
+def test_environment_that_langsmiths_client_refuses_is_bad_input(here, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    done = here.run("evaluate", "optimize.toml", "--test", "", "--dataset", "desk")
+    assert (done.code, words in done.err, "Correct LANGSMITH_ENDPOINT" in done.err) == (2, True, True), done.err
+    assert "lsv2_pt_other" not in done.err
+
+
 # Silence.
 
 NOISY = '''
