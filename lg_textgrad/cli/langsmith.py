@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -162,7 +163,7 @@ def show_told(people: Console, session: Session, told: Mapping[str, Any]) -> Non
         why = f" ({session.delivery.error})" if session.delivery.error else ""
         people.print(
             f"Some of it has to wait{why}. Make up for it with: lg-textgrad sync "
-            f"{session.store.where}",
+            f"{shlex.quote(str(session.store.where))}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -112,6 +112,8 @@ def read_traces(langsmith: LangSmith, choice: Choice, graph: TrainableGraph) -> 
     trainable prompt of the graph, as it is now, was sent to a model. Raises `DataError` for a
     project or queue that is not there, `ConfigurationError` for conditions that make no sense.
     """
+    if choice.limit < 1:
+        raise ConfigurationError(f"'trace_limit' must be at least 1, not {choice.limit}.")
     queries = Queries(langsmith)
     conditions = [_parsed(text) for text in choice.feedback]
     parts = [choice.where] if choice.where else []
@@ -156,7 +158,7 @@ def _filter(key: str, comparison: str | None, score: float) -> str:
     about = f'eq(feedback_key, "{quoted}")'
     if comparison is None:
         return about
-    return f"and({about}, {_COMPARISON[comparison]}(feedback_score, {score:g}))"
+    return f"and({about}, {_COMPARISON[comparison]}(feedback_score, {score:.15g}))"
 
 
 class _Reader:

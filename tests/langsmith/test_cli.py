@@ -228,7 +228,7 @@ def test_outage_costs_nothing_but_the_upload_which_sync_makes_up_for(here):
         return None
 
     here.server.fault = fail
-    arguments = ("optimize", *GRAPH, "--dataset", "desk", "--langsmith", "--hub", "desk", "--out", "r", "--json")
+    arguments = ("optimize", *GRAPH, "--dataset", "desk", "--langsmith", "--hub", "desk", "--out", "my run", "--json")
     done = here.run(*arguments)
     assert done.code == 0, done.err
     document = json.loads(done.out)
@@ -236,17 +236,17 @@ def test_outage_costs_nothing_but_the_upload_which_sync_makes_up_for(here):
     assert document["langsmith"]["left"] > 0
     assert document["langsmith"]["pushed"] is None
     assert "The prompts are not on the hub yet" in done.err
-    assert "Make up for it with: lg-textgrad sync r" in done.err
+    assert "Make up for it with: lg-textgrad sync 'my run'" in done.err
     assert here.server.runs == {}
-    still = here.run("sync", "r")
+    still = here.run("sync", "my run")
     assert still.code == 1
     assert "0 sent" in still.err
     here.server.fault = None
-    told = here.run("sync", "r", "--json")
+    told = here.run("sync", "my run", "--json")
     assert told.code == 0, told.err
     assert json.loads(told.out)["left"] == 0
     assert len(json.loads(told.out)["pushed"]) > 0
-    assert here.run("sync", "r").code == 0
+    assert here.run("sync", "my run").code == 0
     assert here.server.repeated == []
     for name, parameter in document["parameters"].items():
         assert system(here.client, f"desk-{name}:candidate") == parameter["after"]

@@ -20,6 +20,8 @@ from lg_textgrad.langsmith.reporting import Reporter
 from lg_textgrad.langsmith.traces import (
     Choice,
     Traces,
+    _filter,
+    _parsed,
     keep_traces,
     kept_traces,
     need_traces,
@@ -284,6 +286,16 @@ def test_filter_that_langsmith_does_not_understand(production):
 def test_condition_that_is_none(production, text):
     with pytest.raises(ConfigurationError, match="is no condition on feedback"):
         read(production, [text])
+
+
+def test_score_of_a_condition_is_asked_for_to_the_last_digit():
+    assert _filter(*_parsed("tokens<1234567")).endswith("lt(feedback_score, 1234567))")
+    assert _filter(*_parsed("share>=0.12345678")).endswith("gte(feedback_score, 0.12345678))")
+
+
+def test_limit_of_no_traces_is_refused(production):
+    with pytest.raises(ConfigurationError, match="'trace_limit' must be at least 1, not 0"):
+        read(production, limit=0)
 
 
 def test_times_and_ranges():
