@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
 from lg_textgrad.objective import Objective
+from lg_textgrad.redaction import Redact
 from lg_textgrad.run import Example
 from lg_textgrad.store import Store, run_name
 
@@ -102,6 +104,7 @@ def session_for(
     objective: Objective,
     people: Console,
     watch: Watch,
+    redact: Redact | None,
 ) -> Session:
     """Return what LangSmith has to do with a training; without its options that is nothing."""
     from lg_textgrad.langsmith.session import Session, with_settings
@@ -121,8 +124,9 @@ def session_for(
     settings = asdict(config)
     settings["langsmith_project"] = config.langsmith_project or run_name(config.out)
     return Session(
-        with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask)
-    )
+        with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask),
+        redact=redact,
+    )  # fmt: skip
 
 
 def rows_of(config: Config, split: str) -> list[Example]:
@@ -136,7 +140,7 @@ def rows_of(config: Config, split: str) -> list[Example]:
     found = divide(dataset, config.dataset_splits)[split]
     if not found:
         raise ConfigurationError(f"The dataset '{dataset.name}' has no examples for {split}.")
-    return found
+    return found[: getattr(config, f"{split}_rows")]
 
 
 def show_told(people: Console, session: Session, told: Mapping[str, Any]) -> None:
@@ -159,7 +163,7 @@ def show_told(people: Console, session: Session, told: Mapping[str, Any]) -> Non
         why = f" ({session.delivery.error})" if session.delivery.error else ""
         people.print(
             f"Some of it has to wait{why}. Make up for it with: lg-textgrad sync "
-            f"{session.store.where}",
+            f"{shlex.quote(str(session.store.where))}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -227,10 +231,14 @@ def _agreed(
         _show_diff(people, change.before or "", change.after or "")
     if not changes or options.yes:
         return bool(changes)
+    nobody = ConfigurationError("Nobody can be asked here; give --yes to do it without a word.")
     if not sys.stdin.isatty():
-        raise ConfigurationError("Nobody can be asked here; give --yes to do it without a word.")
+        raise nobody
     people.print(f"\n{question} [y/n] ", end="", markup=False, highlight=False)
-    return input().strip().lower() in ("y", "yes")
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        raise nobody from None
 
 
 def _told(

@@ -108,7 +108,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         held.enter_context(traffic.executor_of(config, graph))
         watch = _render.Watch(people)
         session = held.enter_context(
-            langsmith.session_for(config, store, graph, objective, people, watch)
+            langsmith.session_for(config, store, graph, objective, people, watch, redact)
         )
         splits = session.splits(splits)
 
@@ -143,8 +143,9 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
                 splits["train"], splits["val"], splits["test"], reference=reference
             )
         _render.show_result(people, result)
-        told = session.finish()
-        langsmith.show_told(people, session, told)
-        if options.json:
-            write_json(options, {**result.to_json(), **told})
+        try:
+            langsmith.show_told(people, session, session.finish())
+        finally:  # the result is there and paid for, whatever the hub says to it
+            if options.json:
+                write_json(options, {**result.to_json(), **session.told})
     return DONE

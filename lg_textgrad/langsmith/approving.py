@@ -10,8 +10,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
 
+from langsmith.utils import LangSmithNotFoundError
+
 from lg_textgrad.approval import Approval, Review
-from lg_textgrad.errors import InterruptedRunError, LangSmithUnavailableError
+from lg_textgrad.errors import (
+    DataError,
+    InterruptedRunError,
+    LangSmithError,
+    LangSmithUnavailableError,
+)
 from lg_textgrad.langsmith.connection import LangSmith, scrubbed
 from lg_textgrad.langsmith.queries import Queries
 
@@ -82,9 +89,16 @@ class Queue:
     def _show(self, run_id: UUID, review: Review) -> None:
         """Post the review and put it into the queue, where an earlier session hasn't."""
         queue = self._queries.queue_id(self.queue)
-        if queue is not None and any(
-            item["run_id"] == str(run_id) for item in self._queries.queued(self.queue)
-        ):
+        if queue is None:
+            made = self.langsmith.call(
+                lambda client: client.create_annotation_queue(
+                    name=self.queue,
+                    description="Tuned prompts that wait for a person's word.",
+                    rubric_instructions=_RUBRIC,
+                )
+            )
+            queue = str(made.id)
+        if any(item["run_id"] == str(run_id) for item in self._queries.queued(self.queue)):
             return
         now = datetime.now(UTC)
         body = {
@@ -103,17 +117,16 @@ class Queue:
         }
         clean = scrubbed(body, self.langsmith.secrets)
         self.langsmith.call(lambda client: client.multipart_ingest(create=[clean]))
-        project = self._queries.project_id(self.project)
-        if queue is None:
-            made = self.langsmith.call(
-                lambda client: client.create_annotation_queue(
-                    name=self.queue,
-                    description="Tuned prompts that wait for a person's word.",
-                    rubric_instructions=_RUBRIC,
-                )
-            )
-            queue = str(made.id)
-        self._queries.enqueue(queue, str(run_id), project, now)
+        try:
+            project = self._queries.project_id(self.project)
+        except DataError as error:  # a project is made of its first run, which is taken in first
+            raise LangSmithUnavailableError(f"The review is not there yet: {error}") from error
+        try:
+            self._queries.enqueue(queue, str(run_id), project, now)
+        except LangSmithError as error:
+            if isinstance(error.__cause__, LangSmithNotFoundError):
+                raise LangSmithUnavailableError(f"The review is not there yet: {error}") from error
+            raise
 
     def _decided(self, client: Any, run_id: UUID) -> Approval | None:
         found = client.list_feedback(run_ids=[run_id], feedback_key=[KEY])

@@ -23,6 +23,7 @@ from lg_textgrad.errors import (
     LGTextGradError,
 )
 from lg_textgrad.models._redact import brief, scrub, secrets_of, shown_url
+from lg_textgrad.redaction import Redaction
 
 T = TypeVar("T")
 
@@ -43,7 +44,8 @@ class LangSmith:
     Address and key are those of the environment (`LANGSMITH_ENDPOINT`, `LANGSMITH_API_KEY`, a
     profile of LangSmith's command line) unless given. Nothing is sent before the first request.
     Without `patient` a request that fails is not repeated. Safe to use from several threads.
-    Raises `ConfigurationError` when there is no key for LangSmith's own servers.
+    Raises `ConfigurationError` when there is no key for LangSmith's own servers, and for addresses
+    in the environment that make no sense.
     """
 
     def __init__(
@@ -61,17 +63,24 @@ class LangSmith:
             more["retry_config"] = Retry(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ls.LangSmithMissingAPIKeyWarning)
-            self.client = Client(
-                api_url,
-                api_key=api_key,
-                auto_batch_tracing=False,  # what fails to be sent has to be known here and now
-                omit_traced_runtime_info=True,
-                disable_prompt_cache=True,
-                tracing_sampling_rate=1.0,
-                tracing_error_callback=self._failed,
-                **more,
-            )
-        host = urlsplit(self.client.api_url).hostname or ""
+            try:
+                self.client = Client(
+                    api_url,
+                    api_key=api_key,
+                    auto_batch_tracing=False,  # what fails to be sent has to be known here and now
+                    omit_traced_runtime_info=True,
+                    disable_prompt_cache=True,
+                    tracing_sampling_rate=1.0,
+                    tracing_error_callback=self._failed,
+                    **more,
+                )
+                host = urlsplit(self.client.api_url).hostname or ""
+            except (ls.LangSmithError, ValueError) as error:
+                said = brief(scrub(str(error), secrets_of(os.environ)), 300)
+                raise ConfigurationError(
+                    f"LangSmith's client refuses what the environment says: {said} Correct "
+                    "LANGSMITH_ENDPOINT and the variables that it names."
+                ) from None
         if not self.client.api_key and host.endswith("langchain.com") and not _profile(self.client):
             raise ConfigurationError(
                 "There is no key for LangSmith; set LANGSMITH_API_KEY, or LANGSMITH_ENDPOINT to "
@@ -203,10 +212,23 @@ def status_of(error: BaseException | None) -> int:
 
 def scrubbed(value: Any, secrets: Sequence[str]) -> Any:
     """Return JSON data with every secret, and what looks like one, struck out of its strings."""
+    return _scrubbed(Redaction(None, {}).without_secrets(value), secrets)
+
+
+def _scrubbed(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
         return scrub(value, secrets)
     if isinstance(value, dict):
-        return {scrub(str(k), secrets): scrubbed(v, secrets) for k, v in value.items()}
+        return {scrub(str(k), secrets): _scrubbed(v, secrets) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [scrubbed(v, secrets) for v in value]
+        return [_scrubbed(v, secrets) for v in value]
     return value
+
+
+def has_secret(text: str, secrets: Sequence[str]) -> bool:
+    """Return whether a secret is in the text, or a key.
+
+    Stricter than `scrubbed`, which may strike out a word too many: a prompt may speak of a bearer.
+    """
+    named = any(len(secret) > 3 and secret in text for secret in secrets)
+    return named or Redaction(None, {}).text(text) != text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from langsmith import Client
 from langsmith.utils import LangSmithConflictError
 
 from lg_textgrad.errors import ConfigurationError, LangSmithError
-from lg_textgrad.langsmith.connection import LangSmith, scrubbed
+from lg_textgrad.langsmith.connection import LangSmith, has_secret, scrubbed
 from lg_textgrad.langsmith.manifests import Manifest, text_of, with_text
 
 _LONGEST_DESCRIPTION = 1000
@@ -51,30 +52,40 @@ class Hub:
         placeholders: Collection[str],
         *,
         parent: Commit | None,
+        base: Commit | None = None,
         about: str,
         why: str,
     ) -> Commit:
         """Commit a text on top of `parent` and return the commit; the prompt is made if need be.
 
-        Nothing is committed where the latest commit has the text already. `about` describes the
-        prompt, `why` the commit. Raises `ConfigurationError` when `parent` is not the latest.
+        What else is in the prompt is that of `base`, by default the latest commit's. Nothing is
+        committed where the latest commit is like that already. `about` describes the prompt, `why`
+        the commit. Raises `ConfigurationError` when `parent` is not the latest.
         """
         latest = self.pull(name)
-        if latest is not None and latest.text == text:
+        base = base or latest
+        manifest = with_text(base.manifest if base else None, text, placeholders, name)
+        if (
+            latest is not None
+            and latest.text == text
+            and with_text(latest.manifest, text, placeholders, name) == manifest
+        ):
             return latest
         if (latest and latest.hash) != (parent and parent.hash):
             raise moved_on(name, latest, parent)
-        if scrubbed(text, self.langsmith.secrets) != text:
+        if has_secret(text, self.langsmith.secrets):
             raise ConfigurationError(
                 f"The text of '{name}' has something in it that looks like an API key, so it is "
                 "not put on the hub; take it out of the prompt."
             )
-        manifest = with_text(latest.manifest if latest else None, text, placeholders, name)
         told = scrubbed(why, self.langsmith.secrets)[:_LONGEST_DESCRIPTION]
+
+        # The SDK asks again where an answer was lost, and then meets what it has made itself.
 
         def ask(client: Client) -> None:
             if latest is None and client.get_prompt(name) is None:
-                client.create_prompt(name, description=about)
+                with suppress(LangSmithConflictError):
+                    client.create_prompt(name, description=about)
             client.create_commit(
                 name,
                 manifest,
@@ -85,9 +96,8 @@ class Hub:
         try:
             self.langsmith.call(ask)
         except LangSmithError as error:
-            if isinstance(error.__cause__, LangSmithConflictError):
-                raise moved_on(name, self.pull(name), parent) from error
-            raise
+            if not isinstance(error.__cause__, LangSmithConflictError):
+                raise
         made = self.pull(name)
         if made is None or made.text != text:
             raise moved_on(name, made, parent)
@@ -116,8 +126,10 @@ class Hub:
         return hashes[hashes.index(commit) :] if commit in hashes else []
 
     def untag(self, name: str, tag: str) -> None:
-        """Take a tag away."""
-        self.langsmith.request("DELETE", f"/repos/-/{name}/tags/{tag}")
+        """Take a tag away, if it is there."""
+        self.langsmith.find(
+            lambda c: c.request_with_retries("DELETE", f"/repos/-/{name}/tags/{tag}")
+        )
 
 
 def moved_on(name: str, now: Commit | None, then: Commit | None) -> ConfigurationError:

@@ -48,6 +48,14 @@ def text_of(manifest: Mapping[str, Any], name: str) -> str:
     )
 
 
+def variables_of(manifest: Mapping[str, Any], name: str) -> set[str]:
+    """Return the names of the variables in a prompt's text; braces that are text are none."""
+    place = _place(manifest, name)
+    if place.format == "plain":
+        return set()
+    return _variables(place.holder[place.key], place.format)
+
+
 def with_text(
     manifest: Mapping[str, Any] | None, text: str, placeholders: Collection[str], name: str
 ) -> Manifest:

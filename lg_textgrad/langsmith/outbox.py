@@ -128,6 +128,7 @@ class Outbox:
                 given = {
                     "run_id": step, "trace_id": place.trace, "session_id": place.session,
                     "feedback_id": self.journal.id_for("trace", gradient.id),
+                    "extend_trace_retention": False,  # how long users' data is kept is not ours
                     **bodies.blame_of(gradient),
                 }  # fmt: skip
                 items.append(Item(name, partial(self._judge, given)))

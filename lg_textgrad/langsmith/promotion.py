@@ -13,6 +13,7 @@ from typing import Any
 from lg_textgrad.errors import ConfigurationError, ParameterError, RunMismatchError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.langsmith.hub import Commit, Hub, describe, hub_names, moved_on
+from lg_textgrad.langsmith.manifests import variables_of
 from lg_textgrad.parameter import find_placeholders
 from lg_textgrad.store import Store
 
@@ -61,8 +62,8 @@ def begin(
                 "or begin from the latest commit."
             )
         text = None if at is None else at.text
-        if text is not None:
-            _check(graph, parameter, prompt, text)
+        if at is not None:
+            _check(graph, parameter, at)
         rows[parameter] = {
             "prompt": prompt,
             "pulled": text,
@@ -71,6 +72,8 @@ def begin(
             "tags": {tag: _hash(hub.pull(prompt, tag) if latest else None) for tag in _WATCHED},
             "placeholders": list(graph.parameters[parameter].placeholders),
             "pushed": None,
+            "pushed_text": None,
+            "tagged": None,
         }
     for parameter, row in rows.items():  # only now, when all of them fit
         if row["pulled"] is not None:
@@ -95,8 +98,8 @@ def keep_hub(store: Store, begun: Mapping[str, Any]) -> None:
         store.put_meta(_META, dict(begun))
 
 
-def _check(graph: TrainableGraph, parameter: str, prompt: str, text: str) -> None:
-    found = graph.parameters[parameter]
+def _check(graph: TrainableGraph, parameter: str, commit: Commit) -> None:
+    found, prompt, text = graph.parameters[parameter], commit.name, commit.text
     try:
         found.check(text)
     except ParameterError as error:
@@ -105,7 +108,9 @@ def _check(graph: TrainableGraph, parameter: str, prompt: str, text: str) -> Non
             parameter=parameter,
         ) from None
     odd = [p for p in find_placeholders(text) if p not in found.placeholders]
-    if odd and found.placeholders:
+    if not found.placeholders:  # its braces are text, which a variable of the hub's is not
+        odd = sorted(variables_of(commit.manifest, prompt))
+    if odd:
         raise ParameterError(
             f"The prompt '{prompt}' on the hub has the variable {{{odd[0]}}}, which nothing in the "
             f"graph fills for the parameter '{parameter}'.",
@@ -122,38 +127,58 @@ def push_accepted(store: Store, hub: Hub, links: Mapping[str, str]) -> list[str]
     kept = _kept(store)
     result = _result(store)
     about = describe(result, str(store.where or "in memory"), links)
+    for parameter, row in kept["prompts"].items():  # all of them or none: they belong together
+        text = result["parameters"][parameter]["after"]
+        if _waits(row, text):
+            latest, parent = hub.pull(row["prompt"]), row["pushed"] or row["latest"]
+            if _hash(latest) != parent and (latest is None or latest.text != text):
+                raise moved_on(row["prompt"], latest, _commit(hub, row["prompt"], parent))
     pushed = []
     for parameter, row in kept["prompts"].items():
         text = result["parameters"][parameter]["after"]
-        changed = text != row["pulled"]
-        if changed and row["pushed"] is None:
-            parent = _commit(hub, row["prompt"], row["latest"])
+        if _waits(row, text):
+            parent = _commit(hub, row["prompt"], row["pushed"] or row["latest"])
+            # A tag may be older than the latest commit, whose other parts nobody has released.
+            base = _commit(hub, row["prompt"], row["commit"])
             made = hub.push(
-                row["prompt"], text, row["placeholders"], parent=parent,
+                row["prompt"], text, row["placeholders"], parent=parent, base=base,
                 about=f"The prompt of '{parameter}'.", why=about,
             )  # fmt: skip
-            row["pushed"] = made.hash
+            row |= {"pushed": made.hash, "pushed_text": text}
             store.put_meta(_META, kept)
-        target = row["pushed"] or row["commit"]
-        if target is not None:
+        target = _target(row, text)
+        if target is not None and row.get("tagged") != target:
             at = hub.pull(row["prompt"], CANDIDATE)
             if at is None or at.hash != target:
                 hub.tag(row["prompt"], CANDIDATE, target)
-        if changed:
+            row["tagged"] = target
+            store.put_meta(_META, kept)
+        if text != row["pulled"]:
             pushed.append(row["prompt"])
     return pushed
+
+
+def _waits(row: Mapping[str, Any], text: str) -> bool:
+    """Return whether an accepted text is not on the hub. A run that went on may have a newer."""
+    return text != row["pulled"] and (row["pushed"] is None or row.get("pushed_text", text) != text)
+
+
+def _target(row: Mapping[str, Any], text: str) -> str | None:
+    """Return the commit that has the run's text; None where there is none."""
+    found: str | None = row["commit"] if text == row["pulled"] else row["pushed"]
+    return found
 
 
 def plan_promotion(store: Store, hub: Hub, tag: str) -> list[Change]:
     """Return what moving `tag` to the accepted prompts would change; nothing is changed yet.
 
     Raises `ConfigurationError` when a prompt, or what the tag points at, moved on since the run
-    started, and when the run's prompts are not on the hub.
+    started, when the run's prompts are not on the hub, and when it has not ended.
     """
-    kept = _kept(store)
+    kept, result = _kept(store), _result(store)
     changes = []
     for parameter, row in kept["prompts"].items():
-        target = row["pushed"] or row["commit"]
+        target = _target(row, result["parameters"][parameter]["after"])
         if target is None:
             raise ConfigurationError(
                 f"The prompt '{row['prompt']}' is not on the hub: the run accepted no change of "
@@ -185,14 +210,19 @@ def plan_promotion(store: Store, hub: Hub, tag: str) -> list[Change]:
 
 
 def promote(store: Store, hub: Hub, tag: str, changes: Sequence[Change]) -> None:
-    """Make the changes, and note them so that they can be taken back."""
+    """Make the changes, and note them so that they can be taken back.
+
+    Raises `ConfigurationError` when they are no longer what `plan_promotion` says.
+    """
+    _still(changes, plan_promotion(store, hub, tag))
     kept = _kept(store)
     for change in changes:
         assert change.commit_after is not None, "a promotion leads to a commit"
-        hub.tag(change.prompt, tag, change.commit_after)
+        # Noted first: a tag that is moved by a request whose answer gets lost can be taken back.
         noted = {"from": change.commit_before, "to": change.commit_after}
         kept["promoted"].setdefault(tag, {})[change.parameter] = noted
         store.put_meta(_META, kept)
+        hub.tag(change.prompt, tag, change.commit_after)
 
 
 def plan_rollback(store: Store, hub: Hub, tag: str) -> list[Change]:
@@ -209,6 +239,8 @@ def plan_rollback(store: Store, hub: Hub, tag: str) -> list[Change]:
     for parameter, noted in promoted.items():
         prompt = kept["prompts"][parameter]["prompt"]
         at = hub.pull(prompt, tag)
+        if _hash(at) == noted["from"]:
+            continue  # an outage came before it was moved
         if at is None or at.hash != noted["to"]:
             raise ConfigurationError(
                 f"The tag '{tag}' of the prompt '{prompt}' is "
@@ -225,7 +257,11 @@ def plan_rollback(store: Store, hub: Hub, tag: str) -> list[Change]:
 
 
 def rollback(store: Store, hub: Hub, tag: str, changes: Sequence[Change]) -> None:
-    """Put the tag back to where it was before the promotion."""
+    """Put the tag back to where it was before the promotion.
+
+    Raises `ConfigurationError` when the changes are no longer what `plan_rollback` says.
+    """
+    _still(changes, plan_rollback(store, hub, tag))
     kept = _kept(store)
     for change in changes:
         if change.commit_after is None:
@@ -236,19 +272,29 @@ def rollback(store: Store, hub: Hub, tag: str, changes: Sequence[Change]) -> Non
         store.put_meta(_META, kept)
 
 
+def _still(shown: Sequence[Change], now: Sequence[Change]) -> None:
+    """Raise `ConfigurationError` where the hub changed after somebody was shown what would."""
+    if list(shown) != list(now):
+        raise ConfigurationError(
+            "The prompts on the hub changed after the differences were shown, so nothing was "
+            "moved; run the command again and look at them as they are now."
+        )
+
+
 def has_hub(store: Store) -> bool:
     """Return whether the run's prompts are from the hub."""
     return store.get_meta(_META) is not None
 
 
 def to_push(store: Store) -> bool:
-    """Return whether the run accepted something that is not on the hub yet."""
+    """Return whether the run accepted something that is not on the hub, and tagged, yet."""
     kept, result = store.get_meta(_META), store.get_meta("result")
     if kept is None or result is None:
         return False
+    texts = {name: row["after"] for name, row in result["parameters"].items()}
     return any(
-        row["pushed"] is None and result["parameters"][parameter]["after"] != row["pulled"]
-        for parameter, row in kept["prompts"].items()
+        _waits(row, texts[name]) or row.get("tagged") != _target(row, texts[name])
+        for name, row in kept["prompts"].items()
     )
 
 

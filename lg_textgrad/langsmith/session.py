@@ -32,9 +32,10 @@ from lg_textgrad.langsmith.traces import (
     parse_since,
     read_traces,
 )
-from lg_textgrad.objective import Objective
+from lg_textgrad.objective import Objective, masked
 from lg_textgrad.optim import FromRuns, Optimizer
 from lg_textgrad.parameter import candidate_hash
+from lg_textgrad.redaction import Redact, Redaction
 from lg_textgrad.run import Example
 from lg_textgrad.store import Store
 
@@ -53,6 +54,9 @@ class Options:
     dataset: str | None = None
     dataset_splits: str | None = None
     dataset_version: str | None = None
+    train_rows: int | None = None
+    val_rows: int | None = None
+    test_rows: int | None = None
     langsmith: bool = False
     langsmith_project: str | None = None
     hub: Sequence[str] = ()
@@ -76,7 +80,8 @@ class Options:
 class Session:
     """A context manager around one training. Without options it does nothing and asks nobody.
 
-    `say` tells people a line. Leaving it waits at most `seconds` for the upload.
+    `say` tells people a line. Leaving it waits at most `seconds` for the upload. `redact` is the
+    trainer's hook, since traces and a dataset's rows are kept too.
     """
 
     def __init__(
@@ -89,7 +94,9 @@ class Session:
         say: Callable[[str], None] = lambda _: None,
         terminal: Approver | None = None,
         seconds: float = 30.0,
+        redact: Redact | None = None,
     ) -> None:
+        self.redaction = Redaction(redact)
         self.options = options
         self.store = store
         self.graph = graph
@@ -105,6 +112,8 @@ class Session:
         self._hub: dict[str, Any] | None = None
         self._screen: Sequence[Example] = ()
         self.delivery = Delivery()
+        self.told: dict[str, Any] = {}
+        """What `finish` returns, as far as it has come."""
 
     @property
     def langsmith(self) -> LangSmith:
@@ -145,7 +154,8 @@ class Session:
             self._dataset = self._read_dataset(self.options.dataset)
             for part, rows in self._dataset["parts"].items():
                 if not splits[part]:
-                    splits[part] = [Example(**row) for row in rows]
+                    wanted: int | None = getattr(self.options, f"{part}_rows")
+                    splits[part] = [Example(**row) for row in rows[:wanted]]
                     from_dataset.append(part)
         if self.options.traces is not None:
             self._traces = self._read_traces(self.options.traces)
@@ -165,9 +175,13 @@ class Session:
     def _read_dataset(self, name: str) -> dict[str, Any]:
         asked = [name, self.options.dataset_splits, self.options.dataset_version]
         kept: dict[str, Any] | None = self.store.get_meta(_DATASET)
-        if kept is not None and kept["asked"] == asked:  # a run that goes on needs nobody for it
-            return kept
-        dataset = read_dataset(self.langsmith, name, self.options.dataset_version)
+        again = kept is not None and kept["asked"] == asked
+        if kept is not None and again and kept["parts"] is not None:
+            return kept  # a run that goes on needs nobody for it
+        version = self.options.dataset_version
+        if kept is not None and again:
+            name, version = kept["named"]["id"], kept["named"]["as_of"]
+        dataset = read_dataset(self.langsmith, name, version)
         parts = divide(dataset, self.options.dataset_splits)
         counts = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
         self._say(f"dataset {dataset.name} as of {dataset.as_of}: {counts}")
@@ -176,6 +190,15 @@ class Session:
             "named": dataset.named(),
             "parts": {part: [to_plain(e) for e in rows] for part, rows in parts.items()},
         }
+
+    def _keepable(self, dataset: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a dataset is kept: its version alone, where something must be masked.
+
+        The graph needs the rows as they are, so a run that goes on reads that version again.
+        """
+        rows = [Example(**row) for part in dataset["parts"].values() for row in part]
+        clean = all(self.redaction.example(row) is row for row in rows)
+        return {**dataset, "parts": dataset["parts"] if clean else None}
 
     def _read_traces(self, project: str) -> Traces:
         kept = kept_traces(self.store, self.graph)
@@ -194,6 +217,7 @@ class Session:
         )
         traces = read_traces(self.langsmith, choice, self.graph)
         need_traces(traces, choice)
+        traces = replace(traces, scored=tuple(masked(s, self.redaction) for s in traces.scored))
         left = "".join(f", {count} {reason}" for reason, count in traces.skipped.items())
         self._say(f"traces of {project}: {len(traces.scored)} to learn from{left}")
         return traces
@@ -233,7 +257,7 @@ class Session:
         """Take note of an event of the trainer."""
         if kind == "start":  # only now is it known that the store is this run's
             if self._dataset is not None:
-                self.store.put_meta(_DATASET, self._dataset)
+                self.store.put_meta(_DATASET, self._keepable(self._dataset))
             if self._traces is not None and kept_traces(self.store, self.graph) is None:
                 keep_traces(self.store, self._traces)
             if self._hub is not None:
@@ -244,7 +268,8 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """Send what is left, put what was accepted on the hub, and return what there is to tell.
 
-        An outage is told and costs nothing but the upload: `make_up` does it later.
+        An outage is told and costs nothing but the upload: `make_up` does it later. Raises
+        `ConfigurationError` where a prompt moved on, or cannot hold its new text.
         """
         told: dict[str, Any] = {}
         found: dict[str, str] = {}
@@ -252,14 +277,16 @@ class Session:
             self.delivery = self._reporter.close(self._seconds)
             found = links(self._reporter.journal)
             told |= {"experiments": found, "sent": self.delivery.sent, "left": self.delivery.left}
+            self.told = {"langsmith": told}
         if self.options.hub:
+            told["pushed"] = None
+            self.told = {"langsmith": told}
             try:
                 hub, best = Hub(self.langsmith), _best(self.store, found)
                 told["pushed"] = push_accepted(self.store, hub, best)
             except LangSmithError as error:
-                told["pushed"] = None
                 self._say(f"The prompts are not on the hub yet: {error}")
-        return {"langsmith": told} if told else {}
+        return self.told
 
 
 def _best(store: Store, found: Mapping[str, str]) -> dict[str, str]:

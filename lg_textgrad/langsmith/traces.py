@@ -112,6 +112,8 @@ def read_traces(langsmith: LangSmith, choice: Choice, graph: TrainableGraph) -> 
     trainable prompt of the graph, as it is now, was sent to a model. Raises `DataError` for a
     project or queue that is not there, `ConfigurationError` for conditions that make no sense.
     """
+    if choice.limit < 1:
+        raise ConfigurationError(f"'trace_limit' must be at least 1, not {choice.limit}.")
     queries = Queries(langsmith)
     conditions = [_parsed(text) for text in choice.feedback]
     parts = [choice.where] if choice.where else []
@@ -156,7 +158,7 @@ def _filter(key: str, comparison: str | None, score: float) -> str:
     about = f'eq(feedback_key, "{quoted}")'
     if comparison is None:
         return about
-    return f"and({about}, {_COMPARISON[comparison]}(feedback_score, {score:g}))"
+    return f"and({about}, {_COMPARISON[comparison]}(feedback_score, {score:.15g}))"
 
 
 class _Reader:
@@ -269,12 +271,21 @@ class _Reader:
 
     def _range(self, key: str) -> tuple[float, float]:
         configs = self.langsmith.find(lambda c: list(c.list_feedback_configs(feedback_key=[key])))
-        for config in configs or ():
+        # Of several, what is said without naming one means the enforced one, else the first.
+        ranked = sorted(
+            configs or (),
+            key=lambda c: (not getattr(c, "is_enforced", 0), not getattr(c, "is_first", 0)),
+        )
+        for config in ranked[:1]:
             told: Any = config.feedback_config or {}
             low, high = told.get("min"), told.get("max")
-            if low is not None and high is not None and low != high:
-                worse = bool(getattr(config, "is_lower_score_better", False))
-                return (float(high), float(low)) if worse else (float(low), float(high))
+            values = [c["value"] for c in told.get("categories") or ()]
+            if values and (low is None or high is None):
+                low, high = min(values), max(values)
+            if low is None or high is None or low == high:
+                low, high = 0.0, 1.0
+            worse = bool(getattr(config, "is_lower_score_better", False))
+            return (float(high), float(low)) if worse else (float(low), float(high))
         return 0.0, 1.0
 
 

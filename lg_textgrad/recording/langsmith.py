@@ -12,6 +12,7 @@ What LangChain's tracer stored is told to the recorder that live runs use. What 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -220,6 +221,8 @@ def _plain_messages(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reply(outputs: Mapping[str, Any]) -> Any:
     """Return the message in a model's stored output."""
+    if "generations" not in outputs and (said := _completed(outputs)) is not None:
+        return said
     generations = outputs.get("generations") or []
     first = generations[0] if generations else {}
     generation = first[0] if isinstance(first, list) and first else first
@@ -234,6 +237,38 @@ def _reply(outputs: Mapping[str, Any]) -> Any:
         metadata = found.get("response_metadata") or {}
         found["response_metadata"] = {"finish_reason": reason, **metadata}
     return found
+
+
+def _completed(outputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the message in a chat completion, which LangSmith's wrapper of the openai SDK stores.
+
+    None for what has none. Our own reports of runs have the message alone.
+    """
+    choices = outputs.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {"message": outputs}
+    message = first.get("message") if isinstance(first, Mapping) else None
+    if not isinstance(message, Mapping) or "role" not in message:
+        return None
+    calls = []
+    for call in message.get("tool_calls") or ():
+        asked = call.get("function") or {}
+        try:
+            given = json.loads(asked.get("arguments") or "{}")
+        except ValueError:
+            given = None
+        args = given if isinstance(given, dict) else {"arguments": asked.get("arguments")}
+        calls.append({"name": str(asked.get("name") or ""), "args": args, "id": call.get("id")})
+    used = outputs.get("usage_metadata") or {}
+    tokens = {n: int(used.get(n) or 0) for n in ("input_tokens", "output_tokens", "total_tokens")}
+    reason = first.get("finish_reason")
+    return {
+        "type": "ai",
+        "content": message.get("content") or "",
+        "tool_calls": calls,
+        "usage_metadata": tokens if used else None,
+        "additional_kwargs": {},
+        "response_metadata": {"finish_reason": reason} if reason else {},
+    }
 
 
 def _inferred(executions: Sequence[Execution]) -> dict[str, tuple[str, ...]]:

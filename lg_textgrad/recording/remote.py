@@ -48,6 +48,9 @@ from lg_textgrad.run import Candidate, Example
 # Seconds to wait before asking a busy server again.
 _PAUSES = (1.0, 4.0, 15.0)
 
+# What a gateway says whose patience ended before the server's work did.
+_OUT_OF_TIME = frozenset({504, 524})
+
 # Headers that every client sends by itself.
 _USUAL = frozenset({"accept", "accept-encoding", "connection", "user-agent", "x-api-key"})
 
@@ -170,7 +173,8 @@ class RemoteSource:
             try:
                 return await self._stream(assistant_id, inputs, context)
             except ModelBusyError as error:
-                if not hasattr(error.__cause__, "status_code"):
+                status = getattr(error.__cause__, "status_code", None)
+                if status is None or status in _OUT_OF_TIME:
                     raise
                 await asyncio.sleep(seconds)
         return await self._stream(assistant_id, inputs, context)

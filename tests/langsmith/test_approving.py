@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from uuid import UUID
 
 import pytest
@@ -91,6 +92,24 @@ async def test_outage_while_waiting_is_waited_out(server, langsmith):
 
     person = Mends(server, at=16)
     assert (await queue(langsmith, person).areview(review())).approved
+
+
+@pytest.mark.parametrize("late", ["GET .*/sessions", "POST .*/annotation-queues/.+"])
+@pytest.mark.parametrize("old", [False, True])
+async def test_review_that_is_not_found_at_once_is_waited_for(late, old):
+    """LangSmith takes runs in before it finds them, or a project that they are the first of."""
+    seen = []
+
+    def fault(request):
+        if not re.fullmatch(late, str(request)) or len(seen) > 2:
+            return None
+        seen.append(request)
+        return Fault.answer(404)
+
+    with LangSmithServer(new=not old, old=old) as server, LangSmith(server.url, server.api_key, patient=False) as langsmith:
+        server.fault = fault
+        assert (await queue(langsmith, Person(server, at=6)).areview(review())).approved
+        assert len(server.queued("prompt-reviews")) == 1
 
 
 @pytest.mark.parametrize(("new", "old"), [(True, False), (False, True)])

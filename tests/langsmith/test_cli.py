@@ -15,6 +15,7 @@ import pytest
 
 from lg_textgrad import cli
 from lg_textgrad.approval import approvals
+from lg_textgrad.run import Example
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import ENDING, GREETING, PARCELS, START_PROMPTS, Script, rows
@@ -178,6 +179,22 @@ def test_evaluate_reads_a_dataset_and_tells_the_summary(here):
     assert here.server.seen("POST /sessions") == here.server.seen("POST /runs") == []
 
 
+def test_limits_of_rows_hold_for_a_dataset_too(here):
+    desk_dataset(here.client)
+    first = here.run("optimize", *GRAPH, "--dataset", "desk", "--train-rows", "2", "--val-rows", "1", "--out", "r", "--json")
+    assert first.code == 0, first.err
+    with Store("r", read_only=True) as store:
+        assert {part: len(rows) for part, rows in store.get_meta("details").items() if part.endswith(" data")} == {
+            "train data": 2, "val data": 1, "test data": 2,
+        }
+    assert here.run("resume", "r").code == 0
+    done = here.run(
+        "evaluate", "--graph", "support_app:graph", "--evaluator", "support_app:EVALUATORS", "--model", "m",
+        "--dataset", "desk", "--split", "val", "--val-rows", "2", "--json",
+    )  # fmt: skip
+    assert json.loads(done.out)["rows"] == 2
+
+
 def test_settings_in_the_file_and_a_run_that_goes_on_without_langsmith(here):
     desk_dataset(here.client)
     pushed(here.client)
@@ -211,7 +228,7 @@ def test_outage_costs_nothing_but_the_upload_which_sync_makes_up_for(here):
         return None
 
     here.server.fault = fail
-    arguments = ("optimize", *GRAPH, "--dataset", "desk", "--langsmith", "--hub", "desk", "--out", "r", "--json")
+    arguments = ("optimize", *GRAPH, "--dataset", "desk", "--langsmith", "--hub", "desk", "--out", "my run", "--json")
     done = here.run(*arguments)
     assert done.code == 0, done.err
     document = json.loads(done.out)
@@ -219,20 +236,36 @@ def test_outage_costs_nothing_but_the_upload_which_sync_makes_up_for(here):
     assert document["langsmith"]["left"] > 0
     assert document["langsmith"]["pushed"] is None
     assert "The prompts are not on the hub yet" in done.err
-    assert "Make up for it with: lg-textgrad sync r" in done.err
+    assert "Make up for it with: lg-textgrad sync 'my run'" in done.err
     assert here.server.runs == {}
-    still = here.run("sync", "r")
+    still = here.run("sync", "my run")
     assert still.code == 1
     assert "0 sent" in still.err
     here.server.fault = None
-    told = here.run("sync", "r", "--json")
+    told = here.run("sync", "my run", "--json")
     assert told.code == 0, told.err
     assert json.loads(told.out)["left"] == 0
     assert len(json.loads(told.out)["pushed"]) > 0
-    assert here.run("sync", "r").code == 0
+    assert here.run("sync", "my run").code == 0
     assert here.server.repeated == []
     for name, parameter in document["parameters"].items():
         assert system(here.client, f"desk-{name}:candidate") == parameter["after"]
+
+
+def test_hub_that_moved_on_meanwhile_takes_nothing_from_the_result(here):
+    pushed(here.client)
+
+    def meanwhile(*_):
+        if len(here.server.repos["desk-polish"].commits) == 1:
+            here.client.push_prompt("desk-polish", object=_prompt("Somebody's."))
+
+    here.models.handler.rewriter = meanwhile
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--hub", "desk", "--langsmith", "--out", "r", "--json")
+    assert (done.code, "'desk-polish' on the hub moved on" in done.err) == (2, True), done.err
+    document = json.loads(done.out)
+    assert document["best"]["val"] == 1
+    assert (document["langsmith"]["left"], document["langsmith"]["pushed"]) == (0, None)
+    assert not any("candidate" in repo.tags for repo in here.server.repos.values())
 
 
 # Promotion asks.
@@ -267,6 +300,34 @@ def test_promotion_shows_the_diff_and_asks(finished, monkeypatch):
     assert ENDING in system(finished.client, "desk-polish:production")
     again = finished.run("promote", "r")
     assert "'production' is there already" in again.err
+
+
+def test_hub_that_changes_while_the_question_waits_is_left_alone(finished, monkeypatch):
+    server, client = finished.server, finished.client
+
+    def meanwhile(*_):
+        client.push_prompt("desk-writer", object=_prompt("Urgent."), commit_tags=["urgent"])
+        repo = server.repos["desk-writer"]
+        repo.tags["production"] = repo.tags["urgent"]
+        return "y"
+
+    monkeypatch.setattr("builtins.input", meanwhile)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    refused = finished.run("promote", "r")
+    assert (refused.code, "moved on since" in refused.err) == (2, True), refused.err
+    assert system(client, "desk-writer:production") == "Urgent."
+    assert system(client, "desk-polish:production") == START_PROMPTS["polish"]
+
+
+def test_nobody_at_the_terminal_is_no_traceback(finished, monkeypatch):
+    def gone(*_):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", gone)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    refused = finished.run("promote", "r")
+    assert (refused.code, "give --yes" in refused.err) == (2, True)
+    assert system(finished.client, "desk-polish:production") == START_PROMPTS["polish"]
 
 
 def test_promotion_is_refused_when_the_hub_moved_on(finished):
@@ -323,6 +384,46 @@ def test_annotation_queue_decides_and_the_run_goes_on(here):
     assert here.server.repeated == []
 
 
+# What may be kept.
+
+
+PRIVACY = """
+import re
+
+def mask(value):
+    return re.sub("anna@[a-z.]+", "[email]", value) if isinstance(value, str) else value
+"""
+
+
+def test_nothing_that_is_masked_is_kept_of_traces_and_datasets(here):
+    """A run that goes on reads the rows again, in the version that it began with."""
+    address = "anna@example.com"
+    (here.folder / "privacy.py").write_text(PRIVACY)
+    dataset = desk_dataset(here.client)
+    examples = list(here.client.list_examples(dataset_id=dataset.id))
+    for example in examples:
+        here.client.update_example(example.id, inputs={"message": f"{example.inputs['message']} says {address}"})
+    [root] = serve_production(here.server, desk.build(), [f"Where is my parcel to Oslo asks {address}"], "prod")
+    here.client.create_feedback(
+        run_id=root["id"], trace_id=root["id"], session_id=root["session_id"], key="thumbs", score=0,
+        comment=f"{PARCELS} {address}",
+    )  # fmt: skip
+    done = here.run("optimize", *GRAPH, "--dataset", "desk", "--traces", "prod", "--redact", "privacy:mask", "--out", "r", "--json")
+    assert done.code == 0, done.err
+    assert PARCELS in json.loads(done.out)["parameters"]["triage"]["after"]
+    with Store("r", read_only=True) as store:
+        trace = store.get_meta("traces")["traces"][0]
+        kept = [store.get_meta("dataset"), trace, store.get_run(trace["run"], Example(trace["example"]["id"], {}))]
+        assert "[email]" in str(kept[1])
+        assert address not in str(kept)
+    here.client.update_example(examples[0].id, inputs={"message": "changed"})
+    paid = len(here.models.requests)
+    again = here.run("resume", "r", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["parameters"] == json.loads(done.out)["parameters"]
+    assert len(here.models.requests) == paid
+
+
 # What makes no sense.
 
 
@@ -349,6 +450,20 @@ def test_outage_where_langsmith_is_needed_is_no_bad_input(here, status, code, wo
     here.server.fault = Fault.answer(status)
     done = here.run("evaluate", "optimize.toml", "--test", "", "--dataset", "desk")
     assert (done.code, words in done.err) == (code, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("LANGSMITH_RUNS_ENDPOINTS", '{"http://127.0.0.1:1": "lsv2_pt_other_0123456789"}', "cannot provide both LANGSMITH_ENDPOINT"),
+        ("LANGSMITH_ENDPOINT", "http://[bad", "Invalid IPv6 URL"),
+    ],
+)
+def test_environment_that_langsmiths_client_refuses_is_bad_input(here, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    done = here.run("evaluate", "optimize.toml", "--test", "", "--dataset", "desk")
+    assert (done.code, words in done.err, "Correct LANGSMITH_ENDPOINT" in done.err) == (2, True, True), done.err
+    assert "lsv2_pt_other" not in done.err
 
 
 # Silence.

@@ -267,6 +267,8 @@ def test_summary_evaluators_are_feedback_on_the_experiment(reported):
 def test_nothing_secret_is_in_any_body(client, server, langsmith, models, monkeypatch):
     monkeypatch.setenv("SOME_SERVICE_TOKEN", "hunter2-hunter2-hunter2")
     monkeypatch.setenv("OTHER_API_KEY", SECRET)
+    forgotten = "ghp_0123456789abcdefghij"  # prompts are stored as they are, but not sent so
+    monkeypatch.setitem(desk.START_PROMPTS, "writer", f"{desk.START_PROMPTS['writer']}\nNever tell {forgotten}.")
     made = client.create_dataset("desk")
     leaky = [
         {"inputs": {"message": f"{row['inputs']['message']} key {SECRET} and hunter2-hunter2-hunter2 lsv2_pt_abcdefgh"},
@@ -280,7 +282,7 @@ def test_nothing_secret_is_in_any_body(client, server, langsmith, models, monkey
     assert done.delivery.left == 0
     assert len(server.runs) > 30
     for request in server.requests:
-        for secret in (SECRET, "hunter2", server.api_key, "lsv2_pt_abcdefgh"):
+        for secret in (SECRET, "hunter2", server.api_key, "lsv2_pt_abcdefgh", forgotten):
             assert secret.encode() not in request.raw, request
 
 

@@ -22,6 +22,7 @@ from langchain_core.prompts import (
 
 import lg_textgrad as tg
 from lg_textgrad.errors import ConfigurationError, LangSmithError, ParameterError, RunMismatchError
+from lg_textgrad.langsmith.connection import LangSmith
 from lg_textgrad.langsmith.hub import Hub, describe, handle, hub_names
 from lg_textgrad.langsmith.manifests import text_of, with_text
 from lg_textgrad.langsmith.promotion import (
@@ -238,6 +239,30 @@ def test_push_over_somebody_elses_commit_is_refused(client, server, hub):
         hub.push("desk-a", "Ours.", [], parent=hub.pull("desk-a"), about="", why="")
 
 
+def test_own_commit_whose_answer_was_lost_is_not_somebody_elses(client, server, monkeypatch):
+    monkeypatch.setattr("urllib3.util.retry.Retry.get_backoff_time", lambda _: 0)
+    lost = set()
+
+    def once(request):
+        if request.method == "GET" or request.path in lost:
+            return None
+        lost.add(request.path)
+        return Fault.lost()
+
+    server.fault = once
+    with LangSmith(server.url, server.api_key) as patient:  # as the command line's, which asks again
+        made = Hub(patient).push("desk-a", "One.", [], parent=None, about="The prompt of 'a'.", why="")
+        server.fault = None
+        lost.clear()
+        server.fault = once
+        two = Hub(patient).push("desk-a", "Two.", [], parent=made, about="", why="")
+        assert len(lost) == 1
+        Hub(patient).tag("desk-a", "eu", two.hash)
+        Hub(patient).untag("desk-a", "eu")
+        assert len(lost) == 3
+    assert [system(client, f"desk-a:{c.commit_hash}") for c in client.list_prompt_commits("desk-a")] == ["Two.", "One."]
+
+
 def _commit_at_once(server):
     """Somebody else's commit, made on the server's own thread while our request waits."""
 
@@ -248,10 +273,18 @@ def _commit_at_once(server):
     return push
 
 
-def test_text_with_a_key_in_it_is_not_put_on_the_hub(server, hub):
+@pytest.mark.parametrize("key", ["sk-proj-0123456789abcdef", "ghp_0123456789abcdefghij", "AKIAIOSFODNN7EXAMPLE", "hunter2-hunter2"])
+def test_text_with_a_key_in_it_is_not_put_on_the_hub(server, hub, monkeypatch, key):
+    monkeypatch.setenv("DESK_PASSWORD", "hunter2-hunter2")
     with pytest.raises(ConfigurationError, match="looks like an API key"):
-        hub.push("desk-a", "Use sk-proj-0123456789abcdef.", [], parent=None, about="", why="")
+        hub.push("desk-a", f"Use {key}.", [], parent=None, about="", why="")
     assert "desk-a" not in server.repos
+
+
+def test_words_that_keys_have_in_them_too_are_put_on_the_hub(client, hub):
+    text = "Ask the bearer of the ticket for pk_customer_id. Bearer tokens are for engineers."
+    hub.push("desk-a", text, [], parent=None, about="", why="")
+    assert system(client, "desk-a") == text
 
 
 @pytest.mark.parametrize("moves", [True, False])
@@ -322,6 +355,17 @@ def test_prompt_of_the_hub_that_does_not_fit(client, hub, text, version, words):
     with Store() as store, pytest.raises(ConfigurationError, match=words):
         begin(store, hub, graph, ["desk"], version)
     assert graph.parameters["triage"].value == "In the code, for {shop}."
+
+
+def test_variable_that_nothing_in_the_graph_fills_is_no_text(client, hub):
+    """It would be pushed as text in braces, and production would no longer fill it."""
+    put(client, "desk-writer", "Write as {{this}}.")
+    graph = desk.build()
+    with Store() as store:
+        assert begin(store, hub, graph, ["desk"])["prompts"]["writer"]["pulled"] == "Write as {this}."
+        put(client, "desk-writer", "Write for {shop}.")
+        with pytest.raises(ParameterError, match="'desk-writer' on the hub has the variable {shop}, which nothing in the graph fills"):
+            begin(store, hub, graph, ["desk"])
 
 
 def test_directory_of_a_run_without_the_hub_is_refused(hub):
@@ -429,6 +473,21 @@ def test_tag_of_another_name_that_was_there_before_is_no_surprise(hub, run):
     assert all(c.before == START_PROMPTS[c.parameter] for c in changes)
 
 
+@pytest.mark.parametrize("fault", [Fault.lost(), Fault.answer(503)])
+def test_promotion_that_an_outage_cut_off_is_taken_back_as_a_whole(client, server, hub, run, fault):
+    changes = plan_promotion(run.store, hub, "production")
+    server.fault = lambda r: fault if r.method == "POST" and r.path == f"/repos/-/{changes[-1].prompt}/tags" else None
+    with pytest.raises(LangSmithError):
+        promote(run.store, hub, "production", changes)
+    server.fault = None
+    half = plan_rollback(run.store, hub, "production")
+    assert len(half) == len(changes) - (fault.kind != "lost")
+    promote(run.store, hub, "production", plan_promotion(run.store, hub, "production"))
+    rollback(run.store, hub, "production", plan_rollback(run.store, hub, "production"))
+    for name, text in START_PROMPTS.items():
+        assert system(client, f"desk-{name}:production") == text
+
+
 def test_rollback_is_refused_when_the_tag_was_moved(client, hub, run):
     promote(run.store, hub, "production", plan_promotion(run.store, hub, "production"))
     name = run.changed[0]
@@ -445,6 +504,50 @@ def test_run_that_has_not_ended_is_not_pushed(client, hub):
         assert not to_push(store)
         with pytest.raises(ConfigurationError, match="has not ended; go on with"):
             push_accepted(store, hub, {})
+
+
+def test_run_that_has_not_ended_promotes_no_draft(client, hub):
+    pushed(client)
+    put(client, "desk-triage", "A draft.")
+    with Store() as store:
+        keep_hub(store, begin(store, hub, desk.build(), ["desk"]))
+        with pytest.raises(ConfigurationError, match="has not ended; go on with"):
+            plan_promotion(store, hub, "production")
+
+
+def test_run_that_went_on_has_its_newer_texts_pushed_and_promoted(client, hub, run):
+    """As after a `resume` with a larger budget: one prompt is better still, another as it was."""
+    name, back = (n.removeprefix("desk-") for n in run.changed[:2])
+    result = run.store.get_meta("result")
+    result["parameters"][name]["after"] += "\nBetter still."
+    result["parameters"][back]["after"] = START_PROMPTS[back]
+    run.store.put_meta("result", result)
+    assert to_push(run.store)
+    assert f"desk-{name}" in push_accepted(run.store, hub, {})
+    assert not to_push(run.store)
+    promote(run.store, hub, "production", plan_promotion(run.store, hub, "production"))
+    for tag in ("candidate", "production"):
+        for parameter, texts in result["parameters"].items():
+            assert system(client, f"desk-{parameter}:{tag}") == texts["after"]
+
+
+def test_candidate_tag_that_an_outage_kept_back_is_made_up_for(client, server, hub, kept, tmp_path):
+    pushed(client)
+    shutil.copytree(kept.folder, tmp_path / "run")
+    last = list(START_PROMPTS)[-1]
+    with Store(tmp_path / "run") as store:
+        server.fault = lambda request: Fault.answer(503) if request.path == f"/repos/-/desk-{last}/tags" else None
+        with pytest.raises(LangSmithError):
+            push_accepted(store, hub, {})
+        server.fault = None
+        assert to_push(store)
+        push_accepted(store, hub, {})
+        assert system(client, f"desk-{last}:candidate") == kept.result.after[last]
+        # What a later run made of the tag is left to it.
+        theirs = hub.pull(f"desk-{last}", "production")
+        hub.tag(f"desk-{last}", "candidate", theirs.hash)
+        push_accepted(store, hub, {})
+        assert hub.pull(f"desk-{last}", "candidate") == theirs
 
 
 def test_prompts_that_were_not_on_the_hub_are_made_there(client, server, hub, models):
@@ -471,6 +574,23 @@ def test_push_that_was_cut_off_is_found_again(client, server, hub, kept, tmp_pat
         push_accepted(store, hub, {})
     assert all(len(r.commits) <= 2 for r in server.repos.values())
     assert all(system(client, f"desk-{n}:candidate") == t for n, t in kept.result.after.items())
+
+
+def test_drafts_of_other_messages_are_not_promoted_with_the_text(client, hub, kept, tmp_path):
+    """A run that began in production, with a draft on top of it that nobody has released."""
+    pushed(client)
+    name = next(n for n, text in kept.result.after.items() if text != START_PROMPTS[n])
+    draft = ChatPromptTemplate([("system", kept.result.after[name]), ("human", "A draft.")])
+    client.push_prompt(f"desk-{name}", object=draft)
+    shutil.copytree(kept.folder, tmp_path / "run")
+    with Store(tmp_path / "run") as store:
+        begun = store.get_meta("hub")
+        begun["prompts"][name]["latest"] = hub.pull(f"desk-{name}").hash
+        store.put_meta("hub", begun)
+        push_accepted(store, hub, {})
+        promote(store, hub, "production", plan_promotion(store, hub, "production"))
+    [message] = client.pull_prompt(f"desk-{name}:production", skip_cache=True).messages
+    assert message.prompt.template == kept.result.after[name]
 
 
 def test_description_of_a_commit():

@@ -20,6 +20,8 @@ from lg_textgrad.langsmith.reporting import Reporter
 from lg_textgrad.langsmith.traces import (
     Choice,
     Traces,
+    _filter,
+    _parsed,
     keep_traces,
     kept_traces,
     need_traces,
@@ -160,17 +162,32 @@ def test_score_without_a_known_range_is_named(production):
         read(production, ["stars"])
 
 
-def test_range_that_langsmith_knows_is_taken(production):
-    production.server.configs["quality"] = {
-        "feedback_key": "quality", "feedback_config": {"type": "continuous", "min": 1, "max": 5},
+@pytest.mark.parametrize(
+    ("key", "config", "lower", "expected"),
+    [
+        ("quality", {"type": "continuous", "min": 1, "max": 5}, True, 0.5),
+        ("stars", {"type": "categorical", "categories": [{"value": n, "label": f"{n} stars"} for n in range(1, 6)]}, False, 0.25),
+        # No range, but a direction: 1 is the worst of 0 to 1.
+        ("harmful", {"type": "continuous"}, True, 0),
+        ("harmful", {"type": "categorical", "categories": [{"value": 0, "label": "no"}, {"value": 1, "label": "yes"}]}, True, 0),
+        ("harmful", {"type": "categorical", "categories": [{"value": n, "label": str(n)} for n in (1, 2, 3)]}, False, 0),
+    ],
+)  # fmt: skip
+def test_range_and_direction_that_langsmith_knows_are_taken(production, key, config, lower, expected):
+    root = production.roots[5]
+    told = production.client.create_feedback(
+        run_id=root["id"], trace_id=root["id"], session_id=root["session_id"], key="harmful", score=1
+    )
+    production.server.configs[key] = {
+        "feedback_key": key, "feedback_config": config,
         "tenant_id": "00000000-0000-0000-0000-0000000000aa", "modified_at": "2030-01-01T00:00:00Z",
-        "is_lower_score_better": True,
+        "is_lower_score_better": lower,
     }  # fmt: skip
     try:
-        [told] = read(production, ["quality"]).scored
+        [scored] = read(production, [key]).scored
     finally:
-        del production.server.configs["quality"]
-    assert told.score == 0.5
+        del production.server.configs[key], production.server.feedback[str(told.id)]
+    assert scored.score == expected
 
 
 def test_traces_of_an_annotation_queue(production):
@@ -271,6 +288,16 @@ def test_condition_that_is_none(production, text):
         read(production, [text])
 
 
+def test_score_of_a_condition_is_asked_for_to_the_last_digit():
+    assert _filter(*_parsed("tokens<1234567")).endswith("lt(feedback_score, 1234567))")
+    assert _filter(*_parsed("share>=0.12345678")).endswith("gte(feedback_score, 0.12345678))")
+
+
+def test_limit_of_no_traces_is_refused(production):
+    with pytest.raises(ConfigurationError, match="'trace_limit' must be at least 1, not 0"):
+        read(production, limit=0)
+
+
 def test_times_and_ranges():
     now = datetime(2026, 1, 31, 6, tzinfo=UTC)
     assert parse_since("24h", now) == now - timedelta(days=1)
@@ -348,6 +375,7 @@ def test_gradients_are_feedback_on_the_production_steps_that_they_blame(producti
         run = production.server.runs[feedback["run_id"]]
         assert run["name"] == gradient.execution.split("#")[0]
         assert run["trace_id"] in {r["id"] for r in production.roots}
+        assert feedback["extend_trace_retention"] is False  # production's data is not kept for longer
 
 
 def test_run_goes_on_with_the_traces_that_it_began_with(production, learned):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, Overwrite, RetryPolicy, Send, interrupt
 from langsmith import Client
+from langsmith.run_helpers import tracing_context
 from pydantic import BaseModel
 
 import lg_textgrad as tg
@@ -29,6 +32,7 @@ from lg_textgrad.recording.reprs import parse_error, parse_repr, parse_send
 from lg_textgrad.trace import Trace
 from tests.parts import Chat, echo
 from tests.servers.langsmith_server import LangSmithServer
+from tests.servers.openai_server import OpenAIServer, Reply
 
 
 class S(TypedDict, total=False):
@@ -340,6 +344,45 @@ async def test_run_that_never_ended_and_model_without_messages(stored):
     recorded, _, _ = recorded_from(runs, None, {}, {})
     assert [e.id for e in recorded.executions] == ["one#0", "two#0"]
     assert [len(e.model_calls) for e in recorded.executions] == [1, 0]
+
+
+@pytest.mark.parametrize("args", ['{"word": "neko"}', "{no json"])
+def test_calls_that_langsmiths_openai_wrapper_traced_have_their_replies(args):
+    """A node that asks the openai SDK itself, wrapped by LangSmith, as production code has it."""
+    replies = [
+        Reply("payments", finish_reason="length"),
+        Reply(tool_calls=[{"name": "look", "args": args, "id": "c1"}]),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one of its modules was moved
+        from langsmith.wrappers import wrap_openai
+    with (
+        LangSmithServer() as server,
+        OpenAIServer(lambda _: replies.pop(0)) as models,
+        openai.OpenAI(base_url=models.base_url, api_key="k") as plain,
+    ):
+        client = Client(server.url, api_key=server.api_key)
+        asked = wrap_openai(plain, tracing_extra={"client": client})
+
+        def node(state):
+            for _ in range(2):
+                asked.chat.completions.create(model="test-model", messages=[{"role": "user", "content": state["q"]}])
+            return {"a": "x"}
+
+        with tracing_context(enabled=True, client=client, project_name="p"):
+            build({"node": node}, [(START, "node")]).invoke(
+                {"q": "hi"}, {"callbacks": [LangChainTracer(project_name="p", client=client)]}
+            )
+        client.flush()
+        client.close()
+        recorded, usage, _ = recorded_from(server.runs_of("p"), None, {}, {})
+    [execution] = recorded.executions
+    said, looked = execution.model_calls
+    assert (said.output["content"], said.finish_reason, said.usage.prompt_tokens > 0) == ("payments", "length", True)
+    [call] = looked.output["tool_calls"]
+    assert (call["name"], call["id"]) == ("look", "c1")
+    assert call["args"] == ({"word": "neko"} if args.endswith("}") else {"arguments": args})
+    assert (usage.calls, usage.completion_tokens > 0) == (2, True)
 
 
 # What is stored as text only.

@@ -327,6 +327,14 @@ async def test_busy_server_is_asked_again(monkeypatch):
     assert asked == ["k"] * 3
 
 
+async def test_gateway_that_ran_out_of_time_is_not_asked_for_a_second_run(monkeypatch):
+    monkeypatch.setattr("lg_textgrad.recording.remote._PAUSES", (0, 0))
+    with answering([504, 200]) as (url, asked):
+        with tg.use_ledger(tg.Ledger()), pytest.raises(ModelBusyError, match="status 504.*wait and resume"):
+            await tg.TrainableGraph(RemoteSource(url, "g", api_key="k")).arecord(ROW)
+    assert len(asked) == 1  # the first may be under way, and is paid for
+
+
 async def test_server_that_stays_busy_stops_the_run_and_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr("lg_textgrad.recording.remote._PAUSES", (0, 0))
     ledger = tg.Ledger()
