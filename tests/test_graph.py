@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import operator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
 import openai
 import pytest
+from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from langgraph.cache.memory import InMemoryCache
 from langgraph.graph import START, StateGraph
-from langgraph.types import CachePolicy
+from langgraph.runtime import Runtime
+from langgraph.types import CachePolicy, interrupt
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.base import Declared
 from lg_textgrad.errors import DataError, GraphError, ParameterError
 from tests.parts import Chat, echo
 from tests.servers.openai_server import OpenAIServer
+
+
+class Context(TypedDict):
+    log: list
+
+
+@dataclass(frozen=True)
+class Form:
+    names: list
 
 
 class S(TypedDict, total=False):
@@ -321,3 +333,30 @@ def test_sync_nodes_ask_at_once_up_to_the_limit():
         with tg.Store() as store, tg.use_ledger(tg.Ledger(store, max_concurrency=24)):
             runs = graph.record(examples, max_runs=24)
         assert [run.outputs["a"] for run in runs] == ["ok"] * 24
+
+
+async def test_nodes_that_change_their_inputs_in_place_leave_the_example_as_it_is():
+    prompt = tg.Parameter("p", "first")
+    context = {"log": []}
+
+    def node(state, runtime: Runtime[Context]):
+        state["notes"]["lines"].append(str(prompt))
+        state["messages"][0].content += "!"
+        state["form"].names.append("x")
+        runtime.context["log"].append("x")
+        said = interrupt("more?")
+        said.append("x")
+        seen = [*state["notes"]["lines"], state["messages"][0].content, *state["form"].names]
+        return {"a": [seen, list(runtime.context["log"]), said]}
+
+    builder = StateGraph(dict, context_schema=Context).add_node("node", node)
+    graph = tg.TrainableGraph(builder.add_edge(START, "node").compile(), [prompt], context=context)
+    form, message = Form(["a"]), HumanMessage("hi")
+    inputs = {"notes": {"lines": []}, "messages": [message], "form": form}
+    example = tg.Example("e", {"__root__": inputs}, metadata={"resume": [["yes"]]})
+    for text in ("first", "second"):
+        [run] = await graph.arecord([example], prompts={"p": text})
+        assert run.error is None
+        assert run.outputs["a"] == [[text, "hi!", "a", "x"], ["x", "x"], ["yes", "x"]]
+    assert (inputs["notes"], message.content, form.names) == ({"lines": []}, "hi", ["a"])
+    assert (context, example.metadata) == ({"log": []}, {"resume": [["yes"]]})

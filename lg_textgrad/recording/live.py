@@ -17,6 +17,7 @@ from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.bindings.nesting import note_dependence
+from lg_textgrad.copies import anew
 from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.callbacks import Recorder
@@ -87,7 +88,8 @@ class LiveSource:
             "callbacks": [recorder, *self._callbacks],
             "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
         }
-        given = dict(example.inputs)
+        # A node may change in place what it is given; the next run starts from the same again.
+        given = anew(dict(example.inputs))
         more: dict[str, Any] = {}
         for binding in bindings:
             given = dict(binding.inputs(candidate, given))
