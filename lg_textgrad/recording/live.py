@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.memory import InMemorySaver
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
@@ -20,6 +19,7 @@ from lg_textgrad.bindings.nesting import note_dependence
 from lg_textgrad.copies import anew
 from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
+from lg_textgrad.recording.belongings import Belongings, having
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
 from lg_textgrad.recording.observing import observing
@@ -38,7 +38,8 @@ class LiveSource:
     """Runs a compiled graph in this process, under a callback recorder.
 
     The graph itself is never changed: runs use a copy without node caches, and with a checkpointer
-    of its own in memory when the graph has one, or needs one to go on after an interrupt. Inputs
+    of its own in memory when the graph has one, or needs one to go on after an interrupt. So do the
+    graphs that the code of nodes and tools calls. Inputs
     that are `{"__root__": value}` hand the graph the value itself.
     """
 
@@ -81,9 +82,11 @@ class LiveSource:
         scope.place, scope.timed = recorder.place, recorder.timed
         resume = resume_values(example)
         # What runs have in a checkpointer is theirs alone.
-        graph = observing(self.graph) if self._saves else self._observing
-        if graph.checkpointer or self._breaks or resume:
-            graph = graph.copy({"checkpointer": InMemorySaver()})
+        own = Belongings()
+        graph = observing(self.graph, saver=own.saver) if self._saves else self._observing
+        saves = graph.checkpointer or self._breaks or resume
+        if saves and not isinstance(graph.checkpointer, BaseCheckpointSaver):
+            graph = graph.copy({"checkpointer": own.saver()})
         config: Any = {
             "callbacks": [recorder, *self._callbacks],
             "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
@@ -111,7 +114,7 @@ class LiveSource:
             recorder.note_read(name, text)
 
         async def invoke() -> Any:
-            with isolated(), observe_reads(note_read), pay_through(scope):
+            with isolated(), having(own), observe_reads(note_read), pay_through(scope):
                 return await _entered([binding.scope(candidate) for binding in bindings], run)
 
         outputs: Any = None
