@@ -16,6 +16,7 @@ from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.bindings.nesting import note_dependence
+from lg_textgrad.bindings.patching import paths_by
 from lg_textgrad.copies import anew
 from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
@@ -114,7 +115,10 @@ class LiveSource:
             recorder.note_read(name, text)
 
         async def invoke() -> Any:
-            with isolated(), having(own), observe_reads(note_read), pay_through(scope):
+            with (
+                isolated(), having(own), paths_by(recorder.path_of),
+                observe_reads(note_read), pay_through(scope),
+            ):  # fmt: skip
                 return await _entered([binding.scope(candidate) for binding in bindings], run)
 
         outputs: Any = None
