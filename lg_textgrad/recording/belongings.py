@@ -16,8 +16,10 @@ from typing import Any
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
+from langgraph.store.base import BaseStore
 
 from lg_textgrad.bindings.patching import register, replaced
+from lg_textgrad.recording.stores import RunStore
 from lg_textgrad.recording.structure import AnyGraph
 
 
@@ -26,9 +28,17 @@ class RunSaver(InMemorySaver):
 
 
 class Belongings:
-    """The checkpointers of one run, and the graphs that have them."""
+    """The checkpointers and stores of one run, and the graphs that have them.
 
-    def __init__(self) -> None:
+    `store` is that of the graph which is recorded, `own_store` what the run has in its place.
+    """
+
+    def __init__(self, store: BaseStore | None = None) -> None:
+        self._stores: dict[int, tuple[BaseStore, RunStore]] = {}
+        self.own_store: RunStore | None = None
+        if store is not None:
+            self.own_store = RunStore(store, told=True)
+            self._stores[id(store)] = (store, self.own_store)
         self._graphs: dict[int, tuple[AnyGraph, AnyGraph]] = {}
         self._savers: dict[int, tuple[Any, RunSaver]] = {}
         self._guard = threading.RLock()
@@ -41,6 +51,15 @@ class Belongings:
             if id(saver) not in self._savers:
                 self._savers[id(saver)] = (saver, RunSaver(serde=saver.serde))
             return self._savers[id(saver)][1]
+
+    def store(self, store: BaseStore) -> RunStore:
+        """Return the run's own view of `store`, in which it writes to nobody else."""
+        if isinstance(store, RunStore):
+            return store
+        with self._guard:
+            if id(store) not in self._stores:
+                self._stores[id(store)] = (store, RunStore(store))
+            return self._stores[id(store)][1]
 
     def graph(self, graph: AnyGraph) -> AnyGraph:
         """Return a copy of `graph` that leaves nothing behind; itself where it doesn't anyway."""
@@ -64,6 +83,8 @@ class Belongings:
             own = self.saver(graph.checkpointer)
             if own is not graph.checkpointer:
                 changes["checkpointer"] = own
+        if graph.store is not None and self.store(graph.store) is not graph.store:
+            changes["store"] = self.store(graph.store)
         return graph.copy(changes) if changes else graph
 
 

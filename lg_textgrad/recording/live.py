@@ -39,8 +39,9 @@ class LiveSource:
     """Runs a compiled graph in this process, under a callback recorder.
 
     The graph itself is never changed: runs use a copy without node caches, and with a checkpointer
-    of its own in memory when the graph has one, or needs one to go on after an interrupt. So do the
-    graphs that the code of nodes and tools calls. Inputs
+    of its own in memory when the graph has one, or needs one to go on after an interrupt. What is
+    in the graph's store is read, and what a run writes there only that run sees. The same goes for
+    the graphs that the code of nodes and tools calls. Inputs
     that are `{"__root__": value}` hand the graph the value itself.
     """
 
@@ -83,11 +84,14 @@ class LiveSource:
         scope.place, scope.timed = recorder.place, recorder.timed
         resume = resume_values(example)
         # What runs have in a checkpointer is theirs alone.
-        own = Belongings()
+        own = Belongings(self.graph.store)
+        if scope.tools is not None:
+            scope.tools.store = own.own_store
         graph = observing(self.graph, saver=own.saver) if self._saves else self._observing
         saves = graph.checkpointer or self._breaks or resume
         if saves and not isinstance(graph.checkpointer, BaseCheckpointSaver):
             graph = graph.copy({"checkpointer": own.saver()})
+        graph = own.graph(graph)
         config: Any = {
             "callbacks": [recorder, *self._callbacks],
             "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
