@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,12 @@ from typing import Annotated, TypedDict
 import openai
 import pytest
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import (
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
 from langchain_openai import ChatOpenAI
 from langgraph.cache.memory import InMemoryCache
 from langgraph.graph import START, StateGraph
@@ -297,6 +304,67 @@ def test_changed_node_code_changes_the_fingerprint():
 
     assert _compiled_with(one).fingerprint == _compiled_with(one).fingerprint
     assert _compiled_with(one).fingerprint != _compiled_with(other).fingerprint
+
+
+class Answers:
+    def __init__(self, text):
+        self.text = text
+
+    def __call__(self, state):
+        return {"a": self.text}
+
+
+class Shouts(Answers):
+    async def __call__(self, state):
+        return {"a": self.text.upper()}
+
+
+def quiet(state):
+    return {"a": state["q"]}
+
+
+def loud(state):
+    return {"a": state["q"].upper()}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (quiet, loud),
+        (functools.partial(quiet), functools.partial(loud)),
+        (Answers("a"), Shouts("a")),
+        (functools.partial(Answers("a")), functools.partial(Shouts("a"))),
+        (RunnableLambda(quiet), RunnableLambda(loud)),
+        (RunnablePassthrough() | quiet, RunnablePassthrough() | loud),
+        ((RunnablePassthrough() | quiet).with_retry(), (RunnablePassthrough() | loud).with_retry()),
+        (RunnableParallel(a=quiet), RunnableParallel(a=loud)),
+        (RunnableBranch((bool, quiet), quiet), RunnableBranch((bool, loud), quiet)),
+    ],
+)
+def test_changed_code_of_functions_objects_and_chains_changes_the_fingerprint(one, other):
+    def graph(node):
+        return tg.TrainableGraph(StateGraph(S).add_node("n", node).add_edge(START, "n").compile())
+
+    assert graph(one).fingerprint == graph(one).fingerprint != graph(other).fingerprint
+
+
+def test_changed_conditional_edge_changes_the_fingerprint():
+    def by_question(state):
+        return "b" if state["q"] else "c"
+
+    def by_answer(state):
+        return "b" if state["a"] else "c"
+
+    def graph(route):
+        builder = StateGraph(S).add_node("a", quiet).add_node("b", quiet).add_node("c", quiet)
+        builder.add_edge(START, "a").add_conditional_edges("a", route, {"b": "b", "c": "c"})
+        return tg.TrainableGraph(builder.compile())
+
+    # Under one name, so that nothing but the code tells them apart.
+    by_answer.__name__ = by_question.__name__
+    one, other = graph(by_question), graph(by_answer)
+    assert one.fingerprint == graph(by_question).fingerprint != other.fingerprint
+    assert [n for n, part in one.parts.items() if part != other.parts[n]] == ["a"]
 
 
 def test_graph_that_holds_more_leaves_the_first_as_it_was():
