@@ -27,7 +27,8 @@ _inside: ContextVar[bool] = ContextVar("lg_textgrad_inside_scope", default=False
 
 _wraps: dict[tuple[type, str], Wrap] = {}
 _everywhere: set[tuple[type, str]] = set()
-_guard = threading.Lock()
+# Reentrant: the collector may close a scope that was left open while another one is opened.
+_guard = threading.RLock()
 _scopes = 0
 _originals: dict[tuple[type, str], Any] = {}
 
@@ -52,8 +53,10 @@ def replaced() -> Iterator[None]:
     try:
         yield
     finally:
-        _inside.reset(token)
-        _leave()
+        try:
+            _inside.reset(token)  # refuses where the collector closes what nobody closed
+        finally:
+            _leave()
 
 
 @contextmanager
