@@ -19,6 +19,7 @@ from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding
 from lg_textgrad.bindings.discovered import Discovered, Finding
 from lg_textgrad.bindings.finding import Template, find_prompts, names_of, templates_in
+from lg_textgrad.bindings.patching import path_here
 from lg_textgrad.bindings.rewriting import rewriting
 from lg_textgrad.bindings.tools import DiscoveredTools, NotesTools, Offered, find_tools
 from lg_textgrad.errors import DataError, GraphError
@@ -28,7 +29,7 @@ from lg_textgrad.parameter import Parameter
 from lg_textgrad.recording.base import Recorded
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.recording.structure import AnyGraph
-from lg_textgrad.run import Example, Execution, node_path
+from lg_textgrad.run import Example, Execution
 
 logger = logging.getLogger("lg_textgrad")
 
@@ -208,8 +209,7 @@ class _Templates(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         if kwargs.get("run_type") == "prompt":
-            node = node_path((metadata or {}).get("langgraph_checkpoint_ns", ""))
-            self.found.extend(templates_in(serialized, node))
+            self.found.extend(templates_in(serialized, path_here(metadata)))
 
 
 async def _run(

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel
@@ -112,6 +113,13 @@ class ReadTrackingDict(dict[str, Any]):
 
     def __reduce__(self) -> Any:
         return (dict, (self.copy(),))
+
+
+# PyYAML, which langchain-core needs, looks classes up one by one: it would refuse this one, or
+# write it as no dict.
+_yaml: Any = import_module("yaml.representer")
+for _representer in (_yaml.SafeRepresenter, _yaml.Representer):
+    _representer.add_representer(ReadTrackingDict, _representer.represent_dict)
 
 
 # State that is an object: a Pydantic model or a dataclass.

@@ -10,6 +10,7 @@ from langgraph.cache.base import BaseCache
 from langgraph.pregel import Pregel
 from langgraph.types import Command
 
+from lg_textgrad.bindings.patching import paths_by
 from lg_textgrad.data import example_from
 from lg_textgrad.errors import GraphError
 from lg_textgrad.graph import TrainableGraph
@@ -35,6 +36,7 @@ class Watched:
         self.graph: AnyGraph = observed.with_config({"callbacks": [self._recorder]})
         """The graph, recorded. It has its own checkpointer, store, cache and configuration."""
         self.note_read = self._recorder.note_read
+        self.path_of = self._recorder.path_of
 
     @property
     def runs(self) -> list[Run]:
@@ -119,6 +121,7 @@ def watch(
     watched = Watched(trainable, trainable.graph)
     with ExitStack() as stack:
         stack.enter_context(observe_reads(watched.note_read))
+        stack.enter_context(paths_by(watched.path_of))
         for binding in trainable.bindings:
             stack.enter_context(binding.scope(watched.candidate))
         yield watched

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
 import openai
 import pytest
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import (
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
 from langchain_openai import ChatOpenAI
 from langgraph.cache.memory import InMemoryCache
 from langgraph.graph import START, StateGraph
-from langgraph.types import CachePolicy
+from langgraph.runtime import Runtime
+from langgraph.types import CachePolicy, interrupt
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.base import Declared
 from lg_textgrad.errors import DataError, GraphError, ParameterError
 from tests.parts import Chat, echo
 from tests.servers.openai_server import OpenAIServer
+
+
+class Context(TypedDict):
+    log: list
+
+
+@dataclass(frozen=True)
+class Form:
+    names: list
 
 
 class S(TypedDict, total=False):
@@ -287,6 +306,67 @@ def test_changed_node_code_changes_the_fingerprint():
     assert _compiled_with(one).fingerprint != _compiled_with(other).fingerprint
 
 
+class Answers:
+    def __init__(self, text):
+        self.text = text
+
+    def __call__(self, state):
+        return {"a": self.text}
+
+
+class Shouts(Answers):
+    async def __call__(self, state):
+        return {"a": self.text.upper()}
+
+
+def quiet(state):
+    return {"a": state["q"]}
+
+
+def loud(state):
+    return {"a": state["q"].upper()}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (quiet, loud),
+        (functools.partial(quiet), functools.partial(loud)),
+        (Answers("a"), Shouts("a")),
+        (functools.partial(Answers("a")), functools.partial(Shouts("a"))),
+        (RunnableLambda(quiet), RunnableLambda(loud)),
+        (RunnablePassthrough() | quiet, RunnablePassthrough() | loud),
+        ((RunnablePassthrough() | quiet).with_retry(), (RunnablePassthrough() | loud).with_retry()),
+        (RunnableParallel(a=quiet), RunnableParallel(a=loud)),
+        (RunnableBranch((bool, quiet), quiet), RunnableBranch((bool, loud), quiet)),
+    ],
+)
+def test_changed_code_of_functions_objects_and_chains_changes_the_fingerprint(one, other):
+    def graph(node):
+        return tg.TrainableGraph(StateGraph(S).add_node("n", node).add_edge(START, "n").compile())
+
+    assert graph(one).fingerprint == graph(one).fingerprint != graph(other).fingerprint
+
+
+def test_changed_conditional_edge_changes_the_fingerprint():
+    def by_question(state):
+        return "b" if state["q"] else "c"
+
+    def by_answer(state):
+        return "b" if state["a"] else "c"
+
+    def graph(route):
+        builder = StateGraph(S).add_node("a", quiet).add_node("b", quiet).add_node("c", quiet)
+        builder.add_edge(START, "a").add_conditional_edges("a", route, {"b": "b", "c": "c"})
+        return tg.TrainableGraph(builder.compile())
+
+    # Under one name, so that nothing but the code tells them apart.
+    by_answer.__name__ = by_question.__name__
+    one, other = graph(by_question), graph(by_answer)
+    assert one.fingerprint == graph(by_question).fingerprint != other.fingerprint
+    assert [n for n, part in one.parts.items() if part != other.parts[n]] == ["a"]
+
+
 def test_graph_that_holds_more_leaves_the_first_as_it_was():
     graph = _compiled_with(lambda state: state)
     more = graph.holding(Declared({"a": tg.Parameter("a", "x")}))
@@ -321,3 +401,30 @@ def test_sync_nodes_ask_at_once_up_to_the_limit():
         with tg.Store() as store, tg.use_ledger(tg.Ledger(store, max_concurrency=24)):
             runs = graph.record(examples, max_runs=24)
         assert [run.outputs["a"] for run in runs] == ["ok"] * 24
+
+
+async def test_nodes_that_change_their_inputs_in_place_leave_the_example_as_it_is():
+    prompt = tg.Parameter("p", "first")
+    context = {"log": []}
+
+    def node(state, runtime: Runtime[Context]):
+        state["notes"]["lines"].append(str(prompt))
+        state["messages"][0].content += "!"
+        state["form"].names.append("x")
+        runtime.context["log"].append("x")
+        said = interrupt("more?")
+        said.append("x")
+        seen = [*state["notes"]["lines"], state["messages"][0].content, *state["form"].names]
+        return {"a": [seen, list(runtime.context["log"]), said]}
+
+    builder = StateGraph(dict, context_schema=Context).add_node("node", node)
+    graph = tg.TrainableGraph(builder.add_edge(START, "node").compile(), [prompt], context=context)
+    form, message = Form(["a"]), HumanMessage("hi")
+    inputs = {"notes": {"lines": []}, "messages": [message], "form": form}
+    example = tg.Example("e", {"__root__": inputs}, metadata={"resume": [["yes"]]})
+    for text in ("first", "second"):
+        [run] = await graph.arecord([example], prompts={"p": text})
+        assert run.error is None
+        assert run.outputs["a"] == [[text, "hi!", "a", "x"], ["x", "x"], ["yes", "x"]]
+    assert (inputs["notes"], message.content, form.names) == ({"lines": []}, "hi", ["a"])
+    assert (context, example.metadata) == ({"log": []}, {"resume": [["yes"]]})

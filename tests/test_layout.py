@@ -41,6 +41,7 @@ LAYERS = (
     "planted",
     "data",
     "tracking",
+    "copies",
     "bindings",
     "recording",
     "graph",

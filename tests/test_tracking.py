@@ -11,6 +11,7 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 import pytest
+import yaml
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -78,6 +79,8 @@ def test_match_statement():
         lambda d: [k for k in d],
         lambda d: d.popitem(),
         lambda d: "{a}{b}".format(**d),
+        yaml.dump,
+        yaml.safe_dump,
     ],
 )
 def test_looking_at_the_whole_counts_as_every_key(look):
@@ -101,6 +104,7 @@ def test_behaves_as_the_dict_that_it_copies():
         VALUES, VALUES, {**VALUES, "c": 3}, {"c": 3, **VALUES},
     )  # fmt: skip
     assert json.loads(json.dumps(d)) == d == VALUES
+    assert yaml.dump(d) == yaml.safe_dump(d) == yaml.safe_dump(VALUES)
     assert type(pickle.loads(pickle.dumps(d))) is dict
     assert isinstance(d, dict)
 

@@ -9,7 +9,8 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 
 from lg_textgrad._hashing import canonical, message_to_plain
-from lg_textgrad.run import Execution, Run, node_path
+from lg_textgrad.bindings.patching import path_here
+from lg_textgrad.run import Execution, Run
 
 
 class Correction:
@@ -48,7 +49,7 @@ class Correction:
         """Return what to say in place of the model; None where the model is to be asked."""
         found = metadata or {}
         where = (
-            node_path(str(found.get("langgraph_checkpoint_ns", ""))),
+            path_here(found),
             int(found.get("langgraph_step", 0)),
         )
         if where != self._where:

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import ReadOnly, is_typeddict
 
 from lg_textgrad.bindings.base import Held
+from lg_textgrad.copies import anew
 from lg_textgrad.errors import DataError, ParameterError
 from lg_textgrad.parameter import Parameter, prompts
 from lg_textgrad.run import Example
@@ -203,7 +204,7 @@ class ContextBinding:
         if not values:
             return {}
         try:
-            return {"context": self._make(values)}
+            return {"context": self._make(anew(values))}
         except (TypeError, ValueError) as error:
             why = str(error).replace("\n", " ")
             raise DataError(

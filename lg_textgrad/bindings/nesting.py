@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 
 class Inside:
@@ -13,11 +14,18 @@ class Inside:
     def __init__(self, outer: Inside | None) -> None:
         self._outer = outer
         self.depends = False
+        self.written: list[Any] = []
+        """What it put into the store of the graph."""
 
     def note(self) -> None:
         self.depends = True
         if self._outer is not None:
             self._outer.note()
+
+    def note_written(self, op: Any) -> None:
+        self.written.append(op)
+        if self._outer is not None:
+            self._outer.note_written(op)
 
 
 _inside: ContextVar[Inside | None] = ContextVar("lg_textgrad_inside_tool", default=None)
@@ -38,3 +46,9 @@ def note_dependence() -> None:
     """Note that a model is called, or a parameter read, in the current context."""
     if (inside := _inside.get()) is not None:
         inside.note()
+
+
+def note_written(op: Any) -> None:
+    """Note what the current context puts into the store of the graph."""
+    if (inside := _inside.get()) is not None:
+        inside.note_written(op)

@@ -19,6 +19,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables.config import var_child_runnable_config
 
 from lg_textgrad.bindings.streaming import as_chunk, async_events, events
+from lg_textgrad.run import node_path
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -26,7 +27,8 @@ _inside: ContextVar[bool] = ContextVar("lg_textgrad_inside_scope", default=False
 
 _wraps: dict[tuple[type, str], Wrap] = {}
 _everywhere: set[tuple[type, str]] = set()
-_guard = threading.Lock()
+# Reentrant: the collector may close a scope that was left open while another one is opened.
+_guard = threading.RLock()
 _scopes = 0
 _originals: dict[tuple[type, str], Any] = {}
 
@@ -51,8 +53,10 @@ def replaced() -> Iterator[None]:
     try:
         yield
     finally:
-        _inside.reset(token)
-        _leave()
+        try:
+            _inside.reset(token)  # refuses where the collector closes what nobody closed
+        finally:
+            _leave()
 
 
 @contextmanager
@@ -126,6 +130,24 @@ def namespace_of(*known: Any) -> str:
         if metadata and metadata.get("langgraph_checkpoint_ns"):
             return str(metadata["langgraph_checkpoint_ns"])
     return str((ambient.get("configurable") or {}).get("checkpoint_ns") or "")
+
+
+_path_of: ContextVar[Callable[[str], str]] = ContextVar("lg_textgrad_path_of", default=node_path)
+
+
+@contextmanager
+def paths_by(path_of: Callable[[str], str]) -> Iterator[None]:
+    """Have `path_of` say which node a namespace is: it may not tell what it is inside of."""
+    token = _path_of.set(path_of)
+    try:
+        yield
+    finally:
+        _path_of.reset(token)
+
+
+def path_here(*known: Any) -> str:
+    """Return the path of the node that makes the current call; `known` as for `namespace_of`."""
+    return _path_of.get()(namespace_of(*known))
 
 
 def _stream(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
-from lg_textgrad.bindings.patching import namespace_of, register, replaced
-from lg_textgrad.run import node_path
+from lg_textgrad.bindings.patching import path_here, register, replaced
 
 # Arguments of `generate` that are the call's circumstances, not what the model is asked.
 _CIRCUMSTANCES = ("stop", "callbacks", "tags", "metadata", "run_name", "run_id")
@@ -67,7 +66,7 @@ def rewritten(
     messages: list[BaseMessage], options: dict[str, Any]
 ) -> tuple[list[BaseMessage], dict[str, Any]]:
     """Return what the node that runs in the current context sends in place of its own call."""
-    node = node_path(namespace_of({}))
+    node = path_here()
     for rewriter in _rewriters.get():
         messages, options = rewriter.rewrite(node, messages, options)
     return messages, options
@@ -79,7 +78,7 @@ def _rewritten(
     arguments: Mapping[str, Any],
 ) -> tuple[list[list[BaseMessage]], dict[str, Any]]:
     nearest = arguments.get("metadata"), getattr(arguments.get("callbacks"), "metadata", None)
-    node = node_path(namespace_of(*nearest))
+    node = path_here(*nearest)
     given = {name: arguments[name] for name in _CIRCUMSTANCES if name in arguments}
     options = {name: value for name, value in arguments.items() if name not in given}
     asked = options

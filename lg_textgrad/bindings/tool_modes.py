@@ -19,6 +19,7 @@ from typing import Any
 
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.store.base import BaseStore, PutOp
 from langgraph.types import interrupt
 
 from lg_textgrad._hashing import digest, to_plain
@@ -116,6 +117,8 @@ class ToolDesk:
         self._example = _told_apart(example)
         self._counts: Counter[str] = Counter()
         self._guard = threading.Lock()
+        self.store: BaseStore | None = None
+        """The store of the run, in which a tool that is replayed has written too."""
 
     def answer(self, call: Call, make: Callable[[], Any]) -> Any:
         """Return the tool's output, as the mode says. Raises what the tool raises, or raised."""
@@ -134,6 +137,7 @@ class ToolDesk:
             if self._again(known, mode, call):
                 return make()
             if "interrupt" not in known:
+                self._write_again(known)
                 return _given(known, call)
             interrupt(decode(known["interrupt"]))  # if it had an answer, the next call follows
 
@@ -158,6 +162,7 @@ class ToolDesk:
             if self._again(known, mode, call):
                 return await make()
             if "interrupt" not in known:
+                self._write_again(known)
                 return _given(known, call)
             interrupt(decode(known["interrupt"]))
 
@@ -239,6 +244,10 @@ class ToolDesk:
         if "unrecordable" in known and mode == REPLAY:
             raise self._refusal(call, f"a {known['unrecordable']} could not be recorded")
         return "agent" in known or "unrecordable" in known
+
+    def _write_again(self, known: Mapping[str, Any]) -> None:
+        if self.store is not None and known.get("written"):
+            self.store.batch([PutOp(*decode(op)) for op in known["written"]])
 
     def _refusal(self, call: Call, why: str) -> ToolReplayError:
         text = (
@@ -324,9 +333,11 @@ class _Made:
                 return {"interrupt": encode(error.args[0][0].value)}
             if isinstance(error, GraphBubbleUp | StoreError):
                 raise error  # goes where it has to go, and is no answer
+            more = {"written": [encode(tuple(op)) for op in inside.written]}
+            more = more if inside.written else {}
             if isinstance(error, Exception):
-                return {"error": encode_error(error, self._call.id)}
-            return {"output": encode(self._output, self._call.id)}
+                return {"error": encode_error(error, self._call.id), **more}
+            return {"output": encode(self._output, self._call.id), **more}
         except UnrecordableError as refused:
             warn(
                 f"The tool '{self._call.tool.name}' returns a {refused}, which cannot be recorded, "

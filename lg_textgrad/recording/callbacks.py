@@ -86,11 +86,12 @@ class Recorder(CallRecorder):
             task.begin_again(inputs, parent.root)
             return task
         above = parent.root.namespace
-        path = node_path(namespace.removeprefix(f"{above}|") if above else namespace)
+        within = _within(namespace, parent)
+        path = node_path(within.removeprefix(f"{above}|") if above else within)
         route = tuple(found.get("langgraph_path") or ())
         kind = self._structure.node(path, handles="node_error_handler" in route)
         task = self._tasks[namespace] = Task(
-            namespace=namespace,
+            namespace=within,
             path=path,
             node=path.rpartition("/")[2],
             kind=kind,
@@ -118,6 +119,7 @@ class Recorder(CallRecorder):
                 parent.tasks = []
                 if task.caller is not None:
                     self._host(task.caller, parent)
+                    _remember(task, parent, str(found.get("thread_id")))
             parent.tasks.append(task)
             task.sources = parent.given
         return task
@@ -252,6 +254,12 @@ class Recorder(CallRecorder):
         if used is not None:
             task.passed["*"] = used
 
+    def path_of(self, namespace: str) -> str:
+        """Return the path of the node that makes a call, by the namespace that the call has."""
+        with self._guard:
+            task = self._tasks.get(namespace)
+            return node_path(namespace) if task is None else task.path
+
     def place(self, run_id: UUID | None, namespace: str) -> tuple[str, str]:
         """Return which execution makes a call: by its run, else by its namespace.
 
@@ -330,6 +338,33 @@ class Recorder(CallRecorder):
     def executions(self) -> tuple[Execution, ...]:
         """Return the executions in an order that doesn't depend on which finished first."""
         return self.assembled().executions
+
+
+def _within(namespace: str, parent: Frame) -> str:
+    """Return a namespace that says which execution it is inside of.
+
+    A graph that is called with a `thread_id` of its own has namespaces as if at the top.
+    """
+    caller = parent.task
+    if caller is None:
+        return namespace
+    if namespace.startswith(f"{parent.namespace}|"):
+        return caller.namespace + namespace[len(parent.namespace) :]
+    if parent.apart is None:
+        parent.apart, caller.apart = caller.apart, caller.apart + 1
+    return f"{caller.namespace}|{parent.apart}|{namespace}"
+
+
+def _remember(task: Task, frame: Frame, thread: str) -> None:
+    """Note that a graph which is called again on its thread goes on with what was written there."""
+    if frame.apart is None or task.caller is None or frame.tasks is None:
+        return
+    before = task.caller.threads.setdefault(thread, [])
+    if frame.given is not None and all(t.superstep < task.superstep for ts in before for t in ts):
+        for other in (t for tasks in before for t in tasks):
+            for channel, _ in other.values:
+                frame.given.setdefault(channel, {})[other, channel] = None
+    before.append(frame.tasks)
 
 
 def _is_router(tags: Sequence[str] | None) -> bool:

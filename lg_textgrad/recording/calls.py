@@ -203,9 +203,9 @@ class CallRecorder(BaseCallbackHandler):
             if run_id in self._calls:
                 return
             namespace = namespace_here()
-            if any(task.namespace == namespace for task, _, _ in self._calls.values()):
-                return  # a model that asks another one inside of its own call
             task = self._tasks.get(namespace)
+            if task is not None and any(task is other for other, _, _ in self._calls.values()):
+                return  # a model that asks another one inside of its own call
             text = hidden(node_path(namespace) if task is None else task.path)
             for root in self._open() if task is None else [task.root]:
                 root.notes.add(text)

@@ -11,14 +11,16 @@ from uuid import uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.memory import InMemorySaver
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
 from lg_textgrad.bindings.nesting import note_dependence
+from lg_textgrad.bindings.patching import paths_by
+from lg_textgrad.copies import anew
 from lg_textgrad.parameter import observe_reads
 from lg_textgrad.recording.base import Recorded
+from lg_textgrad.recording.belongings import Belongings, having
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.isolation import isolated
 from lg_textgrad.recording.observing import observing
@@ -37,7 +39,9 @@ class LiveSource:
     """Runs a compiled graph in this process, under a callback recorder.
 
     The graph itself is never changed: runs use a copy without node caches, and with a checkpointer
-    of its own in memory when the graph has one, or needs one to go on after an interrupt. Inputs
+    of its own in memory when the graph has one, or needs one to go on after an interrupt. What is
+    in the graph's store is read, and what a run writes there only that run sees. The same goes for
+    the graphs that the code of nodes and tools calls. Inputs
     that are `{"__root__": value}` hand the graph the value itself.
     """
 
@@ -80,14 +84,20 @@ class LiveSource:
         scope.place, scope.timed = recorder.place, recorder.timed
         resume = resume_values(example)
         # What runs have in a checkpointer is theirs alone.
-        graph = observing(self.graph) if self._saves else self._observing
-        if graph.checkpointer or self._breaks or resume:
-            graph = graph.copy({"checkpointer": InMemorySaver()})
+        own = Belongings(self.graph.store)
+        if scope.tools is not None:
+            scope.tools.store = own.own_store
+        graph = observing(self.graph, saver=own.saver) if self._saves else self._observing
+        saves = graph.checkpointer or self._breaks or resume
+        if saves and not isinstance(graph.checkpointer, BaseCheckpointSaver):
+            graph = graph.copy({"checkpointer": own.saver()})
+        graph = own.graph(graph)
         config: Any = {
             "callbacks": [recorder, *self._callbacks],
             "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
         }
-        given = dict(example.inputs)
+        # A node may change in place what it is given; the next run starts from the same again.
+        given = anew(dict(example.inputs))
         more: dict[str, Any] = {}
         for binding in bindings:
             given = dict(binding.inputs(candidate, given))
@@ -109,7 +119,10 @@ class LiveSource:
             recorder.note_read(name, text)
 
         async def invoke() -> Any:
-            with isolated(), observe_reads(note_read), pay_through(scope):
+            with (
+                isolated(), having(own), paths_by(recorder.path_of),
+                observe_reads(note_read), pay_through(scope),
+            ):  # fmt: skip
                 return await _entered([binding.scope(candidate) for binding in bindings], run)
 
         outputs: Any = None

@@ -7,6 +7,7 @@ from typing import Any
 
 from langgraph.types import Command
 
+from lg_textgrad.copies import anew
 from lg_textgrad.data import kind_of
 from lg_textgrad.errors import DataError
 from lg_textgrad.recording.structure import AnyGraph
@@ -28,7 +29,7 @@ def resume_values(example: Example) -> list[Any] | None:
             f"In example '{example.id}': metadata['resume'] must be a list with a value for each "
             f"interrupt, in order, not {kind_of(values)}."
         )
-    return list(values)
+    return list(anew(values))
 
 
 async def arun_resumed(

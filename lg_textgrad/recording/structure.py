@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import run_in_executor
 from langgraph.channels.topic import Topic
 from langgraph.constants import END, START
 from langgraph.graph import add_messages
@@ -218,6 +221,7 @@ def _shape(graph: AnyGraph) -> dict[str, dict[str, dict[str, Any]]]:
                     "triggers": list(p.triggers),
                     "channels": to_plain(p.channels),
                     "code": _code(p.bound),
+                    **_routing(sub, n),
                 }
                 for n, p in sub.nodes.items()
             },
@@ -226,10 +230,44 @@ def _shape(graph: AnyGraph) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
+def _routing(graph: Any, node: str) -> dict[str, Any]:
+    """Return the source of a node's conditional edges; nothing where it has none."""
+    found = getattr(getattr(graph, "builder", None), "branches", {}).get(node) or {}
+    return {"routers": [_code(spec.path) for spec in found.values()]} if found else {}
+
+
 def _code(bound: Any) -> str | None:
-    """Return the source of a node's function; None where it has none that can be read."""
-    function: Any = getattr(bound, "afunc", None) or getattr(bound, "func", None)
+    """Return the source of a node's function, or of all in its chain; None where none can be read.
+
+    That of an object which can be called is its class's.
+    """
+    found = [source for part in _functions(bound) if (source := _source(part)) is not None]
+    return "\n".join(found) or None
+
+
+def _functions(bound: Any) -> Iterator[Any]:
+    own = [getattr(bound, "func", None), getattr(bound, "afunc", None)]
+    # The async one of a sync function is LangGraph's, which calls that in a thread.
+    own = [f for f in own if f and getattr(f, "func", None) is not run_in_executor]
+    if own:
+        yield from own
+        return
+    for name in ("bound", "runnable", "steps", "steps__", "branches", "default", "fallbacks"):
+        inner = getattr(bound, name, None)
+        parts = inner.values() if isinstance(inner, Mapping) else inner
+        for part in parts if isinstance(parts, Iterable) else [parts]:
+            for each in part if isinstance(part, tuple) else [part]:
+                if isinstance(each, Runnable):
+                    yield from _functions(each)
+
+
+def _source(function: Any) -> str | None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    if not inspect.isroutine(function):
+        function = type(function)
     try:
-        return inspect.getsource(inspect.unwrap(getattr(function, "func", function)))
+        return inspect.getsource(function)
     except (OSError, TypeError):
         return None

@@ -18,6 +18,8 @@ from lg_textgrad.run import ModelCall, ToolCall
 
 OVERWRITE = "__overwrite__"
 _PUSH = "__pregel_push"
+_APART = 1000
+"""LangGraph counts from 1 how often a node calls a graph on the run's own thread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +94,10 @@ class Task:
     """What its code has at hand, from its first call on."""
     inside: list[Task] = field(default_factory=list)
     """What ran inside of its last attempt."""
+    apart: int = _APART
+    """The number of the next graph that its code calls on a thread of its own."""
+    threads: dict[str, list[list[Task]]] = field(default_factory=dict)
+    """Thread -> what ran inside of each of those graphs."""
     last_call: int = -1
     """The highest number of its calls that have begun."""
     resumed: list[Any] = field(default_factory=list)
@@ -274,3 +280,5 @@ class Frame:
     """Whether nothing tells if it is the function of a conditional edge."""
     tasks: list[Task] | None = None
     """The executions right inside of it, once the first one proved it to be a graph."""
+    apart: int | None = None
+    """Which of the graphs it is that an execution called on threads of their own."""

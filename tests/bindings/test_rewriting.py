@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
+from threading import Thread
 from typing import Annotated, TypedDict
 
 import pytest
@@ -13,7 +15,9 @@ from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
 
 import lg_textgrad as tg
+from lg_textgrad.bindings import patching
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
+from lg_textgrad.bindings.patching import register, replaced
 from lg_textgrad.bindings.rewriting import rewriting
 from tests.parts import Chat, echo
 
@@ -319,3 +323,52 @@ async def test_plain_stream_is_not_touched_outside_a_scope():
     assert [c.content async for c in model.astream("hi") if c.content] == ["a", "b"]
     done.set()
     await task
+
+
+class Never:
+    def __await__(self):
+        yield
+
+
+async def left_open():
+    with replaced():
+        await Never()
+
+
+def test_scope_that_the_collector_closes_leaves_nothing_changed():
+    before = methods()
+    run = left_open()
+    # As in a task of an event loop that is gone: in a context of its own.
+    copy_context().run(run.send, None)
+    assert methods() != before
+    with pytest.raises(ValueError, match="different Context"):
+        run.close()
+    assert methods() == before
+
+
+def test_scope_that_the_collector_closes_while_another_is_opened_does_not_stop_that():
+    before = methods()
+    held = [left_open()]
+
+    class Base:
+        def method(self):
+            pass
+
+    def collected(original):
+        held.clear()  # nobody has it any more, so it is closed here and now
+        return original
+
+    def opens():
+        held[0].send(None)
+        register("method", collected, of=Base)
+        with replaced():
+            pass
+
+    try:
+        thread = Thread(target=opens, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    finally:
+        del patching._wraps[Base, "method"]
+    assert methods() == before

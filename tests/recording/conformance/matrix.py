@@ -10,6 +10,7 @@ from typing import Any
 from langgraph.types import Command
 
 import lg_textgrad as tg
+from lg_textgrad.recording.belongings import Belongings
 from tests.recording.conformance import nested, plain
 from tests.recording.conformance.kit import Construct, Kit, text_of
 from tests.recording.conformance.truth import Truth
@@ -80,8 +81,7 @@ async def run_cell(row: Construct, column: Column, monkeypatch: Any) -> Cell:
     texts = {name: f"{text_of(name)} Be brief." for name in row.prompt_names()}
     named = {parameter.value: name for name, parameter in trainable.parameters.items()}
     candidate = {named[text_of(name)]: text for name, text in texts.items()}
-    for module in ("live", "observing"):
-        monkeypatch.setattr(f"lg_textgrad.recording.{module}.InMemorySaver", lambda: truth)
+    monkeypatch.setattr(Belongings, "saver", lambda *_: truth)
     [run] = await trainable.arecord([example], prompts=candidate)
     return Cell(run, truth, texts)
 

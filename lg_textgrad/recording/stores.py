@@ -1,0 +1,98 @@
+"""A run's own view of the graph's store: it reads what is there, and keeps what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from typing import Any
+
+from langgraph.store.base import BaseStore, GetOp, ListNamespacesOp, PutOp, SearchOp
+from langgraph.store.memory import InMemoryStore
+
+from lg_textgrad.bindings.nesting import note_written
+from lg_textgrad.copies import anew
+
+
+class RunStore(BaseStore):
+    """Behaves as the store that it is made from, in which nothing is written or deleted."""
+
+    def __init__(self, store: BaseStore, *, told: bool = False) -> None:
+        self._store = store
+        self._told = told
+        """Whether what a tool writes is told, to be written again where its answer is replayed."""
+        self._own = InMemoryStore(index=getattr(store, "index_config", None))
+        self._changed: set[tuple[tuple[str, ...], str]] = set()
+        """What the run has written or deleted: namespace and key."""
+        self.supports_ttl = store.supports_ttl
+        self.ttl_config = store.ttl_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def batch(self, ops: Iterable[Any]) -> list[Any]:
+        ops = list(ops)
+        asked = list(self._asked(ops))
+        theirs = self._store.batch(asked) if asked else []
+        return self._joined(ops, theirs, self._own.batch(_whole(ops)))
+
+    async def abatch(self, ops: Iterable[Any]) -> list[Any]:
+        ops = list(ops)
+        asked = list(self._asked(ops))
+        theirs = await self._store.abatch(asked) if asked else []
+        return self._joined(ops, theirs, await self._own.abatch(_whole(ops)))
+
+    def _asked(self, ops: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the user's store is asked: enough, should some of it be replaced."""
+        for op in ops:
+            if isinstance(op, SearchOp | ListNamespacesOp):
+                yield op._replace(limit=op.limit + op.offset + len(self._changed), offset=0)
+            elif not isinstance(op, PutOp):
+                yield op
+
+    def _joined(self, ops: Sequence[Any], theirs: Sequence[Any], ours: Sequence[Any]) -> list[Any]:
+        left, found = iter(theirs), list[Any]()
+        for op, own in zip(ops, ours, strict=True):
+            if isinstance(op, PutOp):
+                found.append(None)
+                continue
+            there = next(left)
+            if isinstance(op, GetOp):
+                changed = (tuple(op.namespace), op.key) in self._changed
+                found.append(own if changed else _apart(there))
+            elif isinstance(op, SearchOp):
+                found.append(self._searched(op, there, own)[op.offset : op.offset + op.limit])
+            else:
+                names = list(dict.fromkeys([*there, *own]))
+                found.append(names[op.offset : op.offset + op.limit])
+        for op in ops:
+            if isinstance(op, PutOp):
+                self._changed.add((tuple(op.namespace), op.key))
+                if self._told:
+                    note_written(op)
+        return found
+
+    def _searched(self, op: SearchOp, theirs: Sequence[Any], ours: Sequence[Any]) -> list[Any]:
+        kept = [_apart(i) for i in theirs if (tuple(i.namespace), i.key) not in self._changed]
+        if op.query:
+            return sorted([*kept, *ours], key=lambda item: -(item.score or 0.0))
+        if type(self._store) is InMemoryStore:  # which gives them as they came
+            return [*kept, *ours]
+        return sorted([*ours, *kept], key=lambda item: item.updated_at, reverse=True)
+
+
+def _whole(ops: Iterable[Any]) -> list[Any]:
+    return [
+        op._replace(limit=op.limit + op.offset, offset=0)
+        if isinstance(op, SearchOp | ListNamespacesOp)
+        else op
+        for op in ops
+    ]
+
+
+def _apart(item: Any) -> Any:
+    """Return an item whose value may be changed without the store's."""
+    if item is None:
+        return None
+    same = copy(item)
+    same.value = anew(item.value)
+    return same
