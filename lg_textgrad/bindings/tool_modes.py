@@ -24,6 +24,7 @@ from langgraph.types import interrupt
 
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad.bindings.boundary import BoundaryScope, scope_in_place, warn
+from lg_textgrad.bindings.injected import state_given, visible
 from lg_textgrad.bindings.nesting import Inside, inside_tool
 from lg_textgrad.bindings.patching import ensure, kept_in_place, register
 from lg_textgrad.bindings.recorded import (
@@ -104,6 +105,11 @@ class Call:
     line: str = ""
     """Which execution asks; see `BoundaryScope.place`."""
 
+    @property
+    def state(self) -> str | None:
+        """The hash of the state that it is given; None where it is given none."""
+        return state_given(self.tool, self.args, self.id)
+
 
 _call: ContextVar[Call | None] = ContextVar("lg_textgrad_tool_call", default=None)
 
@@ -137,8 +143,7 @@ class ToolDesk:
             if self._again(known, mode, call):
                 return make()
             if "interrupt" not in known:
-                self._write_again(known)
-                return _given(known, call)
+                return self._replayed(known, call)
             interrupt(decode(known["interrupt"]))  # if it had an answer, the next call follows
 
     async def aanswer(self, call: Call, make: Callable[[], Awaitable[Any]]) -> Any:
@@ -162,14 +167,13 @@ class ToolDesk:
             if self._again(known, mode, call):
                 return await make()
             if "interrupt" not in known:
-                self._write_again(known)
-                return _given(known, call)
+                return self._replayed(known, call)
             interrupt(decode(known["interrupt"]))
 
     def _next(self, call: Call) -> _Keys:
         """Return what a call's recording may be found under."""
         name = call.tool.name
-        asked: dict[str, Any] = {"tool": name, "args": to_plain(_visible(call))}
+        asked: dict[str, Any] = {"tool": name, "args": to_plain(visible(call.tool, call.args))}
         if name in self._tools.shared:
             return _Keys(asked, self._counted(digest("tool", asked)))
         asked["example"] = self._example
@@ -245,14 +249,22 @@ class ToolDesk:
             raise self._refusal(call, f"a {known['unrecordable']} could not be recorded")
         return "agent" in known or "unrecordable" in known
 
-    def _write_again(self, known: Mapping[str, Any]) -> None:
+    def _replayed(self, known: Mapping[str, Any], call: Call) -> Any:
         if self.store is not None and known.get("written"):
             self.store.batch([PutOp(*decode(op)) for op in known["written"]])
+        if known.get("state", given := call.state) != given:
+            warn(
+                f"The tool '{call.tool.name}' is given the graph's state, which is not what it was "
+                "when its answer was recorded, and is answered from the recording. If it looks at "
+                "what differs, give it the mode live, or the value as an argument."
+            )
+        return _given(known, call)
 
     def _refusal(self, call: Call, why: str) -> ToolReplayError:
+        chosen = to_plain(visible(call.tool, call.args))
         text = (
             f"The tool '{call.tool.name}' may only be replayed, and {why} for its arguments "
-            f"{to_plain(_visible(call))}. Give it the mode replay-else-live to have it called."
+            f"{chosen}. Give it the mode replay-else-live to have it called."
         )
         warn(text)
         return ToolReplayError(text)
@@ -284,6 +296,7 @@ class _Made:
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._state = call.state  # before the tool can change it
         self.done = False
         self._kept: dict[str, Any] = {}
         self._output: Any = None
@@ -333,8 +346,11 @@ class _Made:
                 return {"interrupt": encode(error.args[0][0].value)}
             if isinstance(error, GraphBubbleUp | StoreError):
                 raise error  # goes where it has to go, and is no answer
-            more = {"written": [encode(tuple(op)) for op in inside.written]}
-            more = more if inside.written else {}
+            more: dict[str, Any] = {}
+            if inside.written:
+                more["written"] = [encode(tuple(op)) for op in inside.written]
+            if self._state is not None:
+                more["state"] = self._state
             if isinstance(error, Exception):
                 return {"error": encode_error(error, self._call.id), **more}
             return {"output": encode(self._output, self._call.id), **more}
@@ -356,14 +372,6 @@ def _given(known: Mapping[str, Any], call: Call) -> Any:
     if "error" in known:
         raise decode_error(known["error"], call.id)
     return decode(known["output"], call.id)
-
-
-def _visible(call: Call) -> Any:
-    """Return the arguments that the model chose, without what LangGraph injects."""
-    visible = getattr(call.tool, "_filter_injected_args", None)
-    if not isinstance(call.args, Mapping) or visible is None:
-        return call.args
-    return visible(dict(call.args))
 
 
 def _placed(call: Call, scope: BoundaryScope, run_manager: Any) -> Call:

@@ -7,6 +7,7 @@ import operator
 import threading
 import time
 from typing import Annotated, Any, TypedDict
+from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
@@ -16,6 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.prebuilt import InjectedState, ToolNode
 from langgraph.types import Command, Send, interrupt
 
@@ -404,6 +406,64 @@ async def test_injected_arguments_do_not_make_it_another_call(ledger):
         assert run.error is None
         assert run.outputs["messages"][-1].content == "booked monday"
     assert made == ["monday"]
+
+
+class Shop(TypedDict, total=False):
+    cart: list[str]
+    note: str
+    messages: Annotated[list, add_messages]
+
+
+def shop_of(way):
+    """Return a graph whose tool is given the state, one `way` or another; `pick` decides the cart."""
+    pick = tg.Parameter("pick", "apples")
+
+    @tool
+    def whole(state: Annotated[dict, InjectedState]) -> str:
+        """Say what is in the cart."""
+        return "bought " + state["cart"][0]
+
+    @tool
+    def named(cart: Annotated[list, InjectedState("cart")]) -> str:
+        """Say what is in the cart."""
+        return "bought " + cart[0]
+
+    @tool
+    def runtime(runtime: ToolRuntime) -> str:
+        """Say what is in the cart."""
+        return "bought " + runtime.state["cart"][0]
+
+    def choose(state):
+        call = {"name": way, "args": {}, "id": uuid4().hex}
+        return {"cart": [str(pick)], "messages": [AIMessage("", tool_calls=[call])]}
+
+    builder = StateGraph(Shop).add_node(choose).add_node("tools", ToolNode([whole, named, runtime]))
+    builder.add_edge(START, "choose").add_edge("choose", "tools")
+    return tg.TrainableGraph(builder.compile(), [pick])
+
+
+@pytest.mark.parametrize("way", ["whole", "named", "runtime"])
+async def test_answer_that_was_recorded_for_another_state_is_told(ledger, way):
+    graph = shop_of(way)
+    example = {"id": "e", "inputs": {"messages": [HumanMessage("?", id="h")]}}
+    [first] = await graph.arecord([example])
+    [same] = await graph.arecord([example], sample=1)
+    [other] = await graph.arecord([example], prompts={"pick": "pears"})
+    assert [r.outputs["messages"][-1].content for r in (first, same, other)] == ["bought apples"] * 3
+    assert (first.warnings, same.warnings) == ((), ())
+    [said] = other.warnings
+    assert f"'{way}' is given the graph's state, which is not what it was" in said
+
+
+@pytest.mark.parametrize("way", ["whole", "named", "runtime"])
+async def test_looking_at_a_tools_state_for_the_recording_is_no_read_of_it(ledger, way):
+    shop = shop_of(way)
+    example = {"id": "e", "inputs": {"note": "seen by nobody", "messages": [HumanMessage("?", id="h")]}}
+    reads = []
+    for mode in ("live", "replay-else-live"):
+        [run] = await tg.TrainableGraph(shop.graph, tools=tg.Tools(mode)).arecord([example])
+        reads.append([e.reads for e in run.executions])
+    assert reads[0] == reads[1]
 
 
 async def test_resumed_run_calls_no_tool_again(bench, tmp_path):
