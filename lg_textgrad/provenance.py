@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from lg_textgrad._hashing import to_plain
 from lg_textgrad.guards import strings, words
 from lg_textgrad.objective import Scored
+from lg_textgrad.symptoms import symptoms_of
 
 _QUOTED = re.compile(r"(?<![\w])['\"“‘«](.{3,80}?)['\"”’»](?!\w)")
 _IN_LINE = re.compile(_QUOTED.pattern.replace("{3,80}", "{1,80}"))
@@ -21,7 +23,8 @@ class Provenance:
     """Knows the words of trusted texts, and those that single runs brought in.
 
     Trusted are prompts and roles, reference outputs and evaluators' comments: the user wrote them.
-    Inputs, tool results and model outputs are not, nor what a comment repeats of its own run.
+    What runs were given, what came back from tools and models, what code wrote and errors said is
+    not, nor what a comment repeats of its own run.
     """
 
     def __init__(self, trusted: Iterable[str]) -> None:
@@ -49,13 +52,17 @@ class Provenance:
         if key in self._seen:
             return
         self._seen.add(key)
-        said = list(strings(run.example.inputs))
+        # Code hands on what it fetched, and errors repeat what a server replied.
+        said = list(strings([run.example.inputs, to_plain(run.outputs), run.error]))
         for execution in run.executions:
+            said += strings([execution.error, [value for _, value in execution.writes]])
             for call in execution.model_calls:
                 said += strings([m.get("content") for m in call.messages if m["role"] != "system"])
-                said += strings(call.output or {})
+                said += strings([call.output, call.error])
             for tool in execution.tool_calls:
-                said += strings([tool.inputs, tool.output])
+                said += strings([tool.inputs, tool.output, tool.error])
+            for symptom in symptoms_of(execution):
+                self._trusted.update(_stem(w) for w in words(symptom.rule))  # it is ours
         stems = {_stem(w) for text in said for w in words(text)}
         for word in stems:
             self._examples.setdefault(word, set()).add(run.example.id)
