@@ -10,17 +10,30 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import html
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from urllib.parse import unquote
 
 _LOOKALIKES = str.maketrans(
-    "аеорсухіјѕԁԛԝһӏηικορτυνχβεαΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТХІЈЅ",
-    "aeopcyxijsdqwhlnikoptuvxbeaABEZHIKMNOPTYXABEKMHOPCTXIJS",
+    "аеорсухіјѕԁԛԝһӏηικορτυνχβεαΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТХІЈЅ"
+    "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢıɑɡօոս",
+    "aeopcyxijsdqwhlnikoptuvxbeaABEZHIKMNOPTYXABEKMHOPCTXIJS"
+    "abcdefghijklmnoprstuvwyziagonu",
 )
 _LEET = str.maketrans("013457@$!|", "oieastasil")
 _SPELLED = re.compile(r"(?<!\w)(?:\w[\s.\-_*·|]{1,3}){4,}\w(?!\w)")
 _CODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+_BASE32 = re.compile(r"\b[A-Z2-7]{24,}={0,6}")
+_ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
+_MARKUP = re.compile(r"<!--.{0,200}?-->|</?\w[^<>]{0,200}>|[*~`\\]|(?<=\w)_(?=\w)")
+_RUN_TOGETHER = re.compile(r"_+|(?<=[a-z])(?=[A-Z])")
+# A joiner and the mark of an emoji belong between emojis; after a letter they only hide it.
+_AFTER_LETTERS = re.compile("[^\\W\\d_\u2139][\u200d\ufe0f]")
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0e\U000e0100-\U000e01ef]"
+)
 _WRAPPED = re.compile(r"-?[ \t]*[\r\n]\s*")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[\s,:]?){12,}")
 
@@ -34,9 +47,22 @@ _IGNORE = (
     r"|everything (?:above|before)|what (?:came|was said) before|what you were told)"
 )
 _IGNORE_ELSEWHERE = (
-    r"\b(?:ignorier|vergiss|missacht)\w*\b.{0,40}?\b(?:anweisung|vorherig|obig|bisherig)"
+    r"\b(?:ignorier|vergiss|missacht)\w*\b.{0,40}?\b(?:anweisung|vorherig|obig|bisherig|oben)"
+    r"|\b(?:vorherig|obig|bisherig)\w* anweisung\w*\b.{0,20}?\bnicht (?:mehr|länger)"
     r"|\b(?:ignor|oubli)(?:e|ez|er)\b.{0,40}?\b(?:instruction|consigne|pr[ée]c[ée]dent)"
-    r"|\b(?:ignora|olvida)\w*\b.{0,40}?\b(?:instruccion|anterior)"
+    r"|\bne (?:tiens|tenez) (?:pas|plus) compte\b.{0,40}?\b(?:instruction|consigne|pr[ée]c[ée]dent)"
+    r"|\b(?:ignor(?:a|e|ar|en|em|ad|i|are|ate)|olvid|esqueç|desconsider|dimentic)\w*\b.{0,40}?"
+    r"\b(?:instruccion|instruç|istruzion|anteriore?[si]\b|precedenti\b)"
+    r"|\b(?:ignora|olvida)\w*\b.{0,40}?\banterior"
+    r"|\b(?:negeer|vergeet)\b.{0,40}?\b(?:instructie|opdracht|vorige|eerdere|bovenstaande)"
+    r"|\b(?:z?ignoruj|zapomnij)\w*\b.{0,40}?\b(?:instrukcj|polece|poprzedni)"
+    r"|\b(?:игнорир|забудь|забыть)\w*\b.{0,40}?\b(?:инструкц|указан|предыдущ|прежн)"
+    r"|\btalimat\w*\b.{0,40}?\b(?:yok say|unut|görmezden)"
+    r"|تجاهل.{0,40}?(?:تعليمات|السابقة)|निर्देश.{0,40}?(?:अनदेखा|भूल)"
+    r"|(?:忽略|无视|無視|忘记|忘記).{0,10}?(?:之前|以前|以上|上述|上面|先前|所有).{0,10}?"
+    r"(?:指令|指示|提示|说明|說明|规则|規則|内容|內容)"
+    r"|(?:以前|上記|これまで|すべて|全て|前).{0,10}?(?:指示|命令|プロンプト|ルール).{0,12}?(?:無視|忘れ)"
+    r"|(?:이전|위의|앞의|모든).{0,10}?(?:지시|명령|지침|프롬프트).{0,12}?(?:무시|잊)"
 )
 _PERSONA = (
     r"\b(?:you are now|from now on,? (?:you|ignore|reply|answer|act)|do anything now"
@@ -69,7 +95,8 @@ _MARKS = tuple(
     )
 )
 _OUTWARD = re.compile(
-    r"https?://\S+|\bwww\.\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+|!\[[^\]]*\]\(|<(?:script|img|iframe)\b|```",
+    r"\b[a-z][a-z\d+.-]{1,12}://\S+|\bwww\.\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+|!\[[^\]]*\]\("
+    r"|\]\(\s*//|<(?:script|img|iframe)\b|```",
     re.IGNORECASE,
 )
 
@@ -78,11 +105,12 @@ def planted(text: str) -> str | None:
     """Return what gives `text` away as a planted instruction; None where nothing does.
 
     Read as it is, and without what hides it: line breaks, invisible characters, look-alike letters,
-    digits for letters, letters spelled out one by one, ROT13, backwards, Base64 and hexadecimal.
+    accents, digits for letters, letters spelled out one by one, markup and escapes within words,
+    ROT13, backwards, Base64, Base32 and hexadecimal.
     """
     if _invisible(text):
         return "has invisible characters"
-    for reading in readings(text):
+    for reading in dict.fromkeys(readings(text)):
         for pattern, why in _MARKS:
             found = pattern.search(reading)
             if found is not None:
@@ -92,18 +120,27 @@ def planted(text: str) -> str | None:
 
 def outward(text: str, trusted: Iterable[str]) -> str | None:
     """Return an address, or code that could carry one, which no trusted text has; else None."""
-    known = list(trusted)
-    for found in _OUTWARD.findall(text):
-        if not any(found in each for each in known):
-            return f"brings in {found[:60]!r}"
+    found = [address for reading in _in_letters(text) for address in _OUTWARD.findall(reading)]
+    if not found:
+        return None
+    known = [reading for each in trusted for reading in _in_letters(each)]
+    for address in found:
+        if not any(address in each for each in known):
+            return f"brings in {address[:60]!r}"
     return None
 
 
 def _invisible(text: str) -> bool:
-    return any(
+    return bool(_UNSEEN.search(text) or _AFTER_LETTERS.search(text)) or any(
         unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn") and c not in "\n\t\r\u200d\ufe0f"
         for c in text
     )
+
+
+def _in_letters(text: str) -> tuple[str, ...]:
+    """Return a text as it is, and in the letters that it looks like."""
+    whole = unicodedata.normalize("NFKC", text)
+    return tuple(dict.fromkeys((text, whole, whole.translate(_LOOKALIKES))))
 
 
 def readings(text: str) -> Iterator[str]:
@@ -114,16 +151,38 @@ def readings(text: str) -> Iterator[str]:
 
 
 def _read(text: str) -> Iterator[str]:
-    plain = unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
+    *others, plain = _in_letters(text)
     yield plain
+    yield from others  # other alphabets are languages of their own
     yield plain.translate(_LEET)
+    yield _bare(plain)
     joined = _SPELLED.sub(lambda m: re.sub(r"[\s.\-_*·|]", "", m[0]), plain)
     if joined != plain:
         yield _apart(joined)
         yield _apart(joined.translate(_LEET))
+    unmarked = _MARKUP.sub("", _unescaped(plain))
+    if unmarked != plain:
+        yield unmarked
+    yield _RUN_TOGETHER.sub(" ", plain)
     yield codecs.decode(plain, "rot13")
     yield plain[::-1]
-    yield from _decoded(plain)
+    for code in _decoded(plain):
+        yield code
+        yield from _decoded(code)
+
+
+def _bare(text: str) -> str:
+    """Return the letters without accents."""
+    if text.isascii():
+        return text
+    apart = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in apart if not unicodedata.combining(c)).translate(_LOOKALIKES)
+
+
+def _unescaped(text: str) -> str:
+    """Return a text as JSON, HTML or an address would show it."""
+    shown = _ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
+    return html.unescape(unquote(shown, errors="ignore"))
 
 
 def _apart(text: str) -> str:
@@ -139,11 +198,21 @@ def _decoded(text: str) -> Iterator[str]:
     for token in _CODED.findall(text):
         for decode in (base64.b64decode, base64.urlsafe_b64decode):
             try:
-                yield decode(token + "=" * (-len(token) % 4)).decode("ascii")
+                yield _said(decode(token + "=" * (-len(token) % 4)))
             except (binascii.Error, ValueError):
                 continue
+    for token in _BASE32.findall(text):
+        try:
+            yield _said(base64.b32decode(token.rstrip("=") + "=" * (-len(token.rstrip("=")) % 8)))
+        except (binascii.Error, ValueError):
+            continue
     for token in _HEX.findall(text):
         try:
-            yield bytes.fromhex(re.sub(r"[^0-9a-fA-F]", "", token)).decode("ascii")
+            yield _said(bytes.fromhex(re.sub(r"[^0-9a-fA-F]", "", token)))
         except ValueError:
             continue
+
+
+def _said(code: bytes) -> str:
+    """Return bytes as text, whichever of the usual encodings it is in."""
+    return code.replace(b"\0", b"").decode("utf-8", "ignore")
