@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from lg_textgrad._hashing import to_plain
+from lg_textgrad.critics.showing import in_prompt
 from lg_textgrad.guards import strings, words
 from lg_textgrad.objective import Scored
 from lg_textgrad.symptoms import symptoms_of
@@ -58,7 +59,7 @@ class Provenance:
             said += strings([execution.error, [value for _, value in execution.writes]])
             for call in execution.model_calls:
                 said += strings([m.get("content") for m in call.messages if m["role"] != "system"])
-                said += strings([call.output, call.error])
+                said += strings([in_prompt(execution, call), call.output, call.error])
             for tool in execution.tool_calls:
                 said += strings([tool.inputs, tool.output, tool.error])
             for symptom in symptoms_of(execution):

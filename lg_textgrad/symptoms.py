@@ -82,10 +82,15 @@ def _found(execution: Execution) -> Iterator[Symptom]:
             yield Symptom("tool_error", text, _span(said))
 
 
+def is_cut_off(call: ModelCall) -> bool:
+    """Return whether the reply ended at its token limit, whatever the server calls that."""
+    return (call.finish_reason or "").lower() in _CUT_OFF
+
+
 def _in_reply(call: ModelCall, output: Mapping[str, Any]) -> Iterator[Symptom]:
-    text = _text(output)
+    text = text_of(output)
     reason = (call.finish_reason or "").lower()
-    if reason in _CUT_OFF:
+    if is_cut_off(call):
         yield Symptom(
             "cut_off",
             "The reply was cut off: it reached its token limit.",
@@ -143,18 +148,19 @@ def _not_in_format(call: ModelCall, text: str) -> tuple[str, str] | None:
 
 def _asks_for_json(call: ModelCall) -> bool:
     """Return whether the system prompt asks for JSON. What users write asks for nothing."""
-    prompts = [_text(m) for m in call.messages if m.get("role") == "system"]
+    prompts = [text_of(m) for m in call.messages if m.get("role") == "system"]
     return any(_WANTS_JSON.search(p) and not _NO_JSON.search(p) for p in prompts)
 
 
 def _error_of(output: Any) -> str | None:
     """Return what a tool's message says, when it reports an error."""
     if isinstance(output, Mapping) and output.get("status") == "error":
-        return _text(output)
+        return text_of(output)
     return None
 
 
-def _text(message: Mapping[str, Any]) -> str:
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return the text in a message's content."""
     content = message.get("content")
     if isinstance(content, list):
         parts = [p if isinstance(p, str) else str(p.get("text", "")) for p in content]

@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lg_textgrad.bindings.skeleton import Skeleton, from_placeholders
 from lg_textgrad.critics.cutting import quoted
+from lg_textgrad.demos import split_demos
 from lg_textgrad.guards import Quotations, names_of, words
 from lg_textgrad.objective import Scored
-from lg_textgrad.run import Execution
+from lg_textgrad.parameter import find_placeholders
+from lg_textgrad.run import Execution, ModelCall
+from lg_textgrad.symptoms import is_cut_off, text_of
 
 MOST_RULE = 200
 """Characters of a rule; one that needs more is a story about one example."""
@@ -18,18 +22,19 @@ MOST_RULE = 200
 def shown_values(execution: Execution) -> tuple[str, str]:
     """Return what an execution was given and what it wrote, as text for the critic.
 
-    Where it called a model, these are the messages of its last call without the system prompt;
-    elsewhere its state.
+    Where it called a model, these are the messages of its last call without the system prompt, and
+    what was put into that one's placeholders; elsewhere its state.
     """
     if execution.model_calls:
         call = execution.model_calls[-1]
-        given = "\n".join(
+        messages = [
             f"{'' if m['role'] == 'human' else m['role'] + ': '}{message_text(m)}"
             for m in call.messages
             if m["role"] != "system"
-        )
+        ]
+        given = "\n".join([*in_prompt(execution, call, alone=not messages), *messages])
         wrote = message_text(call.output) if call.output is not None else f"(failed: {call.error})"
-        if call.finish_reason == "length":
+        if is_cut_off(call):
             wrote += " [cut off: the reply reached its token limit]"
     else:
         given = json.dumps(execution.inputs, ensure_ascii=False)
@@ -37,6 +42,31 @@ def shown_values(execution: Execution) -> tuple[str, str]:
     if execution.error:
         wrote += f"\n(then it failed: {execution.error})"
     return given, wrote
+
+
+def in_prompt(execution: Execution, call: ModelCall, *, alone: bool = False) -> list[str]:
+    """Return what the model was given in its system prompt: the values of the placeholders.
+
+    All of it, where these cannot be told from the text around them, or where the execution read no
+    parameter and the prompt is `alone`, all that the model was given.
+    """
+    said = [text_of(m) for m in call.messages if m["role"] == "system"]
+    shown: list[str] = []
+    unclear = alone and not execution.prompts
+    for text in execution.prompts.values():
+        instruction, _ = split_demos(text)
+        names = find_placeholders(instruction)
+        if not names:
+            continue
+        skeleton = from_placeholders(instruction, names)
+        *constants, last = skeleton.constants
+        whole = Skeleton((*constants, last + text.removeprefix(instruction)), skeleton.names)
+        values = next((v for each in said if (v := whole.match(each)) is not None), None)
+        unclear = unclear or values is None
+        shown += [f"{n}: {v}" for n, v in (values or {}).items() if v != f"{{{n}}}"]
+    if unclear:
+        shown += [f"system: {each}" for each in said if each not in execution.prompts.values()]
+    return shown
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import lg_textgrad as tg
 from lg_textgrad import templates
 from lg_textgrad.critics import Blame, CriticRequest, Producer
+from lg_textgrad.critics.showing import shown_values
 from lg_textgrad.errors import ConfigurationError, CriticError, ModelBusyError, ModelReplyError
 from lg_textgrad.models import OpenAI
 from lg_textgrad.run import Execution, ModelCall
@@ -124,14 +125,40 @@ async def test_rule_about_one_example_is_no_rule(rule):
 
 
 async def test_what_went_wrong_while_it_ran_is_shown():
-    cut_off = request(model_calls=(call(finish_reason="length"),), error="ValueError: no JSON")
-    text = (await asked(cut_off))[0].messages[1]["content"]
-    assert "reached its token limit" in text
-    assert "then it failed: ValueError: no JSON" in text
+    for reason in ("length", "max_tokens", "MAX_TOKENS"):  # each server has a word of its own
+        cut_off = request(model_calls=(call(finish_reason=reason),), error="ValueError: no JSON")
+        text = (await asked(cut_off))[0].messages[1]["content"]
+        assert "reached its token limit" in text
+        assert "then it failed: ValueError: no JSON" in text
     code = request(model_calls=(), inputs={"é": 1}, writes=(("a", "out"),))
     text = (await asked(code))[0].messages[1]["content"]
     assert '{"é": 1}' in text
     assert '{"a": "out"}' in text
+
+
+def prompted(prompt, sent, *more, **options):
+    messages = ({"role": "system", "content": sent}, *({"role": "human", "content": m} for m in more))
+    made = ModelCall("m", messages, {"role": "ai", "content": "the answer"})
+    prompts = {} if prompt is None else {"p": prompt}
+    return shown_values(Execution("n#0", "n:1", "n", 1, 0, {}, prompts=prompts, model_calls=(made,), **options))[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sent", "more", "given"),
+    [
+        ("Use {docs} for {q}.", "Use Rome. Or not. for Which city? Or {docs}.", [], "docs: Rome. Or not.\nq: Which city? Or {docs}"),
+        ("Use {docs}.", "Use Rome.", ["Which?"], "docs: Rome\nWhich?"),
+        ("About {q}\n\nExamples:\n\nInput: {a}\nOutput: b", "About x\n\nExamples:\n\nInput: {a}\nOutput: b", [], "q: x"),
+        ("Use {docs}.", "Mind the law. Use Rome.", ["Which?"], "system: Mind the law. Use Rome.\nWhich?"),
+        ("Use {docs}.", [{"type": "text", "text": "Use Rome."}], ["Which?"], "docs: Rome\nWhich?"),
+        ("Reply as {name}.", "Reply as {name}.", ["Which?"], "Which?"),
+        ("Be brief.", "Be brief.", [], ""),
+        (None, "Answer: which city?", [], "system: Answer: which city?"),
+        (None, "Be brief.", ["Which?"], "Which?"),
+    ],
+)  # fmt: skip
+def test_what_is_filled_into_a_prompt_was_given(prompt, sent, more, given):
+    assert prompted(prompt, sent, *more) == given
 
 
 async def test_quotation_that_stands_nowhere_is_replaced_by_the_complaint():
