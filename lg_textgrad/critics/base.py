@@ -23,6 +23,8 @@ class Blame:
     """An evaluator's key, the id of the consumer that complained, or the kind of a symptom."""
     settled: bool = False
     """Whether the prompt's rule about it is known already, so that it alone is worth no call."""
+    visible: bool = False
+    """Whether it is a symptom; an evaluator's key may be the name of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,12 @@ class RunRequest:
     @property
     def complaint(self) -> str:
         """What evaluators say of the run, one complaint a line."""
-        keys = {f.key for f in self.scored.feedback}
-        told = [b.text for found in self.blames.values() for b in found if b.source in keys]
+        told = [b.text for found in self.blames.values() for b in found if self.is_said(b)]
         return "\n".join(dict.fromkeys(told))
+
+    def is_said(self, blame: Blame) -> bool:
+        """Return whether an evaluator says it of the run."""
+        return not blame.visible and any(blame.source == f.key for f in self.scored.feedback)
 
     @property
     def suspects(self) -> list[Execution]:

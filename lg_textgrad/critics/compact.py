@@ -140,7 +140,6 @@ def _with_room(
 def _steps(executions: Sequence[Execution], request: RunRequest) -> list[Step]:
     steps: list[Step] = []
     written: list[str] = []
-    keys = {f.key for f in request.scored.feedback}
     suspects = {e.id for e in request.suspects}
     for number, execution in enumerate(executions, start=1):
         given, wrote = shown_values(execution)
@@ -148,7 +147,7 @@ def _steps(executions: Sequence[Execution], request: RunRequest) -> list[Step]:
             if len(full) >= _SAME:
                 given = given.replace(full, f"[what step {earlier} wrote]")
         written.append(wrote)
-        notes = [b.text for b in request.blames.get(execution.id, ()) if b.source not in keys]
+        notes = [b.text for b in request.blames.get(execution.id, ()) if not request.is_said(b)]
         own = tuple(
             n for n in execution.prompts if n in request.trainable and execution.id in suspects
         )

@@ -61,7 +61,7 @@ def visible(
                 continue  # the evaluator's complaint is this very error
             settled = bool(symptom.rule and own)
             blames.setdefault(name, []).append(
-                Blame(symptom.text, loss, symptom.kind, settled=settled)
+                Blame(symptom.text, loss, symptom.kind, settled=settled, visible=True)
             )
             gradients += [
                 Gradient(

@@ -164,6 +164,17 @@ async def test_what_visibly_went_wrong_is_told():
     assert "\n(The model refused to do its work.)\n" in model.requests[0].messages[1]["content"]
 
 
+@pytest.mark.parametrize("key", ["right", "refusal"])
+async def test_what_visibly_went_wrong_is_no_complaint_of_an_evaluator(key):
+    critic, model = critic_that_says(fault("a"))
+    graph = chain(lambda m: "I'm sorry, but I can't help with that." if "You are a." in m[0].content else "x")
+    loss = await loss_of(graph, lambda outputs: {"key": key, "score": 0, "comment": "It is bad."})
+    await loss.abackward(critic)
+    text = model.requests[0].messages[1]["content"]
+    assert "\n(The model refused to do its work.)\n" in text
+    assert "\nComplaint about the program's result:\nIt is bad.\n</" in text
+
+
 async def test_blame_below_the_threshold_costs_nothing():
     def nearly(outputs):
         return {"key": "end", "score": 0.95}
