@@ -305,14 +305,14 @@ def _print_diff(console: Console, before: str, after: str) -> None:
 def explain(store: Store) -> dict[str, Any]:
     """Return each parameter before and after, and for each changed line why it changed.
 
-    A line's reasons are the edit that wrote it, the gradients that the edit answers, and the
-    decision that let it in.
+    A line's reasons are the edit that wrote it or took it away, the gradients that the edit
+    answers, and the decision that let it in. A line that no edit tells of, such as one of a
+    demonstration, has the decision alone, and what made the candidate.
     """
     start, result = store.get_meta("start") or {}, store.get_meta("result") or {}
-    candidates, gradients = store.candidates(), store.gradients()
-    accepted = {
-        d["candidate"]: d for d in store.decisions() if d["stage"] == "val" and d["accepted"]
-    }
+    candidates, gradients, decisions = store.candidates(), store.gradients(), store.decisions()
+    accepted = {d["candidate"]: d for d in decisions if d["stage"] == "val" and d["accepted"]}
+    made_of = {d["candidate"]: d["parents"] for d in decisions if d.get("parents")}
     after = {n: p["after"] for n, p in result.get("parameters", {}).items()} or _latest(
         start, candidates, accepted
     )
@@ -325,11 +325,14 @@ def explain(store: Store) -> dict[str, Any]:
             reasons = [
                 _reason(edit, gradients, decision)
                 for candidate, decision in accepted.items()
-                for edit in candidates[candidate]["edits"]
+                for one in _unaccepted(candidate, candidates, accepted, made_of)
+                for edit in candidates[one]["edits"]
                 if edit.parameter == name
-                and line[2:]
-                == (edit.text if line[0] == "+" else _gone(edit, candidate, candidates))
+                and line[2:] == (_new(edit) if line[0] == "+" else _gone(edit, one, candidates))
             ]
+            if not reasons:
+                texts = [before, *(candidates[c]["texts"].get(name, "") for c in accepted)]
+                reasons = _let_in(line, texts, list(accepted.values()))
             lines.append({"op": line[0], "text": line[2:], "because": reasons})
         changes[name] = {"before": before, "after": after.get(name, before), "lines": lines}
     return changes
@@ -342,6 +345,40 @@ def _latest(
     for candidate in accepted:
         texts = candidates[candidate]["texts"]
     return texts
+
+
+def _unaccepted(
+    candidate: str,
+    candidates: Mapping[str, Any],
+    accepted: Mapping[str, Any],
+    made_of: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Return the candidate and those that it was made from and that were not accepted before."""
+    found, waiting = dict[str, None](), [candidate]
+    while waiting:
+        one = waiting.pop(0)
+        if one in found or one not in candidates or (one in accepted and one != candidate):
+            continue
+        found[one] = None
+        waiting += made_of.get(one) or [candidates[one]["parent"]]
+    return list(found)
+
+
+def _let_in(
+    line: str, texts: Sequence[str], decisions: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the decision that first let a line in, or took it away, as the only reason for it."""
+    for then, now, decision in zip(texts, texts[1:], decisions, strict=False):
+        had, has = (line[2:] in text.split("\n") for text in (then, now))
+        if (line[0] == "+") == has and had != has:
+            op = "add" if has else "delete"
+            return [_decided(decision, op, decision.get("kind", ""))]
+    return []
+
+
+def _new(edit: Any) -> str | None:
+    """Return the line that the edit wrote; None when it only took one away."""
+    return None if edit.op == "delete" else str(edit.text)
 
 
 def _gone(edit: Any, candidate: str, candidates: Mapping[str, Any]) -> str | None:
@@ -382,12 +419,14 @@ def outcome(store: Store) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _decided(decision: Mapping[str, Any], op: str, why: str) -> dict[str, Any]:
+    told = {n: decision[n] for n in ("step", "gain", "won", "lost")}
+    return {**told, "op": op, "why": why, "gradients": []}
+
+
 def _reason(edit: Any, gradients: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "step": decision["step"],
-        "gain": decision["gain"],
-        "won": decision["won"],
-        "lost": decision["lost"],
+        **_decided(decision, edit.op, edit.why),
         "gradients": [
             {
                 "id": g.id,
@@ -415,14 +454,17 @@ def show_explained(console: Console, changes: Mapping[str, Any]) -> None:
                 continue
             colour = {"+": "green", "-": "red"}.get(line[0], "dim")
             console.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)
-            if line[0] != "+":
-                continue
             for reason in reasons.get((line[0], line[2:]), ()):
+                if line[0] == "-" and reason["op"] != "delete":
+                    continue  # it stands under the new line
                 console.print(
                     f"      [dim]step {reason['step']}: val {reason['gain']:+.3f}, "
                     f"{reason['won']} examples won, {reason['lost']} lost[/dim]",
                     highlight=False,
                 )
+                if reason["why"]:
+                    why = " ".join(reason["why"].split())
+                    console.print(f"      [dim]← {escape(why)}[/dim]", highlight=False)
                 for g in reason["gradients"]:
                     console.print(
                         f"      [dim]← {escape(g['example'])}, {escape(g['execution'])}, "
