@@ -3,9 +3,9 @@
 Gradients that say the same in other words become one note that knows all of them; those that
 contradict each other stay, and say so. What counts as the same, or as a contradiction, is told by
 the words alone: of two notes about the same things, one that forbids what the other asks for, or
-another number or quoted word in the same place. A note whose every clause stands in another one is
-part of it. What a note counts in the one reply that it judges ("this one has 63") is no part of
-the rule, and is left out.
+another number or quoted word in the same place, or the same words in each other's places. A note
+whose every clause stands in another one is part of it. What a note counts in the one reply that it
+judges ("this one has 63") is no part of the rule, and is left out.
 """
 
 from __future__ import annotations
@@ -29,12 +29,22 @@ a line, one too few a rule.
 _QUOTED = re.compile(r"(?<!\w)['\"“‘«`](.{1,80}?)['\"”’»`](?!\w)")
 _FORBIDS = re.compile(
     r"\b(?:never|not|don['’]t|doesn['’]t|mustn['’]t|shouldn['’]t|cannot|can['’]t|without|avoid\w*"
-    r"|no|omit\w*|leave out|refrain\w*|stop)\b",
+    r"|no|omit\w*|leave out|refrain\w*|stop"
+    # Notes are written in the language of the prompts: German, French, Italian, Spanish, …
+    r"|nicht|kein\w*|nie|niemals|ohne|vermeide\w*|ne|pas|jamais|aucun\w*|évite\w*|non|mai|senza"
+    r"|evit\w*|nunca|jamás|ningun\w*|não|sem|niet|geen|nooit|zonder|vermijd\w*|nigdy|bez"
+    r"|не|нельзя|никогда|без|избега\w*)\b|\bn['’](?=\w)",
+    re.IGNORECASE,
+)
+_DIRECTED = re.compile(
+    r"\b(?:before|after|into|from|than|over|instead of|in place of|vor|nach|avant|après)\b",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
-    r"\s*[,;:(]\s*(?:but |and |while |whereas )?this(?: \w+)? (?:has|had|is|was|contain(?:s|ed))\b"
-    r"[^,.;:()]*\d[^,.;:()]*\)?",
+    # After other words, or a colon, "this ..." may be what the rule is about, or what to say.
+    r"\s*(?:[,;(]|:(?=\s*this one\b))\s*(?:but |and |while |whereas )?"
+    r"this(?: (?:one|reply|answer|response|output|text|label|message|summary|draft|version))?"
+    r" (?:has|had|is|was|contain(?:s|ed))\b[^,.;:()]*\d[^,.;:()]*\)?",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"[,;:]|\.(?:\s|$)|\band\b", re.IGNORECASE)
@@ -200,8 +210,9 @@ def contradict(one: str, other: str) -> bool:
     """Return whether two notes about the same things ask for what cannot both be. Symmetric.
 
     One forbids what the other asks for, or they name other numbers or other quoted words in the
-    same place. Two notes are about the same things when one has all the words of the other: each
-    having words of its own, they may speak of different cases, and so may two that say when.
+    same place, or have the same words in each other's places. Two notes are about the same things
+    when one has all the words of the other: each having words of its own, they may speak of
+    different cases, and so may two that say when.
     """
     one, other = rule(one), rule(other)
     if _when(one) and _when(other) and _when(one) != _when(other):
@@ -215,13 +226,35 @@ def contradict(one: str, other: str) -> bool:
         _FORBIDS.search(_QUOTED.sub(" ", other))
     ):
         return True
+    if _swapped(one, other):
+        return True
     return len(about_a & about_b) > 1 and bool(a and b) and a.isdisjoint(b)
+
+
+def _swapped(one: str, other: str) -> bool:
+    """Return whether two notes of the same words may give them to each other.
+
+    "Refunds go to A, bills go to B", or "A before B". Notes that only put it otherwise may do so
+    too; then one of the two is a line, as it would be if they were known to be the same.
+    """
+    if _about(one) != _about(other):
+        return False
+    parts, others = _clauses(one), _clauses(other)
+    if len(parts) > 1 and parts != others:
+        sizes, theirs = (sorted(len(words) for words, _ in p) for p in (parts, others))
+        return sizes == theirs
+    first, second = ([m.lower() for m in _DIRECTED.findall(text)] for text in (one, other))
+    return bool(first) and first == second and _in_order(one) != _in_order(other)
 
 
 @lru_cache(maxsize=4096)
 def _about(text: str) -> frozenset[str]:
     """Return the words that say what a note is about, without their endings."""
     return frozenset(_stem(w) for w in words(text) if w not in _FRAME)
+
+
+def _in_order(text: str) -> list[str]:
+    return list(dict.fromkeys(_stem(w) for w in words(text) if w not in _FRAME))
 
 
 @lru_cache(maxsize=4096)

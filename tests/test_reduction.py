@@ -104,6 +104,14 @@ def test_same_and_contradictory_are_symmetric_and_exclude_each_other(one, other)
         ("Use the word 'please'.", "Do not use the word 'please'.", "against"),
         ("If the customer is angry, apologise.", "If the customer is not angry, apologise.", ""),
         ("Never guess.", "Don't guess.", "same"),
+        ("Refunds go to billing, repairs go to storage.", "Refunds go to storage, repairs go to billing.", "against"),
+        ("Always translate English into French.", "Always translate French into English.", "against"),
+        ("Put the name before the date.", "Put the date before the name.", "against"),
+        ("At most 5 words, and begin with 'To'.", "Begin with 'To', and at most 5 words.", "same"),
+        ("Erwähne den Preis nicht.", "Erwähne den Preis.", "against"),
+        ("Ne mentionnez jamais le prix.", "Mentionnez le prix.", "against"),
+        ("No mencione nunca el precio.", "Mencione el precio.", "against"),
+        ("Никогда не называй цену.", "Называй цену.", "against"),
     ],
 )  # fmt: skip
 def test_notes_are_the_same_contradict_each_other_or_neither(one, other, relation):
@@ -117,6 +125,18 @@ def test_note_that_is_part_of_another_joins_it_and_counts_of_one_reply_are_left_
     [note] = reduce_gradients([part, counted, whole]).notes
     assert note.change == "Form: begin with 'Good day.'; end with 'Bye'; use at most 40 words."
     assert (note.weight, note.ids) == (2.0, (part.id, counted.id, whole.id))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Start with the sentence: this offer is valid for 30 days.",
+        "If a customer asks when, this team has 3 days to answer.",
+        "End with: this is 1 of 3 letters.",
+    ],
+)
+def test_what_a_rule_says_of_this_and_that_stays(text):
+    assert rule(text) == text
 
 
 def test_merged_note_is_worth_what_all_its_gradients_are_and_knows_them():
