@@ -311,8 +311,8 @@ class _Refinement:
             raise GraphError(f"The graph failed on this input: {runs[0].error}", run_id=runs[0].id)
         places = [Place.of(run, variable) for run in good]
         self.variable = places[0].variable
-        texts = [p.text for p in places if p.variable == self.variable]
-        text, votes = self._majority(texts)
+        places = [p for p in places if p.variable == self.variable]
+        text, votes = self._majority([p.text for p in places])
         place = next(p for p in places if p.text == text)
         [scored] = (await self.objective.acall([place.run])).scored
         self.drafts.append(Draft(text, scored, votes=votes))

@@ -40,6 +40,8 @@ _WANTS_JSON = re.compile(
 _NO_JSON = re.compile(r"\b(?:not?|never|without|don['’]t)\b[^.!?\n]{0,30}\bJSON\b", re.IGNORECASE)
 _FENCED = re.compile(r"^```[\w-]*\s*\n(.*?)\n?```$", re.DOTALL)
 _FEW_TOKENS = 24
+_END = 80
+"""Characters that are shown of each end of what a schema says against a reply."""
 _MOST_SPAN = 120
 """Characters of a span that is quoted as evidence."""
 
@@ -140,7 +142,7 @@ def _not_in_format(call: ModelCall, text: str) -> tuple[str, str] | None:
         except jsonschema.ValidationError as error:
             where = "/".join(str(part) for part in error.absolute_path)
             at = f" at '{where}'" if where else ""
-            return f"{error.message[:160]}{at}", ""
+            return f"{_both_ends(error.message)}{at}", ""
         except jsonschema.SchemaError:
             return None
     return None
@@ -166,6 +168,12 @@ def text_of(message: Mapping[str, Any]) -> str:
         parts = [p if isinstance(p, str) else str(p.get("text", "")) for p in content]
         return "\n".join(part for part in parts if part)
     return content if isinstance(content, str) else ""
+
+
+def _both_ends(text: str) -> str:
+    """Return a long text without its middle: what is wrong with a value stands behind it."""
+    gone = len(text) - 2 * _END
+    return f"{text[:_END]} [… {gone} characters cut …] {text[-_END:]}" if gone > 0 else text
 
 
 def _span(text: str, *, last: bool = False) -> str:

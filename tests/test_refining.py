@@ -341,6 +341,33 @@ def test_majority_of_samples_is_scored():
     assert refined.text == "hello thanks 7"
 
 
+def test_samples_that_wrote_their_text_elsewhere_have_no_vote_and_are_not_revised():
+    said = iter(["a: one", "b: two", "a: two", "a: two"])
+    model = Chat(answer=lambda m: next(said))
+
+    class Two(TypedDict, total=False):
+        topic: str
+        a: str
+        b: str
+
+    async def node(state):
+        key, text = (await model.ainvoke(state["topic"])).content.split(": ")
+        return {key: text}
+
+    graph = StateGraph(Two).add_node("node", node).add_edge(START, "node").compile()
+    judged = []
+
+    def judge(outputs):
+        judged.append({k: v for k, v in outputs.items() if k != "topic"})
+        return {"key": "k", "score": float(outputs.get("a") == "three")}
+
+    refined = tg.refine(
+        graph, {"topic": "tea"}, tg.Objective([judge]), model=Scripted(lambda r: advice_only(r, "three")), votes=4
+    )
+    assert judged == [{"a": "two"}, {"a": "three"}]
+    assert (refined.variable, refined.drafts[0].votes, refined.stopped_by) == ("a", 2, "enough")
+
+
 def test_votes_are_compared_without_regard_to_case_and_space():
     said = {0: "No.", 1: "hello  THANKS", 2: "Hello thanks"}
     graph, _ = one_node()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
@@ -109,6 +111,14 @@ def test_reply_that_should_be_json_and_is_not(said, found):
         assert kinds(asked) == found
     for asked in (call(said), call(said, "Never reply with JSON.")):
         assert kinds(asked) == []
+
+
+def test_what_a_schema_says_against_a_long_reply_is_told():
+    said = json.dumps({"team": "a" * 300})
+    short = {**SCHEMA, "properties": {"team": {"type": "string", "maxLength": 5}}}
+    [symptom] = symptoms_of(execution(call(said, format=short)))
+    assert "characters cut" in symptom.text
+    assert "is too long at 'team'" in symptom.text
 
 
 def test_reply_is_held_against_its_schema():

@@ -22,7 +22,7 @@ from lg_textgrad.guards import stretches
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.parameter import Edit, Gradient, Parameter
-from lg_textgrad.planted import planted
+from lg_textgrad.planted import outward, planted
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,9 @@ class SelfRewardingCritic:
             except ParameterError as error:
                 return str(error)
             new = stretches(text, self.instruction.value)
-            return quotes(text) or next((why for part in new if (why := planted(part))), None)
+            trusted = (self.start.value, self.instruction.value)
+            found = (planted(part) or outward(part, trusted) for part in new)
+            return quotes(text) or next((why for why in found if why), None)
 
         try:
             return await self.writer.awrite(messages, refusal, seed=2 * len(self.lessons))

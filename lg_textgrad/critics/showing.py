@@ -38,10 +38,18 @@ def shown_values(execution: Execution) -> tuple[str, str]:
             wrote += " [cut off: the reply reached its token limit]"
     else:
         given = json.dumps(execution.inputs, ensure_ascii=False)
-        wrote = json.dumps(dict(execution.writes), ensure_ascii=False)
+        wrote = json.dumps(_written(execution), ensure_ascii=False)
     if execution.error:
         wrote += f"\n(then it failed: {execution.error})"
     return given, wrote
+
+
+def _written(execution: Execution) -> dict[str, Any]:
+    """Return channel -> what was written to it; a list where that was done several times."""
+    found: dict[str, list[Any]] = {}
+    for channel, value in execution.writes:
+        found.setdefault(channel, []).append(value)
+    return {channel: v[0] if len(v) == 1 else v for channel, v in found.items()}
 
 
 def in_prompt(execution: Execution, call: ModelCall, *, alone: bool = False) -> list[str]:

@@ -134,6 +134,10 @@ async def test_what_went_wrong_while_it_ran_is_shown():
     text = (await asked(code))[0].messages[1]["content"]
     assert '{"é": 1}' in text
     assert '{"a": "out"}' in text
+    # Tools that return commands, as those of one reply do, write to a channel more than once.
+    code = request(model_calls=(), writes=(("m", "first"), ("b", 1), ("m", "second")))
+    text = (await asked(code))[0].messages[1]["content"]
+    assert '{"m": ["first", "second"], "b": 1}' in text
 
 
 def prompted(prompt, sent, *more, **options):
