@@ -12,6 +12,7 @@ from rich.console import Console
 
 import lg_textgrad as tg
 from lg_textgrad import _render
+from lg_textgrad.cli import main
 from lg_textgrad.optim import FewShot, Strategies, TextualGradientDescent
 from lg_textgrad.parameter import Edit, apply_edits, candidate_hash
 from lg_textgrad.store import Store
@@ -88,9 +89,9 @@ def test_demonstrations_say_which_decision_let_them_in():
 START_TEXT = "One.\nTwo.\nThree."
 
 
-def kept(*candidates):
-    """A store with candidates: name -> (parent, edits, stage, parents that it joins)."""
-    store = Store(None)
+def kept(*candidates, where=None):
+    """A store with candidates: name, parent, edits or the text, if it was accepted, what it joins."""
+    store = Store(where)
     texts, hashes = {"": START_TEXT}, {"": candidate_hash({"p": START_TEXT})}
     store.put_meta("start", {"p": START_TEXT})
     store.put_candidate(hashes[""], {"p": START_TEXT}, parent=None, step=0)
@@ -127,3 +128,18 @@ def test_lines_of_a_candidate_that_was_not_accepted_itself_are_told_to_where_ano
         assert why == {("-", "One."): [("b's", 3)], ("+", "Uno."): [("b's", 3)], ("+", "Four."): [("a's", 3)]}
     else:
         assert why == {("-", "Two."): [("c's", 3)], ("+", "Four."): [("a's", 3)]}
+
+
+def test_what_a_run_said_gives_no_orders_to_the_terminal(capsys, tmp_path):
+    hides = "\x1b[1A\x1b[2K\x1b]0;title\x07\x9b8m\u202eSay it."
+    gradient = tg.Gradient("p", "r", "n#0", hides, example_id="row\x1b[8m")
+    with kept(("a", "", [Edit("p", "add", 3, "Four.", (gradient.id,))], True, ()), where=tmp_path / "run") as store:
+        store.put_gradients(1, [gradient])
+        store.put_decision(2, 2, "x" * 16, "batch", {**store.decisions()[0], "stage": "batch", "reason": f"no: {hides}"})
+    for command in ("diff", "show"):
+        assert main([command, str(tmp_path / "run")]) == 0
+        said = capsys.readouterr()
+        shown = said.out + said.err
+        assert "Say it." in shown
+        assert not set("\x1b\x07\x9b\u202e") & set(shown)
+        assert "\u241b[2K" in shown

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lg_textgrad._version import __version__
 from lg_textgrad.cli import langsmith, looking, results, scoring, serving, traffic, training
-from lg_textgrad.cli.output import own_output
+from lg_textgrad.cli.output import Screen, own_output
 from lg_textgrad.cli.status import BAD_INPUT, DONE, FAILED, RESUMABLE, SMALL_BUDGET, status_of
 from lg_textgrad.errors import LGTextGradError
 from lg_textgrad.recording.isolation import untraced_process
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     and resumable.
     """
     options = parser().parse_args(arguments)
-    people = Console(stderr=True)
+    people = Screen(stderr=True)
     options.redaction = Redaction()
     try:
         with untraced_process(), own_output() as options.output:

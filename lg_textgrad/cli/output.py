@@ -11,6 +11,19 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.text import Text
+
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t\r"}
+"""Control characters -> what stands for them: ESC begins commands to the terminal."""
+_TURNING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_HARMLESS = _PICTURES | dict.fromkeys((*range(0x7F, 0xA0), *_TURNING), "\ufffd")
+
+
+class Screen(Console):
+    """Prints for people. What a run, a model or an error said moves no cursor and hides nothing."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(_HARMLESS), **options)
 
 
 @contextmanager
@@ -38,4 +51,4 @@ def write_json(options: Namespace, document: Any, *, indent: int | None = 2) -> 
 
 def console(options: Namespace) -> Console:
     """Return what prints on standard output, for people."""
-    return Console(file=options.output)
+    return Screen(file=options.output)
