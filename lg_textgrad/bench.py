@@ -14,10 +14,10 @@ from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.acceptance import Acceptance, Outcome, Verdict
 from lg_textgrad.critics.base import Critic
-from lg_textgrad.demos import split_demos
+from lg_textgrad.demos import readings_of, split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.guards import Answers, Quotations, new_lines, stretches, strings
+from lg_textgrad.guards import Answers, Quotations, new_lines, seams, stretches, strings
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
@@ -240,11 +240,14 @@ class Workbench:
             )
             if why is not None:
                 return f"A proposed line of '{name}' is refused, since it {why}."
-        for demo in demos:
-            if demo not in shown:
-                why = planted(demo.inputs) or planted(demo.output)
-                if why is not None:
-                    return f"A demonstration for '{name}' is refused, since it {why}."
+        for seam in seams(new, old):
+            if (why := planted(seam)) is not None and planted(old) is None:
+                what = f"A proposed line of '{name}' is refused"
+                return f"{what}, since with its neighbours it {why}."
+        known = set(readings_of(shown))
+        for read in readings_of(demos):
+            if read not in known and (why := planted(read)) is not None:
+                return f"A demonstration for '{name}' is refused, since it {why}."
         return None
 
 

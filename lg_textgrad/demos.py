@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _BEFORE = "\n\nExamples:\n\n"
 _INPUT, _OUTPUT, _NEXT = "Input: ", "\nOutput: ", "\n\nInput: "
@@ -26,6 +27,15 @@ class Demo:
         both = self.inputs, self.output
         marks = _BEFORE.rstrip("\n"), _NEXT
         return _OUTPUT not in self.inputs and not any(m in text for m in marks for text in both)
+
+
+def readings_of(demos: Sequence[Demo]) -> list[str]:
+    """Return what can be read as one text: each demonstration, and the end of one with the next.
+
+    A sentence can begin in an input and go on in the output behind it.
+    """
+    behind = [f"{one.output}\n{other.inputs}" for one, other in pairwise(demos)]
+    return [*(f"{demo.inputs}\n{demo.output}" for demo in demos), *behind]
 
 
 def render_demos(instruction: str, demos: Sequence[Demo]) -> str:

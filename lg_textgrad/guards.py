@@ -107,6 +107,28 @@ def stretches(text: str, before: str) -> list[str]:
     return ["\n".join(lines) for lines in found if lines]
 
 
+def seams(text: str, before: str) -> list[str]:
+    """Return the new lines with the line of `before` on either side, where a sentence goes on.
+
+    So half of a sentence that was accepted at one step and half of another one are read together.
+    """
+    known = _known_lines(before)
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+    found: list[str] = []
+    at = 0
+    while at < len(lines):
+        end = at
+        while end < len(lines) and lines[end] not in known:
+            end += 1
+        if end > at:
+            first = at - 1 if at and not lines[at - 1].endswith(_ENDS) else at
+            last = end + 1 if end < len(lines) and not lines[end - 1].endswith(_ENDS) else end
+            if (first, last) != (at, end):
+                found.append("\n".join(lines[first:last]))
+        at = end + 1
+    return found
+
+
 class Quotations:
     """Knows the texts of examples and finds them again in proposed lines."""
 

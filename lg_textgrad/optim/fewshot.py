@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lg_textgrad.demos import Demo, render_demos
+from lg_textgrad.demos import Demo, readings_of, render_demos
 from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.guards import words
 from lg_textgrad.objective import Scored
@@ -128,7 +128,7 @@ class FewShot(Optimizer):
 def demo_of(turn: Turn) -> Demo | None:
     """Return a turn as a demonstration; None when it can't be read back, or may be an attack."""
     demo = Demo(turn.asked, turn.replied)
-    if not demo.readable or not demo.output or planted(demo.inputs) or planted(demo.output):
+    if not demo.readable or not demo.output or any(map(planted, readings_of([demo]))):
         return None
     return demo
 
