@@ -132,7 +132,7 @@ def outward(text: str, trusted: Iterable[str]) -> str | None:
 
 def _invisible(text: str) -> bool:
     return bool(_UNSEEN.search(text) or _AFTER_LETTERS.search(text)) or any(
-        unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn") and c not in "\n\t\r\u200d\ufe0f"
+        unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn", "Cs") and c not in "\n\t\r\u200d\ufe0f"
         for c in text
     )
 

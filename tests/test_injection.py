@@ -465,6 +465,14 @@ def test_order_over_several_parts_of_demonstrations_is_seen():
         assert "A demonstration for 'answer' is refused" in trainer.optimizer.refused[0]
 
 
+def test_half_a_character_reaches_no_prompt():
+    """Models write half of an emoji in JSON; a prompt with it can be neither sent nor exported."""
+    prompt = "You answer customers.\nSay it well \ud83d.\nBe brief."
+    texts, refused = tried_on([{"id": "r", "inputs": {"message": "Hello team!"}}], prompt)
+    assert prompt not in texts
+    assert "has invisible characters" in refused[0]
+
+
 class Shows(tg.optim.Optimizer):
     """Proposes one text."""
 
