@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lg_textgrad.bindings.skeleton import Skeleton, from_placeholders
@@ -89,14 +89,17 @@ def message_text(message: Mapping[str, Any]) -> str:
     return text.strip()
 
 
-def general(rule: str, scored: Scored, execution: Execution) -> str:
+def general(
+    rule: str, scored: Scored, execution: Execution, others: Iterable[str] = ()
+) -> str:
     """Return a critic's rule in one line, or nothing where it only tells about this example.
 
     A rule that quotes the example, repeats its numbers, or was cut off at the limit is no rule.
+    `others` are values of other executions that the critic was shown and that it must not quote.
     """
     change = " ".join(rule.split())
     example = [scored.run.example.inputs, *shown_values(execution)]
-    is_quoted = Quotations(example).find(change) is not None
+    is_quoted = Quotations([*example, *others]).find(change) is not None
     # Complaints may quote what was expected, so its numbers count as the example's too.
     numbers = names_of([*example, scored.run.example.outputs]) & set(words(change))
     known = {w for text in execution.prompts.values() for w in words(text)}

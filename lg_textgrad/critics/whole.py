@@ -119,10 +119,11 @@ def _gradients(request: RunRequest, shown: Compact, data: Mapping[str, Any]) -> 
         known = faults.get(fault["step"])
         if known is None or fault["weight"] > known["weight"]:
             faults[fault["step"]] = fault
+    others = [text for step in shown.steps for text in (step.given, step.wrote)]
     found = []
     for target, (step, name) in targets(shown).items():
         fault = faults.get(target, {})
-        change = general(fault.get("general_rule", ""), scored, step.execution)
+        change = general(fault.get("general_rule", ""), scored, step.execution, others)
         if change:
             found.append(
                 Gradient(
