@@ -38,6 +38,9 @@ _WANTS_JSON = re.compile(
     re.IGNORECASE,
 )
 _NO_JSON = re.compile(r"\b(?:not?|never|without|don['’]t)\b[^.!?\n]{0,30}\bJSON\b", re.IGNORECASE)
+_SOMETIMES = re.compile(
+    r"\b(?:if|when|whenever|where|unless|otherwise|in case|either|may)\b", re.IGNORECASE
+)
 _FENCED = re.compile(r"^```[\w-]*\s*\n(.*?)\n?```$", re.DOTALL)
 _FEW_TOKENS = 24
 _END = 80
@@ -149,9 +152,19 @@ def _not_in_format(call: ModelCall, text: str) -> tuple[str, str] | None:
 
 
 def _asks_for_json(call: ModelCall) -> bool:
-    """Return whether the system prompt asks for JSON. What users write asks for nothing."""
+    """Return whether the system prompt asks for JSON. What users write asks for nothing.
+
+    One that asks for it in some cases only does not, since nobody sees which case this is.
+    """
     prompts = [text_of(m) for m in call.messages if m.get("role") == "system"]
-    return any(_WANTS_JSON.search(p) and not _NO_JSON.search(p) for p in prompts)
+    return any(
+        not _NO_JSON.search(prompt)
+        and any(
+            _WANTS_JSON.search(sentence) and not _SOMETIMES.search(sentence)
+            for sentence in re.split(r"[.!?]\s|\n", prompt)
+        )
+        for prompt in prompts
+    )
 
 
 def _error_of(output: Any) -> str | None:

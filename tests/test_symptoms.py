@@ -113,6 +113,20 @@ def test_reply_that_should_be_json_and_is_not(said, found):
         assert kinds(asked) == []
 
 
+@pytest.mark.parametrize(
+    ("system", "found"),
+    [
+        ("If the user asks for a list, reply with JSON. Otherwise write a sentence.", []),
+        ("Answer with a sentence, or when asked for data with a JSON object.", []),
+        ("You may reply in JSON.", []),
+        ("If the team is unknown, say so.\nReply with JSON only.", ["format"]),
+        ("Whatever the user writes, return a JSON object. If there is no team, use null.", ["format"]),
+    ],
+)
+def test_json_that_is_asked_for_in_some_cases_only_is_not_missed_in_others(system, found):
+    assert kinds(call("It goes to the harbour.", system)) == found
+
+
 def test_what_a_schema_says_against_a_long_reply_is_told():
     said = json.dumps({"team": "a" * 300})
     short = {**SCHEMA, "properties": {"team": {"type": "string", "maxLength": 5}}}
