@@ -202,6 +202,8 @@ def same(one: str, other: str) -> bool:
         return not contradict(one, other)
     if _values(one) != _values(other):
         return False
+    if len(a - b) == len(b - a) == 1 and a - b <= _ends(one) and b - a <= _ends(other):
+        return False  # "... go to the team refunds", "... go to the team repairs"
     enough = _MORE if a <= b or b <= a else _ALIKE
     return len(a & b) >= enough * len(a | b) and not contradict(one, other)
 
@@ -251,6 +253,12 @@ def _swapped(one: str, other: str) -> bool:
 def _about(text: str) -> frozenset[str]:
     """Return the words that say what a note is about, without their endings."""
     return frozenset(_stem(w) for w in words(text) if w not in _FRAME)
+
+
+@lru_cache(maxsize=4096)
+def _ends(text: str) -> frozenset[str]:
+    """Return the word that each clause ends with, which mostly is what it asks for."""
+    return frozenset(found[-1] for part in _CLAUSE.split(text) if (found := _in_order(part)))
 
 
 def _in_order(text: str) -> list[str]:

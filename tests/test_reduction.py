@@ -104,6 +104,16 @@ def test_same_and_contradictory_are_symmetric_and_exclude_each_other(one, other)
         ("Use the word 'please'.", "Do not use the word 'please'.", "against"),
         ("If the customer is angry, apologise.", "If the customer is not angry, apologise.", ""),
         ("Never guess.", "Don't guess.", "same"),
+        (
+            "Customers who ask for money back because the toy they bought in our shop broke early belong to the team refunds.",
+            "Customers who ask for money back because the toy they bought in our shop broke early belong to the team repairs.",
+            "",
+        ),
+        (
+            "Customers who ask for money back because the toy they bought in our shop broke early belong to refunds.",
+            "Clients who ask for money back because the toy they bought in our shop broke early belong to refunds.",
+            "same",
+        ),
         ("Refunds go to billing, repairs go to storage.", "Refunds go to storage, repairs go to billing.", "against"),
         ("Always translate English into French.", "Always translate French into English.", "against"),
         ("Put the name before the date.", "Put the date before the name.", "against"),
