@@ -12,6 +12,19 @@ from contextlib import asynccontextmanager, contextmanager
 from lg_textgrad._sync import in_loop
 
 
+class _Turn(Future[None]):
+    """What a coroutine of `loop` waits for; None for a plain thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def set_running_or_notify_cancel(self) -> bool:
+        # A loop that was closed without cancelling who waited in it: nobody would take the place.
+        ended = self.loop is not None and self.loop.is_closed()
+        return not ended and super().set_running_or_notify_cancel()
+
+
 class Limiter:
     """At most `limit` holders at once, shared by coroutines of any loop and by plain threads."""
 
@@ -36,12 +49,12 @@ class Limiter:
     def held(self) -> int:
         return self._held
 
-    def _take(self) -> Future[None] | None:
+    def _take(self, loop: asyncio.AbstractEventLoop | None = None) -> Future[None] | None:
         with self._guard:
             if self._held < self._limit:
                 self._held += 1
                 return None
-            turn: Future[None] = Future()
+            turn = _Turn(loop)
             self._waiting.append(turn)
             return turn
 
@@ -83,7 +96,7 @@ class Limiter:
 
     @asynccontextmanager
     async def ahold(self) -> AsyncIterator[None]:
-        turn = self._take()
+        turn = self._take(asyncio.get_running_loop())
         if turn is not None:
             try:
                 await asyncio.wrap_future(turn)

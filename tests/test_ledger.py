@@ -123,6 +123,30 @@ async def test_turn_that_comes_with_the_cancellation_is_handed_on():
     assert free(limiter) == 1
 
 
+async def test_turn_of_a_loop_that_was_closed_is_handed_on():
+    limiter, waiting = Limiter(1), []
+
+    async def hold():
+        async with limiter.ahold():
+            pass
+
+    async def begin():
+        waiting.append(asyncio.ensure_future(hold()))
+        await asyncio.sleep(0)
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()  # without cancelling, as after a Ctrl-C in `run_until_complete`
+        waiting.pop()._log_destroy_pending = False
+
+    async with limiter.ahold():
+        await asyncio.to_thread(abandon)
+    async with asyncio.timeout(5), limiter.ahold():
+        assert free(limiter) == 0
+    assert free(limiter) == 1
+
+
 async def test_turn_that_another_thread_is_about_to_give_is_handed_on_too():
     limiter, between = Limiter(1), threading.Event()
     manager = limiter.hold()
