@@ -45,7 +45,7 @@ from lg_textgrad.models.openai_errors import (
     server_message,
     unsupported_parameter,
 )
-from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
+from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, text_in, whole_text
 from lg_textgrad.run import Usage
 from lg_textgrad.traffic import Route, lane_in_scope
 
@@ -336,7 +336,7 @@ class OpenAI:
             # Some gateways report their upstream's failure under status 200.
             said = (getattr(completion, "model_extra", None) or {}).get("error")
             raise self._no_api(canonical(said) if said else "", *_meant(said))
-        text = whole_text(getattr(message, "content", None) or "")
+        text = text_in(getattr(message, "content", None))
         finish_reason = getattr(choices[0], "finish_reason", None)
         used = getattr(completion, "usage", None)
         details = getattr(used, "prompt_tokens_details", None)

@@ -74,6 +74,22 @@ async def test_free_text_comes_back_with_usage():
     assert 0 < reply.usage.seconds < 60
 
 
+async def test_text_that_comes_in_parts_is_the_reply_without_what_was_thought():
+    content = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": '{"ok": '},
+        {"type": "text", "text": "true}"},
+    ]
+    body = {
+        "object": "chat.completion",
+        "choices": [{"message": {"role": "assistant", "content": content}}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    with OpenAIServer(lambda _: Fault(200, body)) as server:
+        reply = await model(server).acall(ask(schema=SCHEMA))
+    assert (reply.data, reply.usage.tokens) == ({"ok": True}, 5)
+
+
 async def test_request_is_sent_as_it_is():
     with OpenAIServer() as server:
         chat = model(server, extra_body={"cache_prompt": True})
