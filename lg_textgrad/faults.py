@@ -48,6 +48,13 @@ _SERVER = frozenset(
     {"ModelAPIError", "InternalServerError", "ServiceUnavailable", "OverloadedError"}
 )
 
+_NO_COMPLETION = (
+    (ValueError, "Unexpected response type from"),
+    (TypeError, "Received response with null value for"),
+)
+"""How langchain-openai says that a body is no JSON object, or has no choices in it."""
+
+_WITHHELD = ("content_filter", "content_policy_violation")
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -131,8 +138,10 @@ def _by_name(error: BaseException) -> Fault | None:
         return Fault("server_error")
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return Fault("garbled")  # SDKs let their decoders' own errors through
-    if isinstance(error, ValueError) and "Unexpected response type from" in str(error):
-        return Fault("garbled")  # langchain-openai, of a body that is no JSON object
+    if _from_gateway(error) is not None or any(
+        isinstance(error, kind) and words in str(error) for kind, words in _NO_COMPLETION
+    ):
+        return Fault("garbled")
     return None
 
 
@@ -144,7 +153,7 @@ def status_of(error: BaseException) -> int | None:
             getattr(each, "status_code", None),
             getattr(response, "status_code", None),
             _of_boto(response),
-            _of_gateway(each),
+            meant(_from_gateway(each)),
         ):
             if isinstance(found, int) and not isinstance(found, bool):
                 return found
@@ -157,10 +166,18 @@ def _of_boto(response: Any) -> Any:
     return (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
 
 
-def _of_gateway(error: BaseException) -> Any:
-    """Return the code that a gateway reports under status 200, as langchain-openai raises it."""
+def _from_gateway(error: BaseException) -> Mapping[str, Any] | None:
+    """Return the error that a gateway reports under status 200, as langchain-openai raises it."""
     said = error.args[0] if isinstance(error, ValueError) and error.args else None
-    return said.get("code") if isinstance(said, Mapping) and "message" in said else None
+    return said if isinstance(said, Mapping) and "message" in said else None
+
+
+def meant(said: Any) -> int | None:
+    """Return the status that a gateway means by an error under status 200; None if unsaid."""
+    code = said.get("code") if isinstance(said, Mapping) else None
+    if isinstance(code, str) and re.fullmatch(r"[1-5]\d\d", code):
+        return int(code)
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:
@@ -181,6 +198,20 @@ def out_of_credit(error: BaseException) -> bool:
         for each in _chain(error)
         for name in ("code", "type")
     )
+
+
+def withheld(error: BaseException) -> bool:
+    """Return whether a filter of contents refused this one request: others are answered.
+
+    Azure does so with status 400, OpenRouter with a 403 that tells what was flagged.
+    """
+    for each in _chain(error):
+        body = getattr(each, "body", None)
+        about = body.get("metadata") if isinstance(body, Mapping) else None
+        flagged = isinstance(about, Mapping) and "flagged_input" in about
+        if flagged or str(getattr(each, "code", "")) in _WITHHELD:
+            return status_of(error) in (400, 403)
+    return False
 
 
 def asked_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -229,9 +260,9 @@ def _until(date: str, now: float) -> float | None:
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             at = read(date)
-        except ValueError:
+            return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
+        except (ValueError, OverflowError):
             continue
-        return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
     return None
 
 

@@ -14,7 +14,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ModelUnreachableError,
 )
-from lg_textgrad.faults import Fault, asked_wait, fault_of, out_of_credit, status_of
+from lg_textgrad.faults import Fault, asked_wait, fault_of, out_of_credit, status_of, withheld
 from tests.servers import free_port
 from tests.servers.openai_server import Fault as Answer
 from tests.servers.openai_server import OpenAIServer
@@ -72,6 +72,10 @@ def caused(error):
         (caused(StatusError(502)), Fault("server_error")),
         (ValueError({"message": "upstream failed", "code": 502}), Fault("server_error")),
         (ValueError({"message": "bad", "code": 400}), None),
+        (ValueError({"message": "upstream failed", "code": "503"}), Fault("server_error", None, True)),
+        (ValueError({"message": "upstream failed", "code": None}), Fault("garbled")),
+        (TypeError("Received response with null value for 'choices'."), Fault("garbled")),
+        (TypeError("some bug"), None),
         (named("APITimeoutError", named("APIConnectionError").__class__), Fault("timeout")),
         (named("ReadTimeout"), Fault("timeout")),
         (TimeoutError(), Fault("timeout")),
@@ -115,6 +119,15 @@ def test_credit():
     assert not out_of_credit(StatusError(429))
 
 
+def test_contents_that_a_filter_withheld():
+    assert withheld(caused(StatusError(400, code="content_filter")))
+    flagged = StatusError(403)
+    flagged.body = {"code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "he hit"}}
+    assert withheld(flagged)
+    assert not withheld(StatusError(403))
+    assert not withheld(StatusError(400, code="invalid_request"))
+
+
 NOON = 1_780_000_000.0
 
 
@@ -125,6 +138,7 @@ NOON = 1_780_000_000.0
         ({"retry-after": "3"}, 3),
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": "-3"}, 0),
+        ({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, None),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "Thu, 28 May 2026 20:26:45 GMT"}, 5),
         ({"retry-after": "Thu, 28 May 2026 20:26:35 GMT"}, 0),

@@ -44,7 +44,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit, status_of
+from lg_textgrad.faults import fault_of, out_of_credit, status_of, withheld
 from lg_textgrad.ledger import Ledger, Paid
 from lg_textgrad.models.langchain import route_of
 from lg_textgrad.run import Usage, node_path
@@ -365,6 +365,8 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     if isinstance(error, SYSTEMIC):
         return error
     status, fault = status_of(error), fault_of(error)
+    if withheld(error):
+        return None
     if status in (401, 403):
         return ModelAuthenticationError(
             "The server of a model that the graph uses refused its API key; "

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core import exceptions as langchain_errors
@@ -126,6 +127,9 @@ class LangChain:
         # Whatever an integration raises means that the model could not be asked.
         except Exception as error:
             failure = self._explained(error)
+            if isinstance(failure, ModelReplyError) and failure.usage.calls:
+                taken = time.perf_counter() - started
+                failure.usage = replace(failure.usage, seconds=taken)
             # A bug in a hand-written model needs its traceback; clients' exceptions hold headers.
             origin = error if type(error).__module__ == "builtins" else None
         if origin is not None and not any(s in str(origin) for s in self._secrets()):

@@ -28,7 +28,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ModelUnreachableError,
 )
-from lg_textgrad.faults import asked_wait
+from lg_textgrad.faults import asked_wait, meant
 from lg_textgrad.models._redact import (
     brief,
     is_loopback,
@@ -44,9 +44,9 @@ from lg_textgrad.models.openai_errors import (
     names_unknown_model,
     server_message,
     unsupported_parameter,
+    usage_of,
 )
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, text_in, whole_text
-from lg_textgrad.run import Usage
 from lg_textgrad.traffic import Route, lane_in_scope
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -335,18 +335,10 @@ class OpenAI:
         if not isinstance(completion, ChatCompletion) or message is None:
             # Some gateways report their upstream's failure under status 200.
             said = (getattr(completion, "model_extra", None) or {}).get("error")
-            raise self._no_api(canonical(said) if said else "", *_meant(said))
+            raise self._no_api(canonical(said) if said else "", meant(said))
         text = text_in(getattr(message, "content", None))
         finish_reason = getattr(choices[0], "finish_reason", None)
-        used = getattr(completion, "usage", None)
-        details = getattr(used, "prompt_tokens_details", None)
-        usage = Usage(
-            calls=1,
-            prompt_tokens=getattr(used, "prompt_tokens", None) or 0,
-            completion_tokens=getattr(used, "completion_tokens", None) or 0,
-            seconds=seconds,
-            cached_tokens=getattr(details, "cached_tokens", None) or 0,
-        )
+        usage = usage_of(completion, seconds)
         try:
             data = checked_reply(
                 text,
@@ -405,12 +397,6 @@ def _merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         else:
             body[name] = value
     return body
-
-
-def _meant(said: Any) -> tuple[int, ...]:
-    """Return the status that a gateway means by an error under status 200, if it says."""
-    code = said.get("code") if isinstance(said, Mapping) else None
-    return (code,) if isinstance(code, int) else ()
 
 
 def _transport(base_url: str) -> Any:

@@ -18,9 +18,10 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit, was_dropped
+from lg_textgrad.faults import fault_of, out_of_credit, was_dropped, withheld
 from lg_textgrad.models._redact import brief, scrub, shown_url
 from lg_textgrad.models.schema import whole_text
+from lg_textgrad.run import Usage
 
 _OVERFLOW = (
     "context_length_exceeded",
@@ -59,11 +60,21 @@ def model_error(
     because = f": {said}" if said else ""
     status = error.status_code if isinstance(error, openai.APIStatusError) else None
     if isinstance(error, openai.LengthFinishReasonError):
-        return _reply_error(error, "was cut off before it was complete; raise max_tokens", secrets)
+        what = "was cut off before it was complete; raise max_tokens"
+        return _reply_error(error, what, "truncated", secrets)
     if isinstance(error, openai.ContentFilterFinishReasonError):
-        return _reply_error(error, "was withheld by a content filter; rephrase it", secrets)
+        what = "was withheld by a content filter; rephrase it"
+        return _reply_error(error, what, "refused", secrets)
     if isinstance(error, openai.APIConnectionError):
         return _connection_error(error, at, secrets)
+    if withheld(error):
+        # What it cost, if anything, nobody says: that is no reason to ask the model no more.
+        return ModelReplyError(
+            f"A content filter at {at} refused the request{because}. Rephrase it, or use another"
+            " model.",
+            kind="refused",
+            usage=Usage(),
+        )
     if status in {401, 403} or _refuses_key(error):
         # A 401 tells no more than this, and tends to repeat the key. A 403 may have another cause.
         detail = because if status == 403 else ""
@@ -175,12 +186,32 @@ def _connection_error(
 def _reply_error(
     error: openai.LengthFinishReasonError | openai.ContentFilterFinishReasonError,
     what: str,
+    kind: str,
     secrets: Sequence[str],
 ) -> ModelReplyError:
     # Older versions of the SDK keep no completion with a content filter's error.
-    choices = getattr(getattr(error, "completion", None), "choices", None)
+    completion = getattr(error, "completion", None)
+    choices = getattr(completion, "choices", None)
     text = (choices[0].message.content or "") if choices else ""
-    return ModelReplyError(f"The model's reply {what}.", reply=scrub(whole_text(text), secrets))
+    return ModelReplyError(
+        f"The model's reply {what}.",
+        reply=scrub(whole_text(text), secrets),
+        usage=usage_of(completion),
+        kind=kind,
+    )
+
+
+def usage_of(completion: Any, seconds: float = 0.0) -> Usage:
+    """Return what a completion says that it cost; each part of it may be missing."""
+    used = getattr(completion, "usage", None)
+    details = getattr(used, "prompt_tokens_details", None)
+    return Usage(
+        calls=1,
+        prompt_tokens=getattr(used, "prompt_tokens", None) or 0,
+        completion_tokens=getattr(used, "completion_tokens", None) or 0,
+        seconds=seconds,
+        cached_tokens=getattr(details, "cached_tokens", None) or 0,
+    )
 
 
 def _advice(known: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from lg_textgrad.errors import (
     UnknownModelError,
 )
 from lg_textgrad.models import ChatModel, LangChain, ModelRequest
-from tests.models.test_openai import KEY, SCHEMA, ask, free_port, refuses_json_schema
+from tests.models.test_openai import FLAGGED, KEY, SCHEMA, ask, free_port, refuses_json_schema
 from tests.servers.openai_server import Fault, OpenAIServer, Reply, error_body
 
 
@@ -155,6 +155,23 @@ async def test_unusable_reply_says_which_it_is(make, answer, says, reply):
         error = await failure(make(server.base_url), ModelReplyError, ask(schema=SCHEMA))
     assert says in str(error)
     assert reply is None or error.reply == reply
+
+
+@pytest.mark.parametrize(
+    ("why", "kind"), [("length", "truncated"), ("content_filter", "refused")]
+)
+async def test_reply_that_the_sdk_refuses_is_paid_for_like_any_other(make, why, kind):
+    with OpenAIServer(lambda body: Reply('{"ok": tr', finish_reason=why)) as server:
+        error = await failure(make(server.base_url), ModelReplyError, ask(schema=SCHEMA))
+    assert error.kind == kind
+    assert (error.usage.calls, error.usage.tokens, error.usage.seconds > 0) == (1, 4, True)
+
+
+@pytest.mark.parametrize("fault", FLAGGED, ids=["azure", "openrouter"])
+async def test_request_that_a_content_filter_refuses_is_a_reply_and_no_refused_key(make, fault):
+    with OpenAIServer(lambda body: fault) as server:
+        error = await failure(make(server.base_url), ModelReplyError)
+    assert (error.kind, error.usage.calls) == ("refused", 0)
 
 
 async def test_free_text_may_be_cut_off_but_not_empty(make):

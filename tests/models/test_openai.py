@@ -297,6 +297,21 @@ async def test_refused_key_says_how_to_give_one(status):
     assert "set MY_KEY or pass api_key=..." in str(error)
 
 
+FLAGGED = [
+    Fault(400, error_body("The prompt triggered the content filter.", code="content_filter")),
+    Fault(403, {"error": {"message": "flagged", "code": 403, "metadata": {"flagged_input": "x"}}}),
+]
+
+
+@pytest.mark.parametrize("fault", FLAGGED, ids=["azure", "openrouter"])
+async def test_request_that_a_content_filter_refuses_is_a_reply_and_no_refused_key(fault):
+    with OpenAIServer(lambda body: fault) as server:
+        error = await failure(server, ModelReplyError)
+    assert "refused the request" in str(error)
+    # Nothing is known to have been paid: that must not look like a server that counts no tokens.
+    assert (error.kind, error.usage.calls) == ("refused", 0)
+
+
 async def test_invalid_key_under_status_400_is_a_refused_key():
     fault = Fault(400, error_body("API key not valid. Please pass a valid API key."))
     with OpenAIServer(lambda body: fault) as server:
