@@ -48,6 +48,13 @@ _SERVER = frozenset(
     {"ModelAPIError", "InternalServerError", "ServiceUnavailable", "OverloadedError"}
 )
 
+_OPTION = re.compile(r"(?<![A-Za-z_])(?:temperature|seed)(?![A-Za-z_])")
+_NOT_TAKEN = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:permitted|allowed|accept)|deprecated"
+    r"|only be set|cannot both",
+    re.IGNORECASE,
+)
+
 _NO_COMPLETION = (
     (ValueError, "Unexpected response type from"),
     (TypeError, "Received response with null value for"),
@@ -212,6 +219,12 @@ def withheld(error: BaseException) -> bool:
         if flagged or str(getattr(each, "code", "")) in _WITHHELD:
             return status_of(error) in (400, 403)
     return False
+
+
+def refused_option(said: str) -> str | None:
+    """Return which of `temperature` and `seed` a refusal says that the model does not take."""
+    named = _OPTION.search(said)
+    return named[0] if named and _NOT_TAKEN.search(said) else None
 
 
 def asked_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:

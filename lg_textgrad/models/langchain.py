@@ -28,7 +28,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of
+from lg_textgrad.faults import fault_of, refused_option, status_of
 from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
 from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
@@ -218,6 +218,8 @@ class LangChain:
         elif structured and isinstance(error, NotImplementedError):
             self._structured = False
             return True
+        elif status_of(error) in (400, 422):
+            refused = refused_option(str(error))
         if refused in options:
             self._bindable.discard(str(refused))
             return True

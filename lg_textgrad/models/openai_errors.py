@@ -18,7 +18,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit, was_dropped, withheld
+from lg_textgrad.faults import fault_of, out_of_credit, refused_option, was_dropped, withheld
 from lg_textgrad.models._redact import brief, scrub, shown_url
 from lg_textgrad.models.schema import whole_text
 from lg_textgrad.run import Usage
@@ -127,13 +127,13 @@ def refuses_schema(error: Exception) -> bool:
 
 def unsupported_parameter(error: Exception) -> str | None:
     """Return the sampling parameter that the model does not take, when the error is about one."""
-    if (
-        isinstance(error, openai.BadRequestError)
-        and error.code in {"unsupported_parameter", "unsupported_value"}
-        and error.param in {"temperature", "seed"}
-    ):
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return None
+    unsupported = error.code in {"unsupported_parameter", "unsupported_value"}
+    if unsupported and error.param in {"temperature", "seed"}:
         return error.param
-    return None
+    # Gateways and other providers say it in words only.
+    return refused_option(server_message(error))
 
 
 def _refuses_key(error: Exception) -> bool:
@@ -230,6 +230,8 @@ def server_message(error: Exception) -> str:
     if not isinstance(error, openai.APIError):
         return str(error)
     body: Any = error.body
+    if isinstance(body, list) and body and isinstance(body[0], Mapping):
+        body = body[0].get("error") or body[0]  # as Google sends it
     if isinstance(body, Mapping):
         said = body.get("message") or body.get("detail")
         if said:

@@ -6,6 +6,7 @@ import json
 import traceback
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from langchain_core.language_models import BaseChatModel, FakeListChatModel
@@ -280,6 +281,20 @@ async def test_only_options_that_the_class_has_are_bound():
 
 async def test_option_that_the_provider_does_not_take_is_left_out_from_there_on():
     refusal = TypeError("AsyncClient.chat() got an unexpected keyword argument 'temperature'")
+    hand = Model(answers=[refusal, "ok", "ok"])
+    chat = LangChain(hand)
+    await chat.acall(ask())
+    await chat.acall(ask())
+    assert [sorted(kwargs) for _, kwargs in hand.seen] == [["temperature"], [], []]
+
+
+async def test_temperature_that_another_provider_refuses_is_left_out_from_there_on():
+    said = "`temperature` may only be set to 1 when thinking is enabled."
+    refusal = httpx.HTTPStatusError(  # as anthropic's BadRequestError, it has the response
+        said,
+        request=httpx.Request("POST", "https://api.anthropic.com"),
+        response=httpx.Response(400),
+    )
     hand = Model(answers=[refusal, "ok", "ok"])
     chat = LangChain(hand)
     await chat.acall(ask())

@@ -279,6 +279,23 @@ async def test_model_without_temperature_and_seed_is_asked_without():
     assert len(server.chats) == 4
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "param"),
+    [
+        (400, error_body("gpt-5 models don't support temperature=0.0.", code="400"), "temperature"),
+        (422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}, "seed"),
+        (400, [{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
+    ],
+    ids=["litellm", "mistral", "google"],
+)  # fmt: skip
+async def test_parameter_that_is_refused_in_words_only_is_left_out(status, body, param):
+    with OpenAIServer(lambda sent: Fault(status, body) if param in sent else "ok") as server:
+        chat = model(server)
+        await chat.acall(ask(seed=1))
+        await chat.acall(ask(seed=1))
+    assert [param in sent for sent in server.chats] == [True, False, False]
+
+
 async def test_other_bad_request_carries_the_servers_words():
     with OpenAIServer(lambda body: Fault(400, error_body("top_k must be positive"))) as server:
         error = await failure(server, ModelError)
@@ -312,8 +329,10 @@ async def test_request_that_a_content_filter_refuses_is_a_reply_and_no_refused_k
     assert (error.kind, error.usage.calls) == ("refused", 0)
 
 
-async def test_invalid_key_under_status_400_is_a_refused_key():
-    fault = Fault(400, error_body("API key not valid. Please pass a valid API key."))
+@pytest.mark.parametrize("listed", [False, True])
+async def test_invalid_key_under_status_400_is_a_refused_key(listed):
+    said = error_body("API key not valid. Please pass a valid API key.")
+    fault = Fault(400, [said] if listed else said)  # Google's servers send a list
     with OpenAIServer(lambda body: fault) as server:
         await failure(server, ModelAuthenticationError)
 
