@@ -46,6 +46,7 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.faults import fault_of, out_of_credit, status_of, withheld
 from lg_textgrad.ledger import Ledger, Paid
+from lg_textgrad.models.base import counted
 from lg_textgrad.models.langchain import route_of
 from lg_textgrad.run import Usage, node_path
 from lg_textgrad.traffic import Route
@@ -335,12 +336,12 @@ def _encode(result: ChatResult) -> Paid:
     message = generation.message
     if isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
-    counted = getattr(message, "usage_metadata", None) or {}
-    usage = Usage(
-        1,
-        prompt_tokens=counted.get("input_tokens", 0),
-        completion_tokens=counted.get("output_tokens", 0),
-        cached_tokens=(counted.get("input_token_details") or {}).get("cache_read") or 0,
+    used = getattr(message, "usage_metadata", None) or {}
+    usage = counted(
+        used.get("input_tokens"),
+        used.get("output_tokens"),
+        used.get("total_tokens"),
+        (used.get("input_token_details") or {}).get("cache_read"),
     )
     return (
         {

@@ -30,9 +30,8 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.faults import fault_of, refused_option, status_of
 from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
-from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest
+from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest, counted
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
-from lg_textgrad.run import Usage
 from lg_textgrad.traffic import EMBEDDED, Route
 
 _MESSAGES: Mapping[str, type[BaseMessage]] = {
@@ -237,12 +236,12 @@ class LangChain:
         text = whole_text(text)
         finish_reason = _finish_reason(message)
         used = getattr(message, "usage_metadata", None) or {}
-        usage = Usage(
-            calls=1,
-            prompt_tokens=used.get("input_tokens") or 0,
-            completion_tokens=used.get("output_tokens") or 0,
-            seconds=seconds,
-            cached_tokens=(used.get("input_token_details") or {}).get("cache_read") or 0,
+        usage = counted(
+            used.get("input_tokens"),
+            used.get("output_tokens"),
+            used.get("total_tokens"),
+            (used.get("input_token_details") or {}).get("cache_read"),
+            seconds,
         )
         try:
             data = checked_reply(

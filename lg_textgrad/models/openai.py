@@ -42,6 +42,7 @@ from lg_textgrad.models.openai_errors import (
     BUSY,
     model_error,
     names_unknown_model,
+    refuses_schema,
     server_message,
     unsupported_parameter,
     usage_of,
@@ -73,7 +74,7 @@ class _Dialect:
         """Return the dialect to try next; None when the error is about something else."""
         said = f"{error.param} {server_message(error)}"
         schema = request.schema
-        if schema is not None and self.enforces(schema) and "response_format" in said:
+        if schema is not None and self.enforces(schema) and refuses_schema(error):
             # One schema that is outside the server's subset says nothing about the next one.
             if "invalid schema" in said.lower():
                 return replace(self, refused_schemas=self.refused_schemas | {canonical(schema)})

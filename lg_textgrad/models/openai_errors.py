@@ -20,18 +20,21 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.faults import fault_of, out_of_credit, refused_option, was_dropped, withheld
 from lg_textgrad.models._redact import brief, scrub, shown_url
+from lg_textgrad.models.base import counted
 from lg_textgrad.models.schema import whole_text
 from lg_textgrad.run import Usage
 
 _OVERFLOW = (
     "context_length_exceeded",
     "exceed_context_size_error",
+    "exceeds the maximum number of tokens",
     "exceeds the available context size",
     "exceeds the context window",
     "maximum context length",
+    "maximum prompt length",
     "prompt is too long",
 )
-"""How OpenAI, llama.cpp, vLLM and others say that a request does not fit."""
+"""How OpenAI, llama.cpp, vLLM, Google, xAI and others say that a request does not fit."""
 
 _NOT_CONNECTED = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
 """Transport errors by name: the SDK changed its HTTP library between versions."""
@@ -119,10 +122,10 @@ def names_unknown_model(error: Exception) -> bool:
 
 def refuses_schema(error: Exception) -> bool:
     """Return whether the server says that it will not hold the reply to the schema."""
-    return (
-        isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-        and "response_format" in f"{error.param} {server_message(error)}"
-    )
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return False
+    said = f"{error.param} {server_message(error)}"
+    return any(name in said for name in ("response_format", "response_schema", "json_schema"))
 
 
 def unsupported_parameter(error: Exception) -> str | None:
@@ -146,6 +149,8 @@ def _refuses_key(error: Exception) -> bool:
 def _overflows(error: Exception) -> bool:
     if not isinstance(error, openai.APIError):
         return False
+    if isinstance(error, openai.APIStatusError) and error.status_code == 413:
+        return True
     said = f"{error.code} {error.type} {server_message(error)}"
     return any(mark in said for mark in _OVERFLOW)
 
@@ -205,12 +210,12 @@ def usage_of(completion: Any, seconds: float = 0.0) -> Usage:
     """Return what a completion says that it cost; each part of it may be missing."""
     used = getattr(completion, "usage", None)
     details = getattr(used, "prompt_tokens_details", None)
-    return Usage(
-        calls=1,
-        prompt_tokens=getattr(used, "prompt_tokens", None) or 0,
-        completion_tokens=getattr(used, "completion_tokens", None) or 0,
-        seconds=seconds,
-        cached_tokens=getattr(details, "cached_tokens", None) or 0,
+    return counted(
+        getattr(used, "prompt_tokens", None),
+        getattr(used, "completion_tokens", None),
+        getattr(used, "total_tokens", None),
+        getattr(details, "cached_tokens", None),
+        seconds,
     )
 
 

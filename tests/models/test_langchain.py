@@ -325,7 +325,7 @@ async def test_usage_and_finish_reason_of_other_providers():
     message = AIMessage(
         [{"type": "text", "text": "hi"}],
         response_metadata={"stop_reason": "max_tokens"},
-        usage_metadata={"input_tokens": 5, "output_tokens": 7, "total_tokens": 12},
+        usage_metadata={"input_tokens": 5, "output_tokens": 3, "total_tokens": 12},
     )
     reply = await LangChain(Model(answers=[message])).acall(ask())
     assert (reply.text, reply.finish_reason) == ("hi", "length")

@@ -200,6 +200,30 @@ async def test_missing_usage_counts_the_call():
     assert (reply.usage.calls, reply.usage.tokens, reply.finish_reason) == (1, 0, None)
 
 
+@pytest.mark.parametrize(
+    ("usage", "completion"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 115}, 105),
+        ({"prompt_tokens": 10, "completion_tokens": 105, "total_tokens": 115}, 105),
+        ({"prompt_tokens": 10, "completion_tokens": 5}, 5),
+        (
+            {
+                "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 1015,
+                "prompt_tokens_details": {"cached_tokens": 1000},
+            },
+            5,
+        ),
+    ],
+    ids=["xai", "openai", "no total", "cached apart"],
+)  # fmt: skip
+async def test_tokens_of_thinking_are_counted_wherever_the_server_has_them(usage, completion):
+    choice = {"message": {"role": "assistant", "content": "hi"}}
+    body = {"object": "chat.completion", "choices": [choice], "usage": usage}
+    with OpenAIServer(lambda _: Fault(200, body)) as server:
+        reply = await model(server).acall(ask())
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (10, completion)
+
+
 # --- servers that speak a dialect ---------------------------------------------------------------
 
 
@@ -223,6 +247,17 @@ async def test_server_without_json_schema_is_asked_in_words_and_remembered():
         assert '"required": ["ok"]' in body["messages"][-1]["content"]
     assert "response_format" not in server.chats[3]
     assert server.chats[3]["messages"][-1]["content"] == "hello there"
+
+
+async def test_server_that_names_the_schema_otherwise_is_asked_in_words_too():
+    said = 'Unknown name "additionalProperties" at \'generation_config.response_schema\''
+
+    def handler(body):
+        asked = body.get("response_format", {}).get("type") == "json_schema"
+        return Fault(400, error_body(said)) if asked else {"ok": True}
+
+    with OpenAIServer(handler) as server:
+        assert (await model(server).acall(ask(schema=SCHEMA))).data == {"ok": True}
 
 
 async def test_one_refused_schema_does_not_spoil_the_others():
@@ -462,8 +497,18 @@ async def test_unknown_model_under_status_400():
             "type": "BadRequestError",
             "code": 400,
         },
+        [
+            {
+                "error": {
+                    "code": 400,
+                    "message": "The input token count (2000000) exceeds the maximum number of tokens "
+                    "allowed (1048576).",
+                    "status": "INVALID_ARGUMENT",
+                }
+            }
+        ],
     ],
-    ids=["openai", "llama.cpp", "vllm"],
+    ids=["openai", "llama.cpp", "vllm", "google"],
 )
 async def test_context_overflow_of_every_shape(body):
     with OpenAIServer(lambda _: Fault(400, body)) as server:
