@@ -69,6 +69,19 @@ def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
         wait([asyncio.run_coroutine_threadsafe(close(g), loop) for g in list(_left_open)], 2)
 
 
+class OfLoop(Future[T]):
+    """A future of whoever makes it: a coroutine of the loop that runs here, or a plain thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of = asyncio.get_running_loop() if in_loop() else None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its loop was closed without cancelling what ran in it, which never goes on."""
+        return self._of is not None and self._of.is_closed()
+
+
 def in_loop() -> bool:
     """Return whether this thread runs an event loop, which a blocking call would stop."""
     try:

@@ -9,20 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 
-from lg_textgrad._sync import in_loop
-
-
-class _Turn(Future[None]):
-    """What a coroutine of `loop` waits for; None for a plain thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        super().__init__()
-        self.loop = loop
-
-    def set_running_or_notify_cancel(self) -> bool:
-        # A loop that was closed without cancelling who waited in it: nobody would take the place.
-        ended = self.loop is not None and self.loop.is_closed()
-        return not ended and super().set_running_or_notify_cancel()
+from lg_textgrad._sync import OfLoop, in_loop
 
 
 class Limiter:
@@ -32,7 +19,7 @@ class Limiter:
         self._limit = limit
         self._held = 0
         self._guard = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[OfLoop[None]] = deque()
 
     @property
     def limit(self) -> int:
@@ -49,12 +36,12 @@ class Limiter:
     def held(self) -> int:
         return self._held
 
-    def _take(self, loop: asyncio.AbstractEventLoop | None = None) -> Future[None] | None:
+    def _take(self) -> Future[None] | None:
         with self._guard:
             if self._held < self._limit:
                 self._held += 1
                 return None
-            turn = _Turn(loop)
+            turn: OfLoop[None] = OfLoop()
             self._waiting.append(turn)
             return turn
 
@@ -71,7 +58,7 @@ class Limiter:
     def _wake(self) -> None:
         while self._waiting and self._held < self._limit:
             turn = self._waiting.popleft()
-            if turn.set_running_or_notify_cancel():
+            if not turn.abandoned and turn.set_running_or_notify_cancel():
                 self._held += 1
                 turn.set_result(None)
 
@@ -96,7 +83,7 @@ class Limiter:
 
     @asynccontextmanager
     async def ahold(self) -> AsyncIterator[None]:
-        turn = self._take(asyncio.get_running_loop())
+        turn = self._take()
         if turn is not None:
             try:
                 await asyncio.wrap_future(turn)

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -208,7 +208,8 @@ class Lane:
         else:
             self._passed(number)
         finally:
-            _lane.reset(token)
+            with suppress(ValueError):  # closed by the garbage collector, in another context
+                _lane.reset(token)
 
     def _passed(self, number: int) -> None:
         with self._guard:
