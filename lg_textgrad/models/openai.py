@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from urllib.request import getproxies
 from weakref import WeakKeyDictionary, finalize
 
@@ -109,12 +109,12 @@ class OpenAI:
     """A chat model behind the OpenAI API.
 
     `base_url` is the API's address, usually ending in `/v1`; without it, the environment's
-    `OPENAI_BASE_URL`, then OpenAI itself. `api_key` is taken from the environment variable
-    `api_key_env` when it is not given; servers other than OpenAI may need none. `timeout` is in
-    seconds, for each attempt of a call. `max_retries` counts further attempts after lost
-    connections, timeouts, and answers 408, 409, 429 and 5xx, with growing pauses or those that
-    the server asks for; in a run it is the run's `Patience` that decides. `extra_body` is sent
-    along with every request.
+    `OPENAI_BASE_URL`, then OpenAI itself. A query in it goes with every request. `api_key` is taken
+    from the environment variable `api_key_env` when it is not given; servers other than OpenAI may
+    need none. `timeout` is in seconds, for each attempt of a call. `max_retries` counts further
+    attempts after lost connections, timeouts, and answers 408, 409, 429 and 5xx, with growing
+    pauses or those that the server asks for; in a run it is the run's `Patience` that decides.
+    `extra_body` is sent along with every request.
 
     What the server cannot do is found out once and remembered: a JSON schema that it refuses is
     asked for in words, with `json_object`; `max_tokens` goes out under its newer name; and a
@@ -148,6 +148,10 @@ class OpenAI:
             base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
         )
         self._shown = shown_url(self._base_url)
+        address = urlsplit(self._base_url)
+        # The SDK would write the path of each request behind a query that stands in the address.
+        self._api = address._replace(query="", fragment="").geturl().rstrip("/")
+        self._query = dict(parse_qsl(address.query))
         # A key that was read from a file often ends in a newline, which no HTTP header may hold.
         key = (api_key or os.environ.get(api_key_env) or "").strip()
         if not key and urlsplit(self._base_url).hostname == "api.openai.com":
@@ -161,7 +165,9 @@ class OpenAI:
                 f" {api_key_env} or pass api_key=...."
             )
         self._key = key or _NO_KEY
-        self._secrets = [] if self._key == _NO_KEY else [key]
+        told = public(self._query)
+        hidden = [value for name, value in self._query.items() if name not in told]
+        self._secrets = [*([] if self._key == _NO_KEY else [key]), *hidden]
         self._remedy = f"set {api_key_env} or pass api_key=..."
         self._timeout = timeout
         self._max_retries = max_retries
@@ -264,7 +270,8 @@ class OpenAI:
                 self._clients.pop(other).forgotten.detach()
             client = openai.AsyncOpenAI(
                 api_key=self._key,
-                base_url=self._base_url,
+                base_url=self._api,
+                default_query=self._query,
                 timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
                 max_retries=self._max_retries,
                 http_client=_transport(self._base_url),

@@ -724,6 +724,29 @@ def test_base_url_of_the_environment_is_used_and_identified(monkeypatch):
     assert OpenAI("m").identity["base_url"] == "http://host:8080/v1"
 
 
+async def test_query_of_the_address_goes_with_every_request():
+    targets = []
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        targets.append(head.split()[1].decode())
+        said = b'{"error": {"message": "the key is s3cretS3cret"}}'
+        length = f"content-length: {len(said)}\r\ncontent-type: application/json\r\n\r\n"
+        writer.write(b"HTTP/1.1 400 No\r\nconnection: close\r\n" + length.encode() + said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        query = "api-version=2024-10-21&api-key=s3cretS3cret"
+        chat = OpenAI("m", base_url=f"http://127.0.0.1:{port}/v1/?{query}", api_key="k" * 8)
+        with pytest.raises(ModelError, match="the key is") as caught:
+            await chat.acall(ask())
+        await chat.aclose()
+    assert targets == [f"/v1/chat/completions?{query}"]
+    assert "s3cret" not in f"{caught.value} {chat!r} {chat.identity}"
+
+
 def test_repr_has_neither_key_nor_password():
     chat = OpenAI("m", base_url="http://user:hunter2@host:1/v1", api_key=KEY)
     assert repr(chat) == "OpenAI('m', base_url='http://host:1/v1')"
