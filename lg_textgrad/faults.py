@@ -149,7 +149,16 @@ def _by_name(error: BaseException) -> Fault | None:
         isinstance(error, kind) and words in str(error) for kind, words in _NO_COMPLETION
     ):
         return Fault("garbled")
-    return None
+    return Fault("garbled") if _no_choice(error) else None
+
+
+def _no_choice(error: BaseException) -> bool:
+    """Return whether langchain-core looked for the first choice of a reply that has none."""
+    trace = error.__traceback__ if isinstance(error, IndexError) else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return where.startswith("langchain_core.language_models")
 
 
 def status_of(error: BaseException) -> int | None:

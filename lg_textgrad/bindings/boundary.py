@@ -332,6 +332,8 @@ def _schema_of(value: Any) -> Any:
 
 
 def _encode(result: ChatResult) -> Paid:
+    if not result.generations:
+        raise ModelError("The model's answer has no choices in it; ask again.", fault="garbled")
     generation = result.generations[0]
     message = generation.message
     if isinstance(message, AIMessageChunk):

@@ -332,6 +332,15 @@ async def test_usage_and_finish_reason_of_other_providers():
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (5, 7)
 
 
+@pytest.mark.parametrize("choices", [[], None])
+async def test_answer_without_choices_is_garbled(make, choices):
+    body = {"object": "chat.completion", "model": "m", "choices": choices}
+    with OpenAIServer(lambda _: Fault(200, body)) as server:
+        with pytest.raises(ModelError) as caught:
+            await make(server.base_url).acall(ask())
+    assert caught.value.fault == "garbled"
+
+
 async def test_bug_in_a_hand_written_model_keeps_its_traceback():
     bug = ValueError("broken")
     with pytest.raises(ModelError, match="'Model' failed with ValueError: broken") as caught:
