@@ -236,7 +236,9 @@ class Lane:
             else:
                 self._learn(number, fault)
             wide = 1 if self._rounds >= _SUSPECT else int(self._width)
-            if isinstance(error, ModelError) and isinstance(error, SYSTEMIC):
+            # A server that has answered, and where nobody listens now, may come back.
+            passing = fault is not None and self._answered
+            if isinstance(error, ModelError) and isinstance(error, SYSTEMIC) and not passing:
                 self._close(error, course.batch)
                 wide = self._widest
             elif self._hopeless(fault):

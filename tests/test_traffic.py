@@ -249,9 +249,11 @@ async def test_last_error_is_raised_as_it_is_when_the_attempts_are_used_up(error
     assert (caught.value, len(model.requests)) == (error, attempts)
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "garbled"])
-async def test_server_that_has_answered_before_is_given_time_to_come_back(fault):
-    ends = iter(["first", *[ModelError("gone", fault=fault)] * 3, "back"])
+@pytest.mark.parametrize(
+    "gone", [ModelUnreachableError("gone", fault="unreachable"), ModelError("gone", fault="garbled")]
+)
+async def test_server_that_has_answered_before_is_given_time_to_come_back(gone):
+    ends = iter(["first", gone, gone, gone, "back"])
     model = Scripted(lambda r: next(ends))
     with tg.use_ledger(tg.Ledger(patience=QUICK)):
         await aask(model, request("a"), "critic")
