@@ -48,6 +48,19 @@ _SERVER = frozenset(
     {"ModelAPIError", "InternalServerError", "ServiceUnavailable", "OverloadedError"}
 )
 
+_OVERFLOW = (
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "exceeds the maximum number of tokens",
+    "exceeds the available context size",
+    "exceeds the context window",
+    "maximum context length",
+    "maximum prompt length",
+    "prompt is too long",
+    "Input is too long for requested model",
+)
+"""How OpenAI, llama.cpp, vLLM, Google, xAI, Bedrock and others say that a request does not fit."""
+
 _OPTION = re.compile(r"(?<![A-Za-z_])(?:temperature|seed)(?![A-Za-z_])")
 _NOT_TAKEN = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|not (?:permitted|allowed|accept)|deprecated"
@@ -228,6 +241,11 @@ def withheld(error: BaseException) -> bool:
         if flagged or str(getattr(each, "code", "")) in _WITHHELD:
             return status_of(error) in (400, 403)
     return False
+
+
+def too_long(said: str, error: BaseException) -> bool:
+    """Return whether a refusal says that the request does not fit into the model's context."""
+    return status_of(error) == 413 or any(mark in said for mark in _OVERFLOW)
 
 
 def refused_option(said: str) -> str | None:

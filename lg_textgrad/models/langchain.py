@@ -28,7 +28,7 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, refused_option, status_of
+from lg_textgrad.faults import fault_of, refused_option, status_of, too_long
 from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
 from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest, counted
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
@@ -271,6 +271,8 @@ class LangChain:
             meant = getattr(langchain_errors, name, None)
             if meant is not None and isinstance(error, meant):
                 return kind(f"{about}; {remedy}.", fault=kind_of, wait=wait)
+        if status_of(error) in (400, 413) and too_long(str(error), error):
+            return ContextOverflowError(f"{about}; shorten the prompt or the examples.")
         return ModelError(
             f"{about}; try the chat model on its own, with `ainvoke`.", fault=kind_of, wait=wait
         )

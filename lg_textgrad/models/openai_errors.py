@@ -18,23 +18,18 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit, refused_option, was_dropped, withheld
+from lg_textgrad.faults import (
+    fault_of,
+    out_of_credit,
+    refused_option,
+    too_long,
+    was_dropped,
+    withheld,
+)
 from lg_textgrad.models._redact import brief, scrub, shown_url
 from lg_textgrad.models.base import counted
 from lg_textgrad.models.schema import whole_text
 from lg_textgrad.run import Usage
-
-_OVERFLOW = (
-    "context_length_exceeded",
-    "exceed_context_size_error",
-    "exceeds the maximum number of tokens",
-    "exceeds the available context size",
-    "exceeds the context window",
-    "maximum context length",
-    "maximum prompt length",
-    "prompt is too long",
-)
-"""How OpenAI, llama.cpp, vLLM, Google, xAI and others say that a request does not fit."""
 
 _NOT_CONNECTED = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
 """Transport errors by name: the SDK changed its HTTP library between versions."""
@@ -149,10 +144,7 @@ def _refuses_key(error: Exception) -> bool:
 def _overflows(error: Exception) -> bool:
     if not isinstance(error, openai.APIError):
         return False
-    if isinstance(error, openai.APIStatusError) and error.status_code == 413:
-        return True
-    said = f"{error.code} {error.type} {server_message(error)}"
-    return any(mark in said for mark in _OVERFLOW)
+    return too_long(f"{error.code} {error.type} {server_message(error)}", error)
 
 
 def _connection_error(

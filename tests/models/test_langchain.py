@@ -288,14 +288,24 @@ async def test_option_that_the_provider_does_not_take_is_left_out_from_there_on(
     assert [sorted(kwargs) for _, kwargs in hand.seen] == [["temperature"], [], []]
 
 
+def refusal(status, said):
+    """As other providers' SDKs raise it: with the response."""
+    asked = httpx.Request("POST", "https://api.anthropic.com")
+    return httpx.HTTPStatusError(said, request=asked, response=httpx.Response(status))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(400, "Input is too long for requested model."), (413, "Request exceeds the maximum size")],
+)
+async def test_request_that_is_too_long_for_another_provider(status, said):
+    with pytest.raises(ContextOverflowError, match=said):
+        await LangChain(Model(answers=[refusal(status, said)])).acall(ask())
+
+
 async def test_temperature_that_another_provider_refuses_is_left_out_from_there_on():
     said = "`temperature` may only be set to 1 when thinking is enabled."
-    refusal = httpx.HTTPStatusError(  # as anthropic's BadRequestError, it has the response
-        said,
-        request=httpx.Request("POST", "https://api.anthropic.com"),
-        response=httpx.Response(400),
-    )
-    hand = Model(answers=[refusal, "ok", "ok"])
+    hand = Model(answers=[refusal(400, said), "ok", "ok"])
     chat = LangChain(hand)
     await chat.acall(ask())
     await chat.acall(ask())
