@@ -75,6 +75,9 @@ _NO_COMPLETION = (
 """How langchain-openai says that a body is no JSON object, or has no choices in it."""
 
 _WITHHELD = ("content_filter", "content_policy_violation")
+_BLAMED = (
+    "invalid_request_error", "authentication_error", "permission_error", "not_found_error",
+)  # fmt: skip
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -132,6 +135,14 @@ def fault_of(error: BaseException) -> Fault | None:
     return _by_name(error)
 
 
+def _refused(error: BaseException) -> bool:
+    """Return whether an error that came in the middle of a stream blames the request."""
+    body = getattr(error, "body", None)
+    said = body.get("error", body) if isinstance(body, Mapping) else None
+    kind = said.get("type") if isinstance(said, Mapping) else None
+    return str(kind or getattr(error, "type", None)) in _BLAMED
+
+
 def was_dropped(error: BaseException) -> bool:
     """Return whether the server took the connection and closed it without an answer.
 
@@ -154,7 +165,7 @@ def _by_name(error: BaseException) -> Fault | None:
         return Fault("unreachable")
     if names & _LIMITS:
         return Fault("rate_limited", crowded=True)
-    if names & _SERVER:
+    if names & _SERVER or ("APIError" in names and not _refused(error)):
         return Fault("server_error")
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return Fault("garbled")  # SDKs let their decoders' own errors through
@@ -183,6 +194,7 @@ def status_of(error: BaseException) -> int | None:
             getattr(response, "status_code", None),
             _of_boto(response),
             meant(_from_gateway(each)),
+            meant({"code": getattr(each, "code", None)}),
         ):
             if isinstance(found, int) and not isinstance(found, bool):
                 return found
@@ -206,7 +218,7 @@ def meant(said: Any) -> int | None:
     code = said.get("code") if isinstance(said, Mapping) else None
     if isinstance(code, str) and re.fullmatch(r"[1-5]\d\d", code):
         return int(code)
-    return code if isinstance(code, int) and not isinstance(code, bool) else None
+    return code if isinstance(code, int) and 100 <= code < 600 else None
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:

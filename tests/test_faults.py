@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from email.message import Message
+from urllib.error import HTTPError
 
 import openai
 import pytest
@@ -33,6 +35,14 @@ class StatusError(Exception):
         super().__init__(f"Error code: {status}")
         self.response = Response(status, headers)
         self.code = code
+
+
+class APIError(Exception):
+    """As openai's, for what comes in the middle of a stream: without a status."""
+
+    def __init__(self, code=None, type=None):
+        super().__init__("it broke off")
+        self.code, self.type, self.body = code, type, {"code": code, "type": type}
 
 
 def named(name, *bases):
@@ -90,6 +100,13 @@ def caused(error):
         (ValueError("Unexpected response type from OpenAI-compatible endpoint."), Fault("garbled")),
         (ValueError("some bug"), None),
         (KeyError("some bug"), None),
+        (HTTPError("http://x", 429, "no", Message(), None), Fault("rate_limited", None, True)),
+        (APIError(), Fault("server_error")),
+        (APIError(type="server_error"), Fault("server_error")),
+        (APIError(code=429), Fault("rate_limited", None, True)),
+        (APIError(code="502"), Fault("server_error")),
+        (APIError(code=400), None),
+        (APIError(type="invalid_request_error"), None),
         (ModelBusyError("busy", fault="rate_limited", wait=2.0), Fault("rate_limited", 2.0, True)),
         (ModelUnreachableError("gone", fault="unreachable"), Fault("unreachable")),
         (ModelError("no"), None),

@@ -22,6 +22,7 @@ from lg_textgrad.faults import (
     fault_of,
     out_of_credit,
     refused_option,
+    status_of,
     too_long,
     was_dropped,
     withheld,
@@ -56,7 +57,7 @@ def model_error(
     at = server or _server_of(error)
     said = brief(scrub(server_message(error), secrets))
     because = f": {said}" if said else ""
-    status = error.status_code if isinstance(error, openai.APIStatusError) else None
+    status = status_of(error) if isinstance(error, openai.APIError) else None
     if isinstance(error, openai.LengthFinishReasonError):
         what = "was cut off before it was complete; raise max_tokens"
         return _reply_error(error, what, "truncated", secrets)
@@ -89,8 +90,14 @@ def model_error(
             f"The account at {at} cannot pay for the call{because}. Add credit, or use another key,"
             " and resume."
         )
+    fault = fault_of(error)
+    if status is None and fault is not None:
+        return ModelBusyError(
+            f"The server at {at} broke its answer off{because}. Wait and resume.",
+            fault=fault.kind,
+            wait=fault.wait,
+        )
     if status is not None and (status in BUSY or status >= 500):
-        fault = fault_of(error)
         return ModelBusyError(
             f"The server at {at} still answered {status} after every retry{because}. Wait and"
             " resume, ask for less at once, or raise max_retries.",

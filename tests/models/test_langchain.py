@@ -342,6 +342,14 @@ async def test_usage_and_finish_reason_of_other_providers():
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (5, 7)
 
 
+async def test_stream_that_ends_in_an_error_is_a_busy_server(make):
+    stream = 'data: {"error": {"message": "overloaded", "type": "server_error", "code": null}}\n\n'
+    head = {"content-type": "text/event-stream"}
+    with OpenAIServer(lambda body: Fault(200, stream, headers=head)) as server:
+        error = await failure(make(server.base_url, streaming=True), ModelBusyError)
+    assert (error.fault, "overloaded" in str(error)) == ("server_error", True)
+
+
 @pytest.mark.parametrize("choices", [[], None])
 async def test_answer_without_choices_is_garbled(make, choices):
     body = {"object": "chat.completion", "model": "m", "choices": choices}
