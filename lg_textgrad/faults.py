@@ -269,9 +269,11 @@ def refused_option(said: str) -> str | None:
 def asked_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Return how many seconds the server asks to wait, by `Retry-After` or its rate limits.
 
-    `headers` have names in lower case. `now` is the time of day in seconds, for dates.
+    `headers` have names in lower case. `now` is the time of day in seconds, for dates; where the
+    server says what it takes for now, that counts, for this machine's clock may be another.
     """
     now = time.time() if now is None else now
+    now = _time_of_day(headers.get("date", "")) or now
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return max(0.0, milliseconds / 1000)
@@ -309,10 +311,15 @@ def _span(text: str | None, now: float) -> float | None:
 
 
 def _until(date: str, now: float) -> float | None:
+    at = _time_of_day(date)
+    return None if at is None else max(0.0, at - now)
+
+
+def _time_of_day(date: str) -> float | None:
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             at = read(date)
-            return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             continue
     return None

@@ -159,6 +159,10 @@ NOON = 1_780_000_000.0
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "Thu, 28 May 2026 20:26:45 GMT"}, 5),
         ({"retry-after": "Thu, 28 May 2026 20:26:35 GMT"}, 0),
+        # The server's clock is an hour ahead, or behind.
+        ({"retry-after": "Thu, 28 May 2026 21:26:45 GMT", "date": "Thu, 28 May 2026 21:26:40 GMT"}, 5),
+        ({"retry-after": "Thu, 28 May 2026 19:26:45 GMT", "date": "Thu, 28 May 2026 19:26:40 GMT"}, 5),
+        ({"retry-after": "Thu, 28 May 2026 20:26:45 GMT", "date": "today"}, 5),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),

@@ -424,8 +424,9 @@ async def _heed(response: Any) -> None:
     lane = lane_in_scope()
     if lane is None or response.status_code != 200:
         return  # what a refusal says is heeded with the refusal
-    limits = {name: value for name, value in response.headers.items() if "ratelimit" in name}
-    if limits and (wait := asked_wait(limits)) is not None:
+    headers = response.headers
+    limits = {name: value for name, value in headers.items() if "ratelimit" in name}
+    if limits and (wait := asked_wait({"date": headers.get("date", ""), **limits})) is not None:
         lane.wait(wait)
 
 
