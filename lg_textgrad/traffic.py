@@ -87,10 +87,10 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("attempts", "timeouts", "timeout"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigurationError(f"Patience needs {name} above 0, not {value}.")
         for name in ("first_pause", "longest_pause", "longest_wait"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigurationError(
                     f"Patience needs {name} of 0 or more seconds, not {getattr(self, name)}."
                 )
@@ -392,9 +392,14 @@ class Course:
 
 
 class Traffic:
-    """The lanes of one run, by route, and what went wrong on them."""
+    """The lanes of one run, by route, and what went wrong on them.
+
+    Raises `ConfigurationError` for a `max_concurrency` below 1, with which no call would begin.
+    """
 
     def __init__(self, max_concurrency: int, patience: Patience | None = None) -> None:
+        if not max_concurrency >= 1:
+            raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
         self.patience = patience or Patience()
         self.faults: Counter[str] = Counter()
         """How often each kind of fault happened, those that an SDK's own retries hid not counted:

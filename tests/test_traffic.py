@@ -557,11 +557,17 @@ async def test_reply_that_breaks_the_schema_is_not_asked_for_again():
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"attempts": 0}, "attempts above 0"), ({"timeout": -1}, "timeout above 0"),
-     ({"first_pause": -1}, "first_pause of 0 or more")],
+     ({"timeout": float("nan")}, "timeout above 0"), ({"first_pause": -1}, "first_pause of 0 or more")],
 )  # fmt: skip
 def test_patience_that_cannot_work_is_refused(options, says):
     with pytest.raises(ConfigurationError, match=says):
         Patience(**options)
+
+
+@pytest.mark.parametrize("places", [0, -1])
+def test_ledger_without_places_is_refused_in_place_of_waiting_for_ever(places):
+    with pytest.raises(ConfigurationError, match="max_concurrency must be at least 1"):
+        tg.Ledger(max_concurrency=places)
 
 
 # One call goes as far as it can before the next one begins.
