@@ -214,6 +214,20 @@ async def test_turn_that_another_thread_is_about_to_give_is_handed_on_too():
 # Paying.
 
 
+async def test_request_that_cost_nothing_is_no_call_after_a_resume_either(tmp_path):
+    refusal = ModelReplyError("filtered", kind="refused", usage=Usage())
+    answers = iter([refusal, "fine"])
+    with Store(tmp_path / "run") as store:
+        ledger = tg.Ledger(store)
+        with tg.use_ledger(ledger):
+            model = Scripted(lambda r: next(answers))
+            with pytest.raises(ModelReplyError):
+                await aask(model, request("a"), "critic")
+            await aask(model, request("b"), "critic")
+        assert ledger.account.spent.calls == 1
+        assert account_of(store, tg.Budget()).spent.calls == 1
+
+
 async def test_concurrent_equal_asks_cost_one_call():
     model = Scripted(lambda r: "yes")
     ledger = tg.Ledger()
