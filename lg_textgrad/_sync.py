@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -34,14 +35,18 @@ _shared: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar(
 _lock = threading.Lock()
 _left_open: WeakSet[AsyncGenerator[None]] = WeakSet()
 _loop: asyncio.AbstractEventLoop | None = None
+_process = 0
+"""Whose loop it is: a forked process has the loop too, but not the thread that runs it."""
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
     """Return the loop in which all sync calls of this process run."""
-    global _loop  # noqa: PLW0603 - one loop a process is the point of this module
+    global _loop, _process  # noqa: PLW0603 - one loop a process is the point of this module
     with _lock:
-        if _loop is None or _loop.is_closed():
+        if _loop is None or _loop.is_closed() or _process != os.getpid():
+            _left_open.clear()
             _loop = asyncio.new_event_loop()
+            _process = os.getpid()
             _loop.set_default_executor(ThreadPoolExecutor(_THREADS, "lg_textgrad-node"))
             threading.Thread(
                 target=_loop.run_forever, name="lg_textgrad-sync", daemon=True
@@ -60,8 +65,21 @@ def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
     async def close(generator: AsyncGenerator[None]) -> None:
         await generator.aclose()
 
-    if loop.is_running():
+    if loop is _loop and loop.is_running():
         wait([asyncio.run_coroutine_threadsafe(close(g), loop) for g in list(_left_open)], 2)
+
+
+class OfLoop(Future[T]):
+    """A future of whoever makes it: a coroutine of the loop that runs here, or a plain thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of = asyncio.get_running_loop() if in_loop() else None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its loop was closed without cancelling what ran in it, which never goes on."""
+        return self._of is not None and self._of.is_closed()
 
 
 def in_loop() -> bool:

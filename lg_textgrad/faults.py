@@ -48,6 +48,36 @@ _SERVER = frozenset(
     {"ModelAPIError", "InternalServerError", "ServiceUnavailable", "OverloadedError"}
 )
 
+_OVERFLOW = (
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "exceeds the maximum number of tokens",
+    "exceeds the available context size",
+    "exceeds the context window",
+    "maximum context length",
+    "maximum prompt length",
+    "prompt is too long",
+    "Input is too long for requested model",
+)
+"""How OpenAI, llama.cpp, vLLM, Google, xAI, Bedrock and others say that a request does not fit."""
+
+_OPTION = re.compile(r"(?<![A-Za-z_])(?:temperature|seed)(?![A-Za-z_])")
+_NOT_TAKEN = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:permitted|allowed|accept)|deprecated"
+    r"|only be set|cannot both",
+    re.IGNORECASE,
+)
+
+_NO_COMPLETION = (
+    (ValueError, "Unexpected response type from"),
+    (TypeError, "Received response with null value for"),
+)
+"""How langchain-openai says that a body is no JSON object, or has no choices in it."""
+
+_WITHHELD = ("content_filter", "content_policy_violation")
+_BLAMED = (
+    "invalid_request_error", "authentication_error", "permission_error", "not_found_error",
+)  # fmt: skip
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -105,6 +135,14 @@ def fault_of(error: BaseException) -> Fault | None:
     return _by_name(error)
 
 
+def _refused(error: BaseException) -> bool:
+    """Return whether an error that came in the middle of a stream blames the request."""
+    body = getattr(error, "body", None)
+    said = body.get("error", body) if isinstance(body, Mapping) else None
+    kind = said.get("type") if isinstance(said, Mapping) else None
+    return str(kind or getattr(error, "type", None)) in _BLAMED
+
+
 def was_dropped(error: BaseException) -> bool:
     """Return whether the server took the connection and closed it without an answer.
 
@@ -127,13 +165,24 @@ def _by_name(error: BaseException) -> Fault | None:
         return Fault("unreachable")
     if names & _LIMITS:
         return Fault("rate_limited", crowded=True)
-    if names & _SERVER:
+    if names & _SERVER or ("APIError" in names and not _refused(error)):
         return Fault("server_error")
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return Fault("garbled")  # SDKs let their decoders' own errors through
-    if isinstance(error, ValueError) and "Unexpected response type from" in str(error):
-        return Fault("garbled")  # langchain-openai, of a body that is no JSON object
-    return None
+    if _from_gateway(error) is not None or any(
+        isinstance(error, kind) and words in str(error) for kind, words in _NO_COMPLETION
+    ):
+        return Fault("garbled")
+    return Fault("garbled") if _no_choice(error) else None
+
+
+def _no_choice(error: BaseException) -> bool:
+    """Return whether langchain-core looked for the first choice of a reply that has none."""
+    trace = error.__traceback__ if isinstance(error, IndexError) else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return where.startswith("langchain_core.language_models")
 
 
 def status_of(error: BaseException) -> int | None:
@@ -144,7 +193,8 @@ def status_of(error: BaseException) -> int | None:
             getattr(each, "status_code", None),
             getattr(response, "status_code", None),
             _of_boto(response),
-            _of_gateway(each),
+            meant(_from_gateway(each)),
+            meant({"code": getattr(each, "code", None)}),
         ):
             if isinstance(found, int) and not isinstance(found, bool):
                 return found
@@ -157,10 +207,18 @@ def _of_boto(response: Any) -> Any:
     return (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
 
 
-def _of_gateway(error: BaseException) -> Any:
-    """Return the code that a gateway reports under status 200, as langchain-openai raises it."""
+def _from_gateway(error: BaseException) -> Mapping[str, Any] | None:
+    """Return the error that a gateway reports under status 200, as langchain-openai raises it."""
     said = error.args[0] if isinstance(error, ValueError) and error.args else None
-    return said.get("code") if isinstance(said, Mapping) and "message" in said else None
+    return said if isinstance(said, Mapping) and "message" in said else None
+
+
+def meant(said: Any) -> int | None:
+    """Return the status that a gateway means by an error under status 200; None if unsaid."""
+    code = said.get("code") if isinstance(said, Mapping) else None
+    if isinstance(code, str) and re.fullmatch(r"[1-5]\d\d", code):
+        return int(code)
+    return code if isinstance(code, int) and 100 <= code < 600 else None
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:
@@ -183,12 +241,39 @@ def out_of_credit(error: BaseException) -> bool:
     )
 
 
+def withheld(error: BaseException) -> bool:
+    """Return whether a filter of contents refused this one request: others are answered.
+
+    Azure does so with status 400, OpenRouter with a 403 that tells what was flagged.
+    """
+    for each in _chain(error):
+        body = getattr(each, "body", None)
+        about = body.get("metadata") if isinstance(body, Mapping) else None
+        flagged = isinstance(about, Mapping) and "flagged_input" in about
+        if flagged or str(getattr(each, "code", "")) in _WITHHELD:
+            return status_of(error) in (400, 403)
+    return False
+
+
+def too_long(said: str, error: BaseException) -> bool:
+    """Return whether a refusal says that the request does not fit into the model's context."""
+    return status_of(error) == 413 or any(mark in said for mark in _OVERFLOW)
+
+
+def refused_option(said: str) -> str | None:
+    """Return which of `temperature` and `seed` a refusal says that the model does not take."""
+    named = _OPTION.search(said)
+    return named[0] if named and _NOT_TAKEN.search(said) else None
+
+
 def asked_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Return how many seconds the server asks to wait, by `Retry-After` or its rate limits.
 
-    `headers` have names in lower case. `now` is the time of day in seconds, for dates.
+    `headers` have names in lower case. `now` is the time of day in seconds, for dates; where the
+    server says what it takes for now, that counts, for this machine's clock may be another.
     """
     now = time.time() if now is None else now
+    now = _time_of_day(headers.get("date", "")) or now
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return max(0.0, milliseconds / 1000)
@@ -226,12 +311,17 @@ def _span(text: str | None, now: float) -> float | None:
 
 
 def _until(date: str, now: float) -> float | None:
+    at = _time_of_day(date)
+    return None if at is None else max(0.0, at - now)
+
+
+def _time_of_day(date: str) -> float | None:
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             at = read(date)
-        except ValueError:
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
             continue
-        return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
     return None
 
 

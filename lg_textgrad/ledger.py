@@ -14,7 +14,7 @@ from typing import Any
 
 from lg_textgrad._hashing import canonical, digest_of_plain, to_plain
 from lg_textgrad._heap import settled
-from lg_textgrad._sync import in_loop
+from lg_textgrad._sync import OfLoop, in_loop
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.errors import ModelReplyError
 from lg_textgrad.limiter import Limiter
@@ -61,7 +61,7 @@ class Ledger:
         self.traffic = Traffic(max_concurrency, patience)
         self.redaction = redaction or Redaction()
         self._guard = threading.Lock()
-        self._in_flight: dict[str, Future[Paid]] = {}
+        self._in_flight: dict[str, OfLoop[Paid]] = {}
         self._under_way = UnderWay()
 
     @property
@@ -80,13 +80,13 @@ class Ledger:
         self.store.check_room()
         return self._under_way.begin(task, reserve)
 
-    def _enter(self, key: str) -> tuple[Future[Paid], bool]:
+    def _enter(self, key: str) -> tuple[OfLoop[Paid], bool]:
         """Return the future of the call under way, and whether it is the caller's to make."""
         with self._guard:
             future = self._in_flight.get(key)
-            if future is not None:
+            if future is not None and not future.abandoned:
                 return future, False
-            future = self._in_flight[key] = Future()
+            future = self._in_flight[key] = OfLoop()
             return future, True
 
     def _leave(self, key: str, future: Future[Paid], paid: Paid | None) -> None:
@@ -156,7 +156,7 @@ class Ledger:
                 if paid is None:
                     continue
                 return self._shared(paid, kind)
-            future = future if mine else Future()
+            future = future if mine else OfLoop()
             found: Paid | None = None
             try:
                 found = await self._astored(key, kind, request)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 
-from lg_textgrad._sync import in_loop
+from lg_textgrad._sync import OfLoop, in_loop
 
 
 class Limiter:
@@ -19,7 +19,7 @@ class Limiter:
         self._limit = limit
         self._held = 0
         self._guard = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[OfLoop[None]] = deque()
 
     @property
     def limit(self) -> int:
@@ -41,7 +41,7 @@ class Limiter:
             if self._held < self._limit:
                 self._held += 1
                 return None
-            turn: Future[None] = Future()
+            turn: OfLoop[None] = OfLoop()
             self._waiting.append(turn)
             return turn
 
@@ -58,7 +58,7 @@ class Limiter:
     def _wake(self) -> None:
         while self._waiting and self._held < self._limit:
             turn = self._waiting.popleft()
-            if turn.set_running_or_notify_cancel():
+            if not turn.abandoned and turn.set_running_or_notify_cancel():
                 self._held += 1
                 turn.set_result(None)
 

@@ -46,8 +46,10 @@ class Prices:
     def of(self, usage: Usage, route: Route | None) -> Usage:
         """Return the usage with its dollars; as unpriced where nobody knows the price.
 
-        Nor does anybody where the server didn't count the tokens, unless the model is free.
+        Nor does anybody where the server didn't count the tokens, unless the model is free. Counts
+        that cannot be are mended first.
         """
+        usage = _possible(usage)
         priced = self._priced(route)
         counted = not usage.calls or usage.tokens > 0
         if not counted:
@@ -104,6 +106,21 @@ class Prices:
         if route.server == EMBEDDED:
             return _linear(0.0, 0.0, 0.0)
         return _listed(route)
+
+
+def _possible(usage: Usage) -> Usage:
+    """Return the usage without counts that would lower what was spent, and so lift every cap.
+
+    Some servers say -1 for what they don't know. Others leave the cached tokens out of the
+    prompt's, as Anthropic's own API does.
+    """
+    come, go = max(0, usage.prompt_tokens), max(0, usage.completion_tokens)
+    cached = max(0, usage.cached_tokens)
+    if cached > come:
+        come += cached
+    if (come, go, cached) == (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens):
+        return usage
+    return replace(usage, prompt_tokens=come, completion_tokens=go, cached_tokens=cached)
 
 
 def _free(priced: Priced) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.errors import RedactionError
@@ -65,9 +65,10 @@ _PLACE = 32
 
 
 def _forms(secret: str) -> tuple[str, ...]:
-    """Return a secret as it is, and as it stands in the text of JSON data."""
+    """Return a secret as it is, and as it stands in the text of JSON data and in addresses."""
     quoted = (json.dumps(secret, ensure_ascii=whole)[1:-1] for whole in (True, False))
-    return tuple(dict.fromkeys((secret, *quoted)))
+    encoded = (quote(secret, safe=kept, errors="replace") for kept in ("", "/"))
+    return tuple(dict.fromkeys((secret, *quoted, *encoded)))
 
 
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:

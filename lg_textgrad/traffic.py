@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,10 +87,10 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("attempts", "timeouts", "timeout"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigurationError(f"Patience needs {name} above 0, not {value}.")
         for name in ("first_pause", "longest_pause", "longest_wait"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigurationError(
                     f"Patience needs {name} of 0 or more seconds, not {getattr(self, name)}."
                 )
@@ -208,7 +208,8 @@ class Lane:
         else:
             self._passed(number)
         finally:
-            _lane.reset(token)
+            with suppress(ValueError):  # closed by the garbage collector, in another context
+                _lane.reset(token)
 
     def _passed(self, number: int) -> None:
         with self._guard:
@@ -235,7 +236,9 @@ class Lane:
             else:
                 self._learn(number, fault)
             wide = 1 if self._rounds >= _SUSPECT else int(self._width)
-            if isinstance(error, ModelError) and isinstance(error, SYSTEMIC):
+            # A server that has answered, and where nobody listens now, may come back.
+            passing = fault is not None and self._answered
+            if isinstance(error, ModelError) and isinstance(error, SYSTEMIC) and not passing:
                 self._close(error, course.batch)
                 wide = self._widest
             elif self._hopeless(fault):
@@ -389,9 +392,14 @@ class Course:
 
 
 class Traffic:
-    """The lanes of one run, by route, and what went wrong on them."""
+    """The lanes of one run, by route, and what went wrong on them.
+
+    Raises `ConfigurationError` for a `max_concurrency` below 1, with which no call would begin.
+    """
 
     def __init__(self, max_concurrency: int, patience: Patience | None = None) -> None:
+        if not max_concurrency >= 1:
+            raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
         self.patience = patience or Patience()
         self.faults: Counter[str] = Counter()
         """How often each kind of fault happened, those that an SDK's own retries hid not counted:

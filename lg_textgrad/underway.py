@@ -59,7 +59,12 @@ class UnderWay:
         """
         with self._guard:
             self._closed = True
-            begun = dict(self._calls)
+            # In a loop that was closed nothing goes on, and nobody can cancel it.
+            begun = {
+                done: task
+                for done, task in self._calls.items()
+                if task is None or not task.get_loop().is_closed()
+            }
         if not begun:
             return
         waiting = {asyncio.wrap_future(future): task for future, task in begun.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from email.message import Message
+from urllib.error import HTTPError
 
 import openai
 import pytest
@@ -14,7 +16,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ModelUnreachableError,
 )
-from lg_textgrad.faults import Fault, asked_wait, fault_of, out_of_credit, status_of
+from lg_textgrad.faults import Fault, asked_wait, fault_of, out_of_credit, status_of, withheld
 from tests.servers import free_port
 from tests.servers.openai_server import Fault as Answer
 from tests.servers.openai_server import OpenAIServer
@@ -33,6 +35,14 @@ class StatusError(Exception):
         super().__init__(f"Error code: {status}")
         self.response = Response(status, headers)
         self.code = code
+
+
+class APIError(Exception):
+    """As openai's, for what comes in the middle of a stream: without a status."""
+
+    def __init__(self, code=None, type=None):
+        super().__init__("it broke off")
+        self.code, self.type, self.body = code, type, {"code": code, "type": type}
 
 
 def named(name, *bases):
@@ -72,6 +82,10 @@ def caused(error):
         (caused(StatusError(502)), Fault("server_error")),
         (ValueError({"message": "upstream failed", "code": 502}), Fault("server_error")),
         (ValueError({"message": "bad", "code": 400}), None),
+        (ValueError({"message": "upstream failed", "code": "503"}), Fault("server_error", None, True)),
+        (ValueError({"message": "upstream failed", "code": None}), Fault("garbled")),
+        (TypeError("Received response with null value for 'choices'."), Fault("garbled")),
+        (TypeError("some bug"), None),
         (named("APITimeoutError", named("APIConnectionError").__class__), Fault("timeout")),
         (named("ReadTimeout"), Fault("timeout")),
         (TimeoutError(), Fault("timeout")),
@@ -86,6 +100,13 @@ def caused(error):
         (ValueError("Unexpected response type from OpenAI-compatible endpoint."), Fault("garbled")),
         (ValueError("some bug"), None),
         (KeyError("some bug"), None),
+        (HTTPError("http://x", 429, "no", Message(), None), Fault("rate_limited", None, True)),
+        (APIError(), Fault("server_error")),
+        (APIError(type="server_error"), Fault("server_error")),
+        (APIError(code=429), Fault("rate_limited", None, True)),
+        (APIError(code="502"), Fault("server_error")),
+        (APIError(code=400), None),
+        (APIError(type="invalid_request_error"), None),
         (ModelBusyError("busy", fault="rate_limited", wait=2.0), Fault("rate_limited", 2.0, True)),
         (ModelUnreachableError("gone", fault="unreachable"), Fault("unreachable")),
         (ModelError("no"), None),
@@ -115,6 +136,15 @@ def test_credit():
     assert not out_of_credit(StatusError(429))
 
 
+def test_contents_that_a_filter_withheld():
+    assert withheld(caused(StatusError(400, code="content_filter")))
+    flagged = StatusError(403)
+    flagged.body = {"code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "he hit"}}
+    assert withheld(flagged)
+    assert not withheld(StatusError(403))
+    assert not withheld(StatusError(400, code="invalid_request"))
+
+
 NOON = 1_780_000_000.0
 
 
@@ -125,9 +155,14 @@ NOON = 1_780_000_000.0
         ({"retry-after": "3"}, 3),
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": "-3"}, 0),
+        ({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, None),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "Thu, 28 May 2026 20:26:45 GMT"}, 5),
         ({"retry-after": "Thu, 28 May 2026 20:26:35 GMT"}, 0),
+        # The server's clock is an hour ahead, or behind.
+        ({"retry-after": "Thu, 28 May 2026 21:26:45 GMT", "date": "Thu, 28 May 2026 21:26:40 GMT"}, 5),
+        ({"retry-after": "Thu, 28 May 2026 19:26:45 GMT", "date": "Thu, 28 May 2026 19:26:40 GMT"}, 5),
+        ({"retry-after": "Thu, 28 May 2026 20:26:45 GMT", "date": "today"}, 5),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),

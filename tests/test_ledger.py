@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -123,6 +124,63 @@ async def test_turn_that_comes_with_the_cancellation_is_handed_on():
     assert free(limiter) == 1
 
 
+async def test_turn_of_a_loop_that_was_closed_is_handed_on():
+    limiter, waiting = Limiter(1), []
+
+    async def hold():
+        async with limiter.ahold():
+            pass
+
+    async def begin():
+        waiting.append(asyncio.ensure_future(hold()))
+        await asyncio.sleep(0)
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()  # without cancelling, as after a Ctrl-C in `run_until_complete`
+        waiting.pop()._log_destroy_pending = False
+
+    async with limiter.ahold():
+        await asyncio.to_thread(abandon)
+    async with asyncio.timeout(5), limiter.ahold():
+        assert free(limiter) == 0
+    assert free(limiter) == 1
+
+
+def test_call_of_a_loop_that_was_closed_is_made_again_and_not_waited_for():
+    ledger, tasks = tg.Ledger(), []
+
+    async def begin():
+        await asyncio.sleep(0)
+        tasks.append(asyncio.ensure_future(ledger.apay("key", "rollout", {}, never)))
+        await asyncio.sleep(0.05)
+        tasks.extend(asyncio.all_tasks() - {asyncio.current_task()})
+
+    async def never():
+        await asyncio.sleep(60)
+
+    async def said():
+        return "said", Usage(1)
+
+    async def again():
+        async with asyncio.timeout(5):
+            paid = await ledger.apay("key", "rollout", {}, said)
+            await ledger.aclose()
+        return paid[0]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()  # without cancelling, as after a Ctrl-C in `run_until_complete`
+    for task in tasks:
+        task._log_destroy_pending = False
+    assert ledger.sent == 1
+    assert asyncio.run(again()) == "said"
+    tasks.clear()
+    del ledger, loop, task
+    gc.collect()  # what was abandoned is closed here, which raises nothing
+
+
 async def test_turn_that_another_thread_is_about_to_give_is_handed_on_too():
     limiter, between = Limiter(1), threading.Event()
     manager = limiter.hold()
@@ -154,6 +212,20 @@ async def test_turn_that_another_thread_is_about_to_give_is_handed_on_too():
 
 
 # Paying.
+
+
+async def test_request_that_cost_nothing_is_no_call_after_a_resume_either(tmp_path):
+    refusal = ModelReplyError("filtered", kind="refused", usage=Usage())
+    answers = iter([refusal, "fine"])
+    with Store(tmp_path / "run") as store:
+        ledger = tg.Ledger(store)
+        with tg.use_ledger(ledger):
+            model = Scripted(lambda r: next(answers))
+            with pytest.raises(ModelReplyError):
+                await aask(model, request("a"), "critic")
+            await aask(model, request("b"), "critic")
+        assert ledger.account.spent.calls == 1
+        assert account_of(store, tg.Budget()).spent.calls == 1
 
 
 async def test_concurrent_equal_asks_cost_one_call():

@@ -66,6 +66,15 @@ def test_call_whose_tokens_nobody_counted_has_no_known_price():
     assert prices.unknown == ("own",)
 
 
+def test_counts_that_cannot_be_lower_nothing_that_was_spent():
+    prices = Prices({"own": (10, 10, 1)})
+    apart = prices.of(Usage(1, prompt_tokens=10, completion_tokens=1, cached_tokens=1000), OWN)
+    assert (apart.prompt_tokens, apart.cached_tokens) == (1010, 1000)
+    assert apart.usd == pytest.approx((10 * 10 + 1000 * 1 + 1 * 10) / 1e6)
+    unknown = prices.of(Usage(1, prompt_tokens=-1, completion_tokens=-1, cached_tokens=-1), OWN)
+    assert unknown == Usage(1, unpriced=1)
+
+
 @pytest.mark.parametrize("budget", [{"usd": 0.001}, {"tokens": 10}], ids=str)
 def test_cap_holds_where_the_server_counts_no_tokens(budget):
     ledger = tg.Ledger(account=Account(tg.Budget(**budget, prices={"own": (1, 1)})))

@@ -8,6 +8,7 @@ import traceback
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, replace
 from enum import Enum
+from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,6 +61,14 @@ def test_other_variables_are_settings(name, value):
 @pytest.mark.parametrize("value", [f"{PASSWORD}\n", f"  {PASSWORD}\r\n"])
 def test_secret_that_was_read_from_a_file_is_found(value):
     assert Redaction(environment={"DB_PASSWORD": value}).text(f"it is {PASSWORD}.") == f"it is {HIDDEN}."
+
+
+def test_secret_is_found_in_an_address_too():
+    secret = "c2VjcmV0/+dGhpcw=="
+    redaction = Redaction(environment={"STORAGE_KEY": secret})
+    said = f"404 for https://api.example/v1?{urlencode({'code': secret, 'q': 'a b'})}"
+    assert redaction.text(said) == f"404 for https://api.example/v1?code={HIDDEN}&q=a+b"
+    assert redaction.text(f"https://api.example/{quote(secret)}") == f"https://api.example/{HIDDEN}"
 
 
 @pytest.mark.parametrize("secret", ['with "quotes" in', "back\\slash\\es", "Schlüssel-größe", "two\nlines"])

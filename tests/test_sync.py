@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from contextvars import ContextVar
 
@@ -30,6 +33,33 @@ def test_returns_and_raises_what_the_coroutine_does():
 
 async def test_works_inside_a_running_loop():
     assert run_sync(later(3)) == 3
+
+
+_FORKED = """
+import os, signal, sys
+from lg_textgrad._sync import run_sync
+
+async def one():
+    return 1
+
+run_sync(one())
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    sys.exit(run_sync(one()) - 1)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_works_in_a_process_that_was_forked_from_one_where_it_has_worked():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORKED],
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_works_from_many_threads_at_once():

@@ -249,9 +249,11 @@ async def test_last_error_is_raised_as_it_is_when_the_attempts_are_used_up(error
     assert (caught.value, len(model.requests)) == (error, attempts)
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "garbled"])
-async def test_server_that_has_answered_before_is_given_time_to_come_back(fault):
-    ends = iter(["first", *[ModelError("gone", fault=fault)] * 3, "back"])
+@pytest.mark.parametrize(
+    "gone", [ModelUnreachableError("gone", fault="unreachable"), ModelError("gone", fault="garbled")]
+)
+async def test_server_that_has_answered_before_is_given_time_to_come_back(gone):
+    ends = iter(["first", gone, gone, gone, "back"])
     model = Scripted(lambda r: next(ends))
     with tg.use_ledger(tg.Ledger(patience=QUICK)):
         await aask(model, request("a"), "critic")
@@ -555,11 +557,17 @@ async def test_reply_that_breaks_the_schema_is_not_asked_for_again():
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"attempts": 0}, "attempts above 0"), ({"timeout": -1}, "timeout above 0"),
-     ({"first_pause": -1}, "first_pause of 0 or more")],
+     ({"timeout": float("nan")}, "timeout above 0"), ({"first_pause": -1}, "first_pause of 0 or more")],
 )  # fmt: skip
 def test_patience_that_cannot_work_is_refused(options, says):
     with pytest.raises(ConfigurationError, match=says):
         Patience(**options)
+
+
+@pytest.mark.parametrize("places", [0, -1])
+def test_ledger_without_places_is_refused_in_place_of_waiting_for_ever(places):
+    with pytest.raises(ConfigurationError, match="max_concurrency must be at least 1"):
+        tg.Ledger(max_concurrency=places)
 
 
 # One call goes as far as it can before the next one begins.

@@ -15,6 +15,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from lg_textgrad.models.base import counted
 from lg_textgrad.run import Usage
 
 Place = tuple[str | int, ...]
@@ -273,13 +274,10 @@ def _call(name: Any, arguments: Any, call_id: Any) -> dict[str, Any]:
 
 
 def _usage(result: Mapping[str, Any], sent: str, received: str) -> Usage:
-    counted = result.get("usage") or {}
-    details = counted.get(f"{sent}_details") or {}
-    return Usage(
-        1,
-        prompt_tokens=counted.get(sent) or 0,
-        completion_tokens=counted.get(received) or 0,
-        cached_tokens=details.get("cached_tokens") or 0,
+    used = result.get("usage") or {}
+    details = used.get(f"{sent}_details") or {}
+    return counted(
+        used.get(sent), used.get(received), used.get("total_tokens"), details.get("cached_tokens")
     )
 
 

@@ -44,8 +44,9 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit, status_of
+from lg_textgrad.faults import fault_of, out_of_credit, status_of, withheld
 from lg_textgrad.ledger import Ledger, Paid
+from lg_textgrad.models.base import counted
 from lg_textgrad.models.langchain import route_of
 from lg_textgrad.run import Usage, node_path
 from lg_textgrad.traffic import Route
@@ -331,16 +332,18 @@ def _schema_of(value: Any) -> Any:
 
 
 def _encode(result: ChatResult) -> Paid:
+    if not result.generations:
+        raise ModelError("The model's answer has no choices in it; ask again.", fault="garbled")
     generation = result.generations[0]
     message = generation.message
     if isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
-    counted = getattr(message, "usage_metadata", None) or {}
-    usage = Usage(
-        1,
-        prompt_tokens=counted.get("input_tokens", 0),
-        completion_tokens=counted.get("output_tokens", 0),
-        cached_tokens=(counted.get("input_token_details") or {}).get("cache_read") or 0,
+    used = getattr(message, "usage_metadata", None) or {}
+    usage = counted(
+        used.get("input_tokens"),
+        used.get("output_tokens"),
+        used.get("total_tokens"),
+        (used.get("input_token_details") or {}).get("cache_read"),
     )
     return (
         {
@@ -365,6 +368,8 @@ def _systemic(error: BaseException) -> LGTextGradError | None:
     if isinstance(error, SYSTEMIC):
         return error
     status, fault = status_of(error), fault_of(error)
+    if withheld(error):
+        return None
     if status in (401, 403):
         return ModelAuthenticationError(
             "The server of a model that the graph uses refused its API key; "

@@ -54,3 +54,23 @@ class ChatModel(Protocol):
         off or malformed reply, and the other `ModelError`s for what their names say.
         """
         ...
+
+
+def counted(
+    prompt: int | None,
+    completion: int | None,
+    total: int | None,
+    cached: int | None,
+    seconds: float = 0.0,
+) -> Usage:
+    """Return the usage of one call by the tokens that a server counted; each may be missing.
+
+    Google's and xAI's servers count what a model has thought in the total only, and charge for it
+    like for the rest of the reply.
+    """
+    prompt, completion, cached = prompt or 0, completion or 0, cached or 0
+    more = (total or 0) - prompt - completion
+    # Where cached tokens are counted beside the prompt's, they may be what is more.
+    if more > 0 and more != cached and (prompt or completion):
+        completion += more
+    return Usage(1, 0, prompt, completion, seconds, cached)

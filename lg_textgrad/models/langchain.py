@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core import exceptions as langchain_errors
@@ -27,11 +28,10 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of
+from lg_textgrad.faults import fault_of, refused_option, status_of, too_long
 from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
-from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest
+from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest, counted
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
-from lg_textgrad.run import Usage
 from lg_textgrad.traffic import EMBEDDED, Route
 
 _MESSAGES: Mapping[str, type[BaseMessage]] = {
@@ -126,6 +126,9 @@ class LangChain:
         # Whatever an integration raises means that the model could not be asked.
         except Exception as error:
             failure = self._explained(error)
+            if isinstance(failure, ModelReplyError) and failure.usage.calls:
+                taken = time.perf_counter() - started
+                failure.usage = replace(failure.usage, seconds=taken)
             # A bug in a hand-written model needs its traceback; clients' exceptions hold headers.
             origin = error if type(error).__module__ == "builtins" else None
         if origin is not None and not any(s in str(origin) for s in self._secrets()):
@@ -214,6 +217,8 @@ class LangChain:
         elif structured and isinstance(error, NotImplementedError):
             self._structured = False
             return True
+        elif status_of(error) in (400, 422):
+            refused = refused_option(str(error))
         if refused in options:
             self._bindable.discard(str(refused))
             return True
@@ -231,12 +236,12 @@ class LangChain:
         text = whole_text(text)
         finish_reason = _finish_reason(message)
         used = getattr(message, "usage_metadata", None) or {}
-        usage = Usage(
-            calls=1,
-            prompt_tokens=used.get("input_tokens") or 0,
-            completion_tokens=used.get("output_tokens") or 0,
-            seconds=seconds,
-            cached_tokens=(used.get("input_token_details") or {}).get("cache_read") or 0,
+        usage = counted(
+            used.get("input_tokens"),
+            used.get("output_tokens"),
+            used.get("total_tokens"),
+            (used.get("input_token_details") or {}).get("cache_read"),
+            seconds,
         )
         try:
             data = checked_reply(
@@ -266,6 +271,8 @@ class LangChain:
             meant = getattr(langchain_errors, name, None)
             if meant is not None and isinstance(error, meant):
                 return kind(f"{about}; {remedy}.", fault=kind_of, wait=wait)
+        if status_of(error) in (400, 413) and too_long(str(error), error):
+            return ContextOverflowError(f"{about}; shorten the prompt or the examples.")
         return ModelError(
             f"{about}; try the chat model on its own, with `ainvoke`.", fault=kind_of, wait=wait
         )

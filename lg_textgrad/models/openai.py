@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from urllib.request import getproxies
 from weakref import WeakKeyDictionary, finalize
 
@@ -28,7 +28,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ModelUnreachableError,
 )
-from lg_textgrad.faults import asked_wait
+from lg_textgrad.faults import asked_wait, meant
 from lg_textgrad.models._redact import (
     brief,
     is_loopback,
@@ -42,11 +42,12 @@ from lg_textgrad.models.openai_errors import (
     BUSY,
     model_error,
     names_unknown_model,
+    refuses_schema,
     server_message,
     unsupported_parameter,
+    usage_of,
 )
-from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
-from lg_textgrad.run import Usage
+from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, text_in, whole_text
 from lg_textgrad.traffic import Route, lane_in_scope
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -73,7 +74,7 @@ class _Dialect:
         """Return the dialect to try next; None when the error is about something else."""
         said = f"{error.param} {server_message(error)}"
         schema = request.schema
-        if schema is not None and self.enforces(schema) and "response_format" in said:
+        if schema is not None and self.enforces(schema) and refuses_schema(error):
             # One schema that is outside the server's subset says nothing about the next one.
             if "invalid schema" in said.lower():
                 return replace(self, refused_schemas=self.refused_schemas | {canonical(schema)})
@@ -108,12 +109,12 @@ class OpenAI:
     """A chat model behind the OpenAI API.
 
     `base_url` is the API's address, usually ending in `/v1`; without it, the environment's
-    `OPENAI_BASE_URL`, then OpenAI itself. `api_key` is taken from the environment variable
-    `api_key_env` when it is not given; servers other than OpenAI may need none. `timeout` is in
-    seconds, for each attempt of a call. `max_retries` counts further attempts after lost
-    connections, timeouts, and answers 408, 409, 429 and 5xx, with growing pauses or those that
-    the server asks for; in a run it is the run's `Patience` that decides. `extra_body` is sent
-    along with every request.
+    `OPENAI_BASE_URL`, then OpenAI itself. A query in it goes with every request. `api_key` is taken
+    from the environment variable `api_key_env` when it is not given; servers other than OpenAI may
+    need none. `timeout` is in seconds, for each attempt of a call. `max_retries` counts further
+    attempts after lost connections, timeouts, and answers 408, 409, 429 and 5xx, with growing
+    pauses or those that the server asks for; in a run it is the run's `Patience` that decides.
+    `extra_body` is sent along with every request.
 
     What the server cannot do is found out once and remembered: a JSON schema that it refuses is
     asked for in words, with `json_object`; `max_tokens` goes out under its newer name; and a
@@ -147,6 +148,10 @@ class OpenAI:
             base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
         )
         self._shown = shown_url(self._base_url)
+        address = urlsplit(self._base_url)
+        # The SDK would write the path of each request behind a query that stands in the address.
+        self._api = address._replace(query="", fragment="").geturl().rstrip("/")
+        self._query = dict(parse_qsl(address.query))
         # A key that was read from a file often ends in a newline, which no HTTP header may hold.
         key = (api_key or os.environ.get(api_key_env) or "").strip()
         if not key and urlsplit(self._base_url).hostname == "api.openai.com":
@@ -160,7 +165,9 @@ class OpenAI:
                 f" {api_key_env} or pass api_key=...."
             )
         self._key = key or _NO_KEY
-        self._secrets = [] if self._key == _NO_KEY else [key]
+        told = public(self._query)
+        hidden = [value for name, value in self._query.items() if name not in told]
+        self._secrets = [*([] if self._key == _NO_KEY else [key]), *hidden]
         self._remedy = f"set {api_key_env} or pass api_key=..."
         self._timeout = timeout
         self._max_retries = max_retries
@@ -263,7 +270,8 @@ class OpenAI:
                 self._clients.pop(other).forgotten.detach()
             client = openai.AsyncOpenAI(
                 api_key=self._key,
-                base_url=self._base_url,
+                base_url=self._api,
+                default_query=self._query,
                 timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
                 max_retries=self._max_retries,
                 http_client=_transport(self._base_url),
@@ -335,18 +343,10 @@ class OpenAI:
         if not isinstance(completion, ChatCompletion) or message is None:
             # Some gateways report their upstream's failure under status 200.
             said = (getattr(completion, "model_extra", None) or {}).get("error")
-            raise self._no_api(canonical(said) if said else "", *_meant(said))
-        text = whole_text(getattr(message, "content", None) or "")
+            raise self._no_api(canonical(said) if said else "", meant(said))
+        text = text_in(getattr(message, "content", None))
         finish_reason = getattr(choices[0], "finish_reason", None)
-        used = getattr(completion, "usage", None)
-        details = getattr(used, "prompt_tokens_details", None)
-        usage = Usage(
-            calls=1,
-            prompt_tokens=getattr(used, "prompt_tokens", None) or 0,
-            completion_tokens=getattr(used, "completion_tokens", None) or 0,
-            seconds=seconds,
-            cached_tokens=getattr(details, "cached_tokens", None) or 0,
-        )
+        usage = usage_of(completion, seconds)
         try:
             data = checked_reply(
                 text,
@@ -407,12 +407,6 @@ def _merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _meant(said: Any) -> tuple[int, ...]:
-    """Return the status that a gateway means by an error under status 200, if it says."""
-    code = said.get("code") if isinstance(said, Mapping) else None
-    return (code,) if isinstance(code, int) else ()
-
-
 def _transport(base_url: str) -> Any:
     """Return the HTTP client for a server: never a proxy's where that is on loopback."""
     trust_env = not is_loopback(base_url)
@@ -430,8 +424,9 @@ async def _heed(response: Any) -> None:
     lane = lane_in_scope()
     if lane is None or response.status_code != 200:
         return  # what a refusal says is heeded with the refusal
-    limits = {name: value for name, value in response.headers.items() if "ratelimit" in name}
-    if limits and (wait := asked_wait(limits)) is not None:
+    headers = response.headers
+    limits = {name: value for name, value in headers.items() if "ratelimit" in name}
+    if limits and (wait := asked_wait({"date": headers.get("date", ""), **limits})) is not None:
         lane.wait(wait)
 
 

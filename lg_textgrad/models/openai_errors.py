@@ -18,19 +18,19 @@ from lg_textgrad.errors import (
     ModelUnreachableError,
     UnknownModelError,
 )
-from lg_textgrad.faults import fault_of, out_of_credit, was_dropped
-from lg_textgrad.models._redact import brief, scrub, shown_url
-from lg_textgrad.models.schema import whole_text
-
-_OVERFLOW = (
-    "context_length_exceeded",
-    "exceed_context_size_error",
-    "exceeds the available context size",
-    "exceeds the context window",
-    "maximum context length",
-    "prompt is too long",
+from lg_textgrad.faults import (
+    fault_of,
+    out_of_credit,
+    refused_option,
+    status_of,
+    too_long,
+    was_dropped,
+    withheld,
 )
-"""How OpenAI, llama.cpp, vLLM and others say that a request does not fit."""
+from lg_textgrad.models._redact import brief, scrub, shown_url
+from lg_textgrad.models.base import counted
+from lg_textgrad.models.schema import whole_text
+from lg_textgrad.run import Usage
 
 _NOT_CONNECTED = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
 """Transport errors by name: the SDK changed its HTTP library between versions."""
@@ -57,13 +57,23 @@ def model_error(
     at = server or _server_of(error)
     said = brief(scrub(server_message(error), secrets))
     because = f": {said}" if said else ""
-    status = error.status_code if isinstance(error, openai.APIStatusError) else None
+    status = status_of(error) if isinstance(error, openai.APIError) else None
     if isinstance(error, openai.LengthFinishReasonError):
-        return _reply_error(error, "was cut off before it was complete; raise max_tokens", secrets)
+        what = "was cut off before it was complete; raise max_tokens"
+        return _reply_error(error, what, "truncated", secrets)
     if isinstance(error, openai.ContentFilterFinishReasonError):
-        return _reply_error(error, "was withheld by a content filter; rephrase it", secrets)
+        what = "was withheld by a content filter; rephrase it"
+        return _reply_error(error, what, "refused", secrets)
     if isinstance(error, openai.APIConnectionError):
         return _connection_error(error, at, secrets)
+    if withheld(error):
+        # What it cost, if anything, nobody says: that is no reason to ask the model no more.
+        return ModelReplyError(
+            f"A content filter at {at} refused the request{because}. Rephrase it, or use another"
+            " model.",
+            kind="refused",
+            usage=Usage(),
+        )
     if status in {401, 403} or _refuses_key(error):
         # A 401 tells no more than this, and tends to repeat the key. A 403 may have another cause.
         detail = because if status == 403 else ""
@@ -80,8 +90,14 @@ def model_error(
             f"The account at {at} cannot pay for the call{because}. Add credit, or use another key,"
             " and resume."
         )
+    fault = fault_of(error)
+    if status is None and fault is not None:
+        return ModelBusyError(
+            f"The server at {at} broke its answer off{because}. Wait and resume.",
+            fault=fault.kind,
+            wait=fault.wait,
+        )
     if status is not None and (status in BUSY or status >= 500):
-        fault = fault_of(error)
         return ModelBusyError(
             f"The server at {at} still answered {status} after every retry{because}. Wait and"
             " resume, ask for less at once, or raise max_retries.",
@@ -108,21 +124,21 @@ def names_unknown_model(error: Exception) -> bool:
 
 def refuses_schema(error: Exception) -> bool:
     """Return whether the server says that it will not hold the reply to the schema."""
-    return (
-        isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-        and "response_format" in f"{error.param} {server_message(error)}"
-    )
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return False
+    said = f"{error.param} {server_message(error)}"
+    return any(name in said for name in ("response_format", "response_schema", "json_schema"))
 
 
 def unsupported_parameter(error: Exception) -> str | None:
     """Return the sampling parameter that the model does not take, when the error is about one."""
-    if (
-        isinstance(error, openai.BadRequestError)
-        and error.code in {"unsupported_parameter", "unsupported_value"}
-        and error.param in {"temperature", "seed"}
-    ):
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return None
+    unsupported = error.code in {"unsupported_parameter", "unsupported_value"}
+    if unsupported and error.param in {"temperature", "seed"}:
         return error.param
-    return None
+    # Gateways and other providers say it in words only.
+    return refused_option(server_message(error))
 
 
 def _refuses_key(error: Exception) -> bool:
@@ -135,8 +151,7 @@ def _refuses_key(error: Exception) -> bool:
 def _overflows(error: Exception) -> bool:
     if not isinstance(error, openai.APIError):
         return False
-    said = f"{error.code} {error.type} {server_message(error)}"
-    return any(mark in said for mark in _OVERFLOW)
+    return too_long(f"{error.code} {error.type} {server_message(error)}", error)
 
 
 def _connection_error(
@@ -175,12 +190,32 @@ def _connection_error(
 def _reply_error(
     error: openai.LengthFinishReasonError | openai.ContentFilterFinishReasonError,
     what: str,
+    kind: str,
     secrets: Sequence[str],
 ) -> ModelReplyError:
     # Older versions of the SDK keep no completion with a content filter's error.
-    choices = getattr(getattr(error, "completion", None), "choices", None)
+    completion = getattr(error, "completion", None)
+    choices = getattr(completion, "choices", None)
     text = (choices[0].message.content or "") if choices else ""
-    return ModelReplyError(f"The model's reply {what}.", reply=scrub(whole_text(text), secrets))
+    return ModelReplyError(
+        f"The model's reply {what}.",
+        reply=scrub(whole_text(text), secrets),
+        usage=usage_of(completion),
+        kind=kind,
+    )
+
+
+def usage_of(completion: Any, seconds: float = 0.0) -> Usage:
+    """Return what a completion says that it cost; each part of it may be missing."""
+    used = getattr(completion, "usage", None)
+    details = getattr(used, "prompt_tokens_details", None)
+    return counted(
+        getattr(used, "prompt_tokens", None),
+        getattr(used, "completion_tokens", None),
+        getattr(used, "total_tokens", None),
+        getattr(details, "cached_tokens", None),
+        seconds,
+    )
 
 
 def _advice(known: Sequence[str]) -> str:
@@ -199,6 +234,8 @@ def server_message(error: Exception) -> str:
     if not isinstance(error, openai.APIError):
         return str(error)
     body: Any = error.body
+    if isinstance(body, list) and body and isinstance(body[0], Mapping):
+        body = body[0].get("error") or body[0]  # as Google sends it
     if isinstance(body, Mapping):
         said = body.get("message") or body.get("detail")
         if said:

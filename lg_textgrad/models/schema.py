@@ -131,6 +131,18 @@ def scrubbed(error: ModelReplyError, secrets: Sequence[str]) -> ModelReplyError:
     )
 
 
+def text_in(content: Any) -> str:
+    """Return the text of a message's content, which some servers send in parts.
+
+    Parts of other kinds, such as what a model that reasons has thought, are left out.
+    """
+    if isinstance(content, str):
+        return whole_text(content)
+    parts = content if isinstance(content, list) else ()
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return whole_text("".join(text for text in texts if isinstance(text, str)))
+
+
 def whole_text(text: str) -> str:
     """Return `text` without halves of surrogate pairs, which neither files nor servers take."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

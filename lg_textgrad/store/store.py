@@ -231,6 +231,9 @@ class Store:
     def paid(self) -> dict[str, Usage]:
         """Return what this run's own results cost, by kind of call; checks are not verified."""
         c = tables.results.c
+        # A request that a filter refused is kept, took nothing, and was no call when it was made.
+        tokens = c.prompt_tokens + c.completion_tokens
+        counts = sa.or_(sa.func.coalesce(c.usd, 1) != 0, tokens > 0, c.seconds > 0)
         query = (
             sa.select(
                 c.kind,
@@ -242,7 +245,7 @@ class Store:
                 sa.func.sum(c.usd).label("usd"),
                 sa.func.count(c.usd).label("priced"),
             )
-            .where(c.origin.is_(None), c.kind != tables.TOOL)
+            .where(c.origin.is_(None), c.kind != tables.TOOL, counts)
             .group_by(c.kind)
         )
         return {

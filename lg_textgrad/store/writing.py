@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,7 @@ class Writer:
         # Whether the thread has work to come that will find what is added now.
         self._due = False
         self._closed = False
+        self._process = os.getpid()
 
     def put(self, rows: Sequence[Write]) -> None:
         """Write, and return when it is durable. Raises what the database raises."""
@@ -82,6 +84,12 @@ class Writer:
     def _add(self, one: _Waiting) -> None:
         if self._closed:
             raise StoreError("The store is closed, so nothing more can be written to it.")
+        if self._process != os.getpid():
+            # A fork has none of the threads, and databases' connections must not be used in it.
+            raise StoreError(
+                "The store was opened by the process that this one was forked from; only that one "
+                "can write to it. Open another one here, in a place of its own."
+            )
         one.done.set_running_or_notify_cancel()
         self._waiting.append(one)
 

@@ -414,6 +414,27 @@ async def test_refused_key_and_unknown_model_are_raised_as_they_are(make, status
     assert type(caught.value) is expected
 
 
+async def test_request_that_a_content_filter_refuses_is_the_outcome_of_its_run_only(make):
+    body = {"error": {"message": "flagged", "code": 403, "metadata": {"flagged_input": "hit"}}}
+
+    def handler(asked):
+        return Fault(403, body) if "hit" in asked["messages"][-1]["content"] else "fine"
+
+    with OpenAIServer(handler) as server:
+        rows = [tg.Example(str(i), {"q": q}) for i, q in enumerate(["I was hit", "hello"])]
+        flagged, other = await calling(make(server)).arecord(rows)
+    assert "PermissionDeniedError" in flagged.error
+    assert other.outputs["a"] == "fine"
+
+
+async def test_answer_without_choices_is_asked_for_again(make):
+    none = {"object": "chat.completion", "model": "m", "choices": []}
+    with OpenAIServer(lambda body: Fault(200, none) if len(server.chats) == 1 else "fine") as server:
+        with tg.use_ledger(tg.Ledger(patience=tg.Patience(first_pause=0))):
+            [run] = await calling(make(server)).arecord(BATCH)
+    assert (run.outputs["a"], len(server.chats)) == ("fine", 2)
+
+
 async def test_unreachable_server_is_raised(make):
     model = make(f"http://127.0.0.1:{free_port()}/v1")
     with pytest.raises(ModelUnreachableError, match="start its server or correct"):

@@ -6,6 +6,7 @@ import json
 import traceback
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from langchain_core.language_models import BaseChatModel, FakeListChatModel
@@ -25,7 +26,7 @@ from lg_textgrad.errors import (
     UnknownModelError,
 )
 from lg_textgrad.models import ChatModel, LangChain, ModelRequest
-from tests.models.test_openai import KEY, SCHEMA, ask, free_port, refuses_json_schema
+from tests.models.test_openai import FLAGGED, KEY, SCHEMA, ask, free_port, refuses_json_schema
 from tests.servers.openai_server import Fault, OpenAIServer, Reply, error_body
 
 
@@ -157,6 +158,23 @@ async def test_unusable_reply_says_which_it_is(make, answer, says, reply):
     assert reply is None or error.reply == reply
 
 
+@pytest.mark.parametrize(
+    ("why", "kind"), [("length", "truncated"), ("content_filter", "refused")]
+)
+async def test_reply_that_the_sdk_refuses_is_paid_for_like_any_other(make, why, kind):
+    with OpenAIServer(lambda body: Reply('{"ok": tr', finish_reason=why)) as server:
+        error = await failure(make(server.base_url), ModelReplyError, ask(schema=SCHEMA))
+    assert error.kind == kind
+    assert (error.usage.calls, error.usage.tokens, error.usage.seconds > 0) == (1, 4, True)
+
+
+@pytest.mark.parametrize("fault", FLAGGED, ids=["azure", "openrouter"])
+async def test_request_that_a_content_filter_refuses_is_a_reply_and_no_refused_key(make, fault):
+    with OpenAIServer(lambda body: fault) as server:
+        error = await failure(make(server.base_url), ModelReplyError)
+    assert (error.kind, error.usage.calls) == ("refused", 0)
+
+
 async def test_free_text_may_be_cut_off_but_not_empty(make):
     with OpenAIServer(lambda body: Reply("so far", finish_reason="length")) as server:
         chat = make(server.base_url)
@@ -270,6 +288,30 @@ async def test_option_that_the_provider_does_not_take_is_left_out_from_there_on(
     assert [sorted(kwargs) for _, kwargs in hand.seen] == [["temperature"], [], []]
 
 
+def refusal(status, said):
+    """As other providers' SDKs raise it: with the response."""
+    asked = httpx.Request("POST", "https://api.anthropic.com")
+    return httpx.HTTPStatusError(said, request=asked, response=httpx.Response(status))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(400, "Input is too long for requested model."), (413, "Request exceeds the maximum size")],
+)
+async def test_request_that_is_too_long_for_another_provider(status, said):
+    with pytest.raises(ContextOverflowError, match=said):
+        await LangChain(Model(answers=[refusal(status, said)])).acall(ask())
+
+
+async def test_temperature_that_another_provider_refuses_is_left_out_from_there_on():
+    said = "`temperature` may only be set to 1 when thinking is enabled."
+    hand = Model(answers=[refusal(400, said), "ok", "ok"])
+    chat = LangChain(hand)
+    await chat.acall(ask())
+    await chat.acall(ask())
+    assert [sorted(kwargs) for _, kwargs in hand.seen] == [["temperature"], [], []]
+
+
 async def test_model_without_structured_output_is_asked_in_words():
     hand = Model(answers=['```json\n{"ok": true}\n```'])
     reply = await LangChain(hand).acall(ask(schema=SCHEMA))
@@ -293,11 +335,28 @@ async def test_usage_and_finish_reason_of_other_providers():
     message = AIMessage(
         [{"type": "text", "text": "hi"}],
         response_metadata={"stop_reason": "max_tokens"},
-        usage_metadata={"input_tokens": 5, "output_tokens": 7, "total_tokens": 12},
+        usage_metadata={"input_tokens": 5, "output_tokens": 3, "total_tokens": 12},
     )
     reply = await LangChain(Model(answers=[message])).acall(ask())
     assert (reply.text, reply.finish_reason) == ("hi", "length")
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (5, 7)
+
+
+async def test_stream_that_ends_in_an_error_is_a_busy_server(make):
+    stream = 'data: {"error": {"message": "overloaded", "type": "server_error", "code": null}}\n\n'
+    head = {"content-type": "text/event-stream"}
+    with OpenAIServer(lambda body: Fault(200, stream, headers=head)) as server:
+        error = await failure(make(server.base_url, streaming=True), ModelBusyError)
+    assert (error.fault, "overloaded" in str(error)) == ("server_error", True)
+
+
+@pytest.mark.parametrize("choices", [[], None])
+async def test_answer_without_choices_is_garbled(make, choices):
+    body = {"object": "chat.completion", "model": "m", "choices": choices}
+    with OpenAIServer(lambda _: Fault(200, body)) as server:
+        with pytest.raises(ModelError) as caught:
+            await make(server.base_url).acall(ask())
+    assert caught.value.fault == "garbled"
 
 
 async def test_bug_in_a_hand_written_model_keeps_its_traceback():

@@ -74,6 +74,22 @@ async def test_free_text_comes_back_with_usage():
     assert 0 < reply.usage.seconds < 60
 
 
+async def test_text_that_comes_in_parts_is_the_reply_without_what_was_thought():
+    content = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": '{"ok": '},
+        {"type": "text", "text": "true}"},
+    ]
+    body = {
+        "object": "chat.completion",
+        "choices": [{"message": {"role": "assistant", "content": content}}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    with OpenAIServer(lambda _: Fault(200, body)) as server:
+        reply = await model(server).acall(ask(schema=SCHEMA))
+    assert (reply.data, reply.usage.tokens) == ({"ok": True}, 5)
+
+
 async def test_request_is_sent_as_it_is():
     with OpenAIServer() as server:
         chat = model(server, extra_body={"cache_prompt": True})
@@ -184,6 +200,30 @@ async def test_missing_usage_counts_the_call():
     assert (reply.usage.calls, reply.usage.tokens, reply.finish_reason) == (1, 0, None)
 
 
+@pytest.mark.parametrize(
+    ("usage", "completion"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 115}, 105),
+        ({"prompt_tokens": 10, "completion_tokens": 105, "total_tokens": 115}, 105),
+        ({"prompt_tokens": 10, "completion_tokens": 5}, 5),
+        (
+            {
+                "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 1015,
+                "prompt_tokens_details": {"cached_tokens": 1000},
+            },
+            5,
+        ),
+    ],
+    ids=["xai", "openai", "no total", "cached apart"],
+)  # fmt: skip
+async def test_tokens_of_thinking_are_counted_wherever_the_server_has_them(usage, completion):
+    choice = {"message": {"role": "assistant", "content": "hi"}}
+    body = {"object": "chat.completion", "choices": [choice], "usage": usage}
+    with OpenAIServer(lambda _: Fault(200, body)) as server:
+        reply = await model(server).acall(ask())
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (10, completion)
+
+
 # --- servers that speak a dialect ---------------------------------------------------------------
 
 
@@ -207,6 +247,17 @@ async def test_server_without_json_schema_is_asked_in_words_and_remembered():
         assert '"required": ["ok"]' in body["messages"][-1]["content"]
     assert "response_format" not in server.chats[3]
     assert server.chats[3]["messages"][-1]["content"] == "hello there"
+
+
+async def test_server_that_names_the_schema_otherwise_is_asked_in_words_too():
+    said = 'Unknown name "additionalProperties" at \'generation_config.response_schema\''
+
+    def handler(body):
+        asked = body.get("response_format", {}).get("type") == "json_schema"
+        return Fault(400, error_body(said)) if asked else {"ok": True}
+
+    with OpenAIServer(handler) as server:
+        assert (await model(server).acall(ask(schema=SCHEMA))).data == {"ok": True}
 
 
 async def test_one_refused_schema_does_not_spoil_the_others():
@@ -263,6 +314,23 @@ async def test_model_without_temperature_and_seed_is_asked_without():
     assert len(server.chats) == 4
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "param"),
+    [
+        (400, error_body("gpt-5 models don't support temperature=0.0.", code="400"), "temperature"),
+        (422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}, "seed"),
+        (400, [{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
+    ],
+    ids=["litellm", "mistral", "google"],
+)  # fmt: skip
+async def test_parameter_that_is_refused_in_words_only_is_left_out(status, body, param):
+    with OpenAIServer(lambda sent: Fault(status, body) if param in sent else "ok") as server:
+        chat = model(server)
+        await chat.acall(ask(seed=1))
+        await chat.acall(ask(seed=1))
+    assert [param in sent for sent in server.chats] == [True, False, False]
+
+
 async def test_other_bad_request_carries_the_servers_words():
     with OpenAIServer(lambda body: Fault(400, error_body("top_k must be positive"))) as server:
         error = await failure(server, ModelError)
@@ -281,8 +349,25 @@ async def test_refused_key_says_how_to_give_one(status):
     assert "set MY_KEY or pass api_key=..." in str(error)
 
 
-async def test_invalid_key_under_status_400_is_a_refused_key():
-    fault = Fault(400, error_body("API key not valid. Please pass a valid API key."))
+FLAGGED = [
+    Fault(400, error_body("The prompt triggered the content filter.", code="content_filter")),
+    Fault(403, {"error": {"message": "flagged", "code": 403, "metadata": {"flagged_input": "x"}}}),
+]
+
+
+@pytest.mark.parametrize("fault", FLAGGED, ids=["azure", "openrouter"])
+async def test_request_that_a_content_filter_refuses_is_a_reply_and_no_refused_key(fault):
+    with OpenAIServer(lambda body: fault) as server:
+        error = await failure(server, ModelReplyError)
+    assert "refused the request" in str(error)
+    # Nothing is known to have been paid: that must not look like a server that counts no tokens.
+    assert (error.kind, error.usage.calls) == ("refused", 0)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+async def test_invalid_key_under_status_400_is_a_refused_key(listed):
+    said = error_body("API key not valid. Please pass a valid API key.")
+    fault = Fault(400, [said] if listed else said)  # Google's servers send a list
     with OpenAIServer(lambda body: fault) as server:
         await failure(server, ModelAuthenticationError)
 
@@ -412,8 +497,18 @@ async def test_unknown_model_under_status_400():
             "type": "BadRequestError",
             "code": 400,
         },
+        [
+            {
+                "error": {
+                    "code": 400,
+                    "message": "The input token count (2000000) exceeds the maximum number of tokens "
+                    "allowed (1048576).",
+                    "status": "INVALID_ARGUMENT",
+                }
+            }
+        ],
     ],
-    ids=["openai", "llama.cpp", "vllm"],
+    ids=["openai", "llama.cpp", "vllm", "google"],
 )
 async def test_context_overflow_of_every_shape(body):
     with OpenAIServer(lambda _: Fault(400, body)) as server:
@@ -627,6 +722,29 @@ def test_identity_names_model_server_and_extra_body_and_no_secret():
 def test_base_url_of_the_environment_is_used_and_identified(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://host:8080/v1/")
     assert OpenAI("m").identity["base_url"] == "http://host:8080/v1"
+
+
+async def test_query_of_the_address_goes_with_every_request():
+    targets = []
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        targets.append(head.split()[1].decode())
+        said = b'{"error": {"message": "the key is s3cretS3cret"}}'
+        length = f"content-length: {len(said)}\r\ncontent-type: application/json\r\n\r\n"
+        writer.write(b"HTTP/1.1 400 No\r\nconnection: close\r\n" + length.encode() + said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        query = "api-version=2024-10-21&api-key=s3cretS3cret"
+        chat = OpenAI("m", base_url=f"http://127.0.0.1:{port}/v1/?{query}", api_key="k" * 8)
+        with pytest.raises(ModelError, match="the key is") as caught:
+            await chat.acall(ask())
+        await chat.aclose()
+    assert targets == [f"/v1/chat/completions?{query}"]
+    assert "s3cret" not in f"{caught.value} {chat!r} {chat.identity}"
 
 
 def test_repr_has_neither_key_nor_password():

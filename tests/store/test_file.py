@@ -491,3 +491,38 @@ def test_failing_database_is_a_store_error(store):
     sql(store.directory, "DROP TABLE results")
     with pytest.raises(StoreError, match="no such table: results"):
         store.get_result("k")
+
+
+_FORKED = """
+import asyncio, os, signal, sys
+from lg_textgrad.errors import StoreError
+from lg_textgrad.run import Usage
+from lg_textgrad.store import Store
+
+async def put(store, key):
+    await store.aput_result(key, "rollout", {}, {}, Usage(1))
+
+store = Store(sys.argv[1])
+asyncio.run(put(store, "own"))
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    try:
+        asyncio.run(put(store, "child's"))
+    except StoreError as error:
+        os._exit(0 if "forked from" in str(error) else 1)
+    os._exit(2)
+status = os.waitpid(child, 0)[1]
+asyncio.run(put(store, "more"))
+store.close()
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_forked_process_is_refused_in_place_of_waiting_for_ever(tmp_path):
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORKED, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    with tg.Store(tmp_path / "run", read_only=True) as store:
+        assert store.paid()["rollout"].calls == 2
