@@ -37,6 +37,9 @@ def straight(awaited: Awaitable[T]) -> Generator[Any, Any, T]:
                 sent.append(True)
             try:
                 given = yield wanted
+            except GeneratorExit:  # the garbage collector may have closed them already
+                steps.close()
+                raise
             except BaseException as error:
                 wanted = steps.throw(error)
             else:

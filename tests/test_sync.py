@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextvars import ContextVar
+from types import coroutine
 
 import pytest
 
@@ -240,3 +241,21 @@ def test_threads_are_enough_for_many_that_wait_for_each_other():
         await asyncio.gather(*(loop.run_in_executor(None, everyone.wait, 20) for _ in range(100)))
 
     run_sync(all_wait())
+
+
+def test_what_the_garbage_collector_closes_in_any_order_raises_nothing():
+    @coroutine
+    def waiting():
+        yield object()
+
+    async def inner():
+        await waiting()
+
+    async def outer():
+        await straight(started)
+
+    started = inner()
+    waits = outer()
+    waits.send(None)
+    started.close()
+    waits.close()

@@ -500,7 +500,7 @@ from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
 
 async def put(store, key):
-    await store.aput_result(key, "rollout", {}, {}, Usage(1))
+    await store.aput_result(key, "rollout", {}, {}, Usage(1, prompt_tokens=1))
 
 store = Store(sys.argv[1])
 asyncio.run(put(store, "own"))
