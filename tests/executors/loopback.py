@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import queue
 import threading
+import time
 
 from lg_textgrad.executors.distant import Guests
 from lg_textgrad.executors.home import Line, total
@@ -47,6 +48,13 @@ class Loopback:
 
     def __exit__(self, *_):
         self.graph.executor = None
+        # A worker that is killed takes its runs along; here they would hold their scopes for ever.
+        deadline = time.monotonic() + 10
+        for task in list(self.guests._tasks.values()):
+            self.guests._loop.call_soon_threadsafe(task.cancel)
+        while self.guests._tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert not self.guests._tasks
         self.out.put(None)
         self.threads[0].join()
         self.back.put(None)
