@@ -13,6 +13,7 @@ from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import all_at_once, run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
+from lg_textgrad.bindings.patching import at_hand
 from lg_textgrad.errors import ConfigurationError, EvaluatorError
 from lg_textgrad.evaluators import (
     Evaluator,
@@ -179,7 +180,8 @@ class Objective:
         repeated judgements those count that could be had. Raises `EvaluatorError` when an
         evaluator raises or returns something that is no score.
         """
-        return Loss(tuple(await all_at_once(self._score(run) for run in runs)))
+        with nullcontext() if ledger_in_scope() is None else at_hand():
+            return Loss(tuple(await all_at_once(self._score(run) for run in runs)))
 
     async def asummarize(self, scored: Sequence[Scored]) -> list[Feedback]:
         """Return what the summary evaluators say of a whole batch; scores in their own unit.

@@ -25,8 +25,8 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _inside: ContextVar[bool] = ContextVar("lg_textgrad_inside_scope", default=False)
 
-_wraps: dict[tuple[type, str], Wrap] = {}
-_everywhere: set[tuple[type, str]] = set()
+_wraps: dict[type, dict[str, Wrap]] = {}
+_everywhere: dict[type, set[str]] = {}
 # Reentrant: the collector may close a scope that was left open while another one is opened.
 _guard = threading.RLock()
 _scopes = 0
@@ -40,9 +40,9 @@ def register(
 
     With `subclasses`, so are the methods of that name that its subclasses define themselves.
     """
-    _wraps[of, name] = wrap
+    _wraps.setdefault(of, {})[name] = wrap
     if subclasses:
-        _everywhere.add((of, name))
+        _everywhere.setdefault(of, set()).add(name)
 
 
 @contextmanager
@@ -57,6 +57,16 @@ def replaced() -> Iterator[None]:
             _inside.reset(token)  # refuses where the collector closes what nobody closed
         finally:
             _leave()
+
+
+@contextmanager
+def at_hand() -> Iterator[None]:
+    """Hold the replacements in place for many short scopes: to change a class is what they cost."""
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
 
 
 @contextmanager
@@ -75,7 +85,7 @@ def _enter() -> None:
     global _scopes  # noqa: PLW0603 - counts the scopes that hold the replacements
     with _guard:
         _scopes += 1
-        for base in {of for of, _ in _wraps}:
+        for base in list(_wraps):
             for cls in _subclasses(base):
                 _replace(base, cls)
 
@@ -90,11 +100,12 @@ def ensure(base: type, cls: type) -> None:
 
 
 def _replace(base: type, cls: type) -> None:
-    for (of, name), wrap in _wraps.items():
-        own = cls is of or ((of, name) in _everywhere and name in cls.__dict__)
-        if of is base and own and (cls, name) not in _originals:
+    wraps = _wraps[base]
+    names = wraps.keys() if cls is base else _everywhere.get(base, set()) & cls.__dict__.keys()
+    for name in names:
+        if (cls, name) not in _originals:
             original = _originals[cls, name] = cls.__dict__[name]
-            setattr(cls, name, wrap(original))
+            setattr(cls, name, wraps[name](original))
 
 
 def _leave() -> None:

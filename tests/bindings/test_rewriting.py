@@ -370,5 +370,5 @@ def test_scope_that_the_collector_closes_while_another_is_opened_does_not_stop_t
         thread.join(10)
         assert not thread.is_alive()
     finally:
-        del patching._wraps[Base, "method"]
+        del patching._wraps[Base]
     assert methods() == before
