@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import signal
 
 import pytest
+from langchain_openai.chat_models import _client_utils
 
 # A shell starts what goes into the background with SIGINT ignored, and tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# It drops the clients of all but the last 128 addresses with their connections open, and almost every
+# test has an address of its own: the warning of that would fail whichever test is running.
+for _name in ("_cached_sync_httpx_client", "_cached_async_httpx_client"):
+    _cached = getattr(_client_utils, _name)
+    setattr(_client_utils, _name, functools.lru_cache(maxsize=None)(_cached.__wrapped__))
 
 
 @pytest.fixture(scope="session")
