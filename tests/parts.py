@@ -45,6 +45,13 @@ class Chat(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
+class ToolChat(Chat):
+    """One that is told of tools."""
+
+    def bind_tools(self, tools, **kwargs):
+        return self.bind(tools=tools, **kwargs)
+
+
 def echo(messages):
     """Answer with everything that was sent, so that a test sees which prompt reached the model."""
     return " / ".join(str(m.content) for m in messages)

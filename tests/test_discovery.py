@@ -16,7 +16,7 @@ import lg_textgrad as tg
 from lg_textgrad.bindings.discovered import Discovered
 from lg_textgrad.discovery import find_in
 from lg_textgrad.errors import DataError, GraphError, ParameterError
-from tests.parts import Chat, echo
+from tests.parts import Chat, ToolChat, echo
 
 
 class S(TypedDict, total=False):
@@ -25,11 +25,6 @@ class S(TypedDict, total=False):
     a: str
     b: str
     messages: Annotated[list, add_messages]
-
-
-class Tools(Chat):
-    def bind_tools(self, tools, **kwargs):
-        return self.bind(tools=tools, **kwargs)
 
 
 def one(node, name="writer"):
@@ -214,7 +209,7 @@ async def test_found_name_that_is_taken_gets_a_number():
 
 
 def agent(name, prompt, model=None):
-    return create_agent(model or Tools(answer=echo), tools=[], system_prompt=prompt, name=name)
+    return create_agent(model or ToolChat(answer=echo), tools=[], system_prompt=prompt, name=name)
 
 
 async def test_agents_are_named_after_themselves():
@@ -239,7 +234,7 @@ async def test_agents_are_named_after_themselves():
 
 async def test_agent_with_parameter_middleware_is_not_found_again():
     p = tg.Parameter("p", "You add.")
-    compiled = create_agent(Tools(answer=echo), tools=[], middleware=[p.middleware()])
+    compiled = create_agent(ToolChat(answer=echo), tools=[], middleware=[p.middleware()])
     graph = await tg.adiscover(compiled, [{"messages": [("user", "hi")]}], parameters=[p])
     assert list(graph.parameters) == ["p"]
 

@@ -46,8 +46,7 @@ from lg_textgrad.errors import (
 )
 from lg_textgrad.faults import fault_of, out_of_credit, status_of, withheld
 from lg_textgrad.ledger import Ledger, Paid
-from lg_textgrad.models.base import counted
-from lg_textgrad.models.langchain import route_of
+from lg_textgrad.models.langchain import route_of, usage_in
 from lg_textgrad.run import Usage, node_path
 from lg_textgrad.traffic import Route
 
@@ -338,20 +337,13 @@ def _encode(result: ChatResult) -> Paid:
     message = generation.message
     if isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
-    used = getattr(message, "usage_metadata", None) or {}
-    usage = counted(
-        used.get("input_tokens"),
-        used.get("output_tokens"),
-        used.get("total_tokens"),
-        (used.get("input_token_details") or {}).get("cache_read"),
-    )
     return (
         {
             "message": to_plain(message_to_dict(message)),
             "info": to_plain(generation.generation_info),
             "llm_output": to_plain(result.llm_output),
         },
-        usage,
+        usage_in(message),
     )
 
 

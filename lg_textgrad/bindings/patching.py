@@ -48,15 +48,12 @@ def register(
 @contextmanager
 def replaced() -> Iterator[None]:
     """Hold the replacements in place; they apply to the current context only."""
-    _enter()
-    token = _inside.set(True)
-    try:
-        yield
-    finally:
+    with at_hand():
+        token = _inside.set(True)
         try:
-            _inside.reset(token)  # refuses where the collector closes what nobody closed
+            yield
         finally:
-            _leave()
+            _inside.reset(token)  # refuses where the collector closes what nobody closed
 
 
 @contextmanager

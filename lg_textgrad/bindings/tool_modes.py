@@ -105,7 +105,7 @@ class Call:
     line: str = ""
     """Which execution asks; see `BoundaryScope.place`."""
 
-    @property
+    @functools.cached_property
     def state(self) -> str | None:
         """The hash of the state that it is given; None where it is given none."""
         return state_given(self.tool, self.args, self.id)

@@ -32,6 +32,7 @@ from lg_textgrad.faults import fault_of, refused_option, status_of, too_long
 from lg_textgrad.models._redact import brief, normalised_url, public, scrub, shown_url
 from lg_textgrad.models.base import URL_VARIABLE, Message, ModelReply, ModelRequest, counted
 from lg_textgrad.models.schema import checked_reply, in_words, scrubbed, whole_text
+from lg_textgrad.run import Usage
 from lg_textgrad.traffic import EMBEDDED, Route
 
 _MESSAGES: Mapping[str, type[BaseMessage]] = {
@@ -235,14 +236,7 @@ class LangChain:
             text = args if isinstance(args, str) else json.dumps(args, ensure_ascii=False)
         text = whole_text(text)
         finish_reason = _finish_reason(message)
-        used = getattr(message, "usage_metadata", None) or {}
-        usage = counted(
-            used.get("input_tokens"),
-            used.get("output_tokens"),
-            used.get("total_tokens"),
-            (used.get("input_token_details") or {}).get("cache_read"),
-            seconds,
-        )
+        usage = usage_in(message, seconds)
         try:
             data = checked_reply(
                 text,
@@ -324,6 +318,18 @@ def _message(answer: Any) -> BaseMessage:
     if not isinstance(message, BaseMessage):
         raise TypeError(f"a chat model returned {type(message).__name__} instead of a message")
     return message
+
+
+def usage_in(message: BaseMessage, seconds: float = 0.0) -> Usage:
+    """Return what a message says that it cost; each part of it may be missing."""
+    used = getattr(message, "usage_metadata", None) or {}
+    return counted(
+        used.get("input_tokens"),
+        used.get("output_tokens"),
+        used.get("total_tokens"),
+        (used.get("input_token_details") or {}).get("cache_read"),
+        seconds,
+    )
 
 
 def _finish_reason(message: BaseMessage) -> str | None:

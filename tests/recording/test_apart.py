@@ -13,7 +13,7 @@ from langgraph.graph.message import add_messages
 
 import lg_textgrad as tg
 from lg_textgrad.trace import RETURN, Trace
-from tests.parts import Chat, echo
+from tests.parts import Chat, ToolChat, echo
 
 
 class S(TypedDict, total=False):
@@ -23,15 +23,10 @@ class S(TypedDict, total=False):
     messages: Annotated[list, add_messages]
 
 
-class Tools(Chat):
-    def bind_tools(self, tools, **kwargs):
-        return self.bind(tools=tools, **kwargs)
-
-
 def supervisor():
     """An agent with an agent as its tool, which has its memory; both have a node 'model'."""
     helper = create_agent(
-        Tools(answer=lambda m: AIMessage(f"{m[0].content} {m[-1].content}")),
+        ToolChat(answer=lambda m: AIMessage(f"{m[0].content} {m[-1].content}")),
         system_prompt="You are a helper.",
         checkpointer=InMemorySaver(),
     )
@@ -48,7 +43,7 @@ def supervisor():
             return AIMessage("", tool_calls=[{"name": "ask", "args": {"question": "how?"}, "id": "1"}])
         return AIMessage(f"{messages[0].content} {messages[-1].content}")
 
-    return create_agent(Tools(answer=answer), tools=[ask], system_prompt="You are a leader.")
+    return create_agent(ToolChat(answer=answer), tools=[ask], system_prompt="You are a leader.")
 
 
 INPUTS = {"messages": [HumanMessage("hi")]}
