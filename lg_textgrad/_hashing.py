@@ -117,7 +117,10 @@ def canonical(value: Any) -> str:
 
 
 def _canonical(plain: Any) -> str:
-    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _CANONICAL.encode(plain)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def digest(*parts: Any) -> str:

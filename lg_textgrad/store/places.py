@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 from weakref import finalize
@@ -101,8 +101,19 @@ def note(key: str, value: Any) -> Write:
 def put(connection: sa.Connection, rows: Sequence[Write]) -> None:
     """Write rows. Results that are there stay as they are, other rows are replaced."""
     statements = _STATEMENTS[connection.dialect.name]
+    for table, values in _by_table(rows):
+        connection.execute(statements[table], values)
+
+
+def inserts(rows: Sequence[Write]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield what `put` does as SQLite's statements, each with the values of its rows."""
+    for table, values in _by_table(rows):
+        yield _SQLITE_TEXTS[table], values
+
+
+def _by_table(rows: Sequence[Write]) -> Iterator[tuple[sa.Table, list[dict[str, Any]]]]:
     for table, some in groupby(sorted(rows, key=_table_name), lambda row: row[0]):
-        connection.execute(statements[table], [values for _, values in some])
+        yield table, [values for _, values in some]
 
 
 def _table_name(row: Write) -> str:
@@ -126,6 +137,15 @@ def _statements(insert: Any) -> dict[sa.Table, Any]:
 _STATEMENTS = {
     "sqlite": _statements(sqlite.insert),
     "postgresql": _statements(postgresql.insert),
+}
+_SQLITE_TEXTS = {
+    table: str(
+        statement.compile(
+            dialect=sqlite.dialect(paramstyle="named"),
+            column_keys=[c.name for c in table.c if c is not events.c.number],  # SQLite counts
+        )
+    )
+    for table, statement in _STATEMENTS["sqlite"].items()
 }
 
 

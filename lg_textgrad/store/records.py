@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from lg_textgrad._hashing import to_plain
@@ -27,19 +26,26 @@ def encode_run(run: Run) -> dict[str, Any]:
                     for name in Execution.__dataclass_fields__
                     if name not in ("model_calls", "tool_calls")
                 },
-                "model_calls": [asdict(c) for c in e.model_calls],
-                "tool_calls": [asdict(c) for c in e.tool_calls],
+                "model_calls": [
+                    {**_fields(c), "usage": _fields(c.usage)} for c in e.model_calls
+                ],
+                "tool_calls": [_fields(c) for c in e.tool_calls],
             }
             for e in run.executions
         ],
         "error": run.error,
         "failed_in": run.failed_in,
-        "usage": asdict(run.usage),
+        "usage": _fields(run.usage),
         "seconds": run.seconds,
         "sample": run.sample,
         "warnings": list(run.warnings),
         "accumulating": {path: list(names) for path, names in run.accumulating.items()},
     }
+
+
+def _fields(record: ModelCall | ToolCall | Usage) -> dict[str, Any]:
+    """Return what `asdict` does, without the copies: what is in there is written down at once."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def decode_run(data: dict[str, Any], example: Example) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,9 @@ from lg_textgrad.errors import StoreError
 from lg_textgrad.store.places import Write
 
 _FOR_ALL = (OperationalError, StoreError)
+_GATHERING = 0.001
+"""Seconds before a group of coroutines' writes is closed. Answers come one after another, and each
+transaction that is saved is a wait for the disk, and CPU that the event loop needs."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +37,7 @@ class Writer:
     """Makes writes durable one group after the other; each caller waits for its own group only.
 
     `write` writes a group of rows in one transaction. While it waits for the disk, further rows
-    gather and become the next group.
+    gather and become the next group; coroutines' rows also for a moment before.
     """
 
     def __init__(self, write: Callable[[Sequence[Write]], None]) -> None:
@@ -95,6 +99,8 @@ class Writer:
 
     def _work(self, *, due: bool = False) -> None:
         """Write all that waits, unless somebody else has by the time it is our turn."""
+        if due:
+            time.sleep(_GATHERING)
         with self._turn:
             if due:  # before anything is taken: what comes from now on may come too late for it
                 with self._start:

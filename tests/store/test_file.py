@@ -165,7 +165,11 @@ async def test_loop_goes_on_and_reads_are_answered_while_a_write_waits(store):
 
 async def test_writes_that_wait_together_share_one_transaction(store):
     commits = []
-    sa.event.listen(store._place.engine, "commit", lambda _: commits.append(1))
+
+    @sa.event.listens_for(store._place.engine, "checkout")
+    def count(connection, _record, _proxy):
+        connection.set_trace_callback(lambda said: commits.append(said) if said == "COMMIT" else None)
+
     with locked(store.directory):
         tasks = [asyncio.create_task(store.aput_result(f"k{i}", "critic", {}, i, USAGE)) for i in range(50)]
         await asyncio.sleep(0)
