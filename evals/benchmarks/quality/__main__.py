@@ -64,6 +64,7 @@ def main() -> None:
                 key = name, method, seed, options.calls, options.val
                 if key in known:
                     continue
+                known.add(key)
                 results.append(_run(TASKS[name], method, seed, rows, options))
                 text = json.dumps(results, indent=1, ensure_ascii=False)
                 options.results.write_text(text + "\n", encoding="utf-8")
