@@ -44,7 +44,9 @@ def state_given(tool: BaseTool, args: Any, call_id: str | None) -> str | None:
             continue
         fields = dict(dict.items(value)) if isinstance(value, dict) else fields_of(value)
         found[name] = value if fields is None else _without_messages(fields)
-    return digest(found) if any(part not in ({}, []) for part in found.values()) else None
+    # No comparison: the values are the user's, and arrays and data frames have no truth value.
+    empty = all(isinstance(part, dict | list) and not part for part in found.values())
+    return None if empty else digest(found)
 
 
 def _without_messages(fields: Mapping[str, Any]) -> dict[str, Any]:
