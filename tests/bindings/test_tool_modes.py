@@ -466,6 +466,31 @@ async def test_looking_at_a_tools_state_for_the_recording_is_no_read_of_it(ledge
     assert reads[0] == reads[1]
 
 
+@pytest.mark.parametrize("way", ["whole", "named"])
+async def test_messages_that_a_tool_is_given_are_no_other_state(ledger, way):
+    said = tg.Parameter("said", "one")
+
+    @tool
+    def whole(state: Annotated[dict, InjectedState]) -> str:
+        """Count."""
+        return "2"
+
+    @tool
+    def named(said: Annotated[list, InjectedState("messages")]) -> str:
+        """Count."""
+        return "2"
+
+    def ask(state):
+        call = {"name": way, "args": {}, "id": "1"}
+        return {"messages": [HumanMessage(str(said)), AIMessage("", tool_calls=[call])]}
+
+    builder = StateGraph(MessagesState).add_node(ask).add_node("tools", ToolNode([whole, named]))
+    graph = tg.TrainableGraph(builder.add_edge(START, "ask").add_edge("ask", "tools").compile(), [said])
+    for text in ("one", "two"):
+        [run] = await graph.arecord([{"id": "e", "inputs": {"messages": []}}], prompts={"said": text})
+        assert (run.error, run.warnings) == (None, ())
+
+
 class Column:
     """As arrays and data frames are: comparing it says something about each value."""
 
