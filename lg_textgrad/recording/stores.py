@@ -77,7 +77,8 @@ class RunStore(BaseStore):
             return sorted([*kept, *ours], key=lambda item: -(item.score or 0.0))
         if type(self._store) is InMemoryStore:  # which gives them as they came
             return [*kept, *ours]
-        return sorted([*ours, *kept], key=lambda item: item.updated_at, reverse=True)
+        # The run's are the latest. Theirs stay as they came: not all stores' dates can be compared.
+        return [*sorted(ours, key=lambda item: item.updated_at, reverse=True), *kept]
 
 
 def _whole(ops: Iterable[Any]) -> list[Any]:

@@ -206,6 +206,24 @@ async def test_own_view_of_a_store_is_like_the_store(kind):
     assert [i.value for i in behind.search(())] == [{"n": 1, "tags": ["x"]}]
 
 
+class Undated(Newest):
+    """A store whose dates have no time zone, as SQLite's."""
+
+    def _one(self, op):
+        found = super()._one(op)
+        for item in found if isinstance(op, SearchOp) else ():
+            item.updated_at = item.updated_at.replace(tzinfo=None)
+        return found
+
+
+def test_store_whose_dates_have_no_time_zone_is_searched():
+    behind = Undated()
+    behind.put(("a",), "one", {"n": 1})
+    own = RunStore(behind)
+    own.put(("a",), "two", {"n": 2})
+    assert [i.key for i in own.search(("a",))] == ["two", "one"]
+
+
 async def test_search_by_meaning_finds_what_the_run_wrote_too():
     def embed(texts):
         return [[float(text.count("tea")), float(text.count("tax")), 0.1] for text in texts]
