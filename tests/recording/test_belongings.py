@@ -265,6 +265,33 @@ async def test_tool_that_is_replayed_has_written_in_the_store_of_the_run():
     assert (made, store.search(())) == (["tea"], [])
 
 
+async def test_async_tool_that_is_replayed_writes_by_an_async_function_for_embeddings():
+    async def embed(texts):
+        return [[float(len(text))] for text in texts]
+
+    store = InMemoryStore(index={"dims": 1, "embed": embed})
+
+    @tool
+    async def remember(text: str, store: Annotated[BaseStore, InjectedStore()]) -> str:
+        """Remembers a text."""
+        await store.aput(("memories",), text, {"text": text})
+        return "done"
+
+    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
+
+    async def recall(state, *, store: BaseStore):
+        return {"a": [item.key for item in await store.asearch(("memories",), query="tea")]}
+
+    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
+    builder.add_node("tools", ToolNode([remember])).add_node("recall", recall)
+    builder.add_edge(START, "call").add_edge("call", "tools").add_edge("tools", "recall")
+    graph = tg.TrainableGraph(builder.compile(store=store))
+    with tg.use_ledger(tg.Ledger()):
+        for sample in range(2):
+            [run] = await graph.arecord([{"inputs": {"q": "hi"}}], sample=sample)
+            assert (run.error, run.outputs and run.outputs["a"]) == (None, ["tea"])
+
+
 async def test_store_of_a_graph_that_a_node_calls_is_written_by_nobody():
     store = InMemoryStore()
     inner = {"graph": remembers(store)}
