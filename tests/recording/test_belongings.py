@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, TypedDict
 
 import pytest
+from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.tools import tool
 from langgraph.cache.memory import InMemoryCache
@@ -236,6 +237,38 @@ async def test_search_by_meaning_finds_what_the_run_wrote_too():
         assert [i.key for i in own.search(("a",), query=word, limit=1)] == [word]
         assert [i.key for i in await own.asearch(("a",), query=word, limit=1)] == [word]
     assert len(store.search(())) == 1
+
+
+async def test_search_by_meaning_embeds_once_where_the_run_wrote_nothing():
+    class Counting(Embeddings):
+        def embed_documents(self, texts):
+            return [self.embed_query(text) for text in texts]
+
+        def embed_query(self, text):
+            asked.append(text)
+            return [float(len(text))]
+
+    asked: list[str] = []
+    store = InMemoryStore(index={"dims": 1, "embed": Counting()})
+    store.put(("a",), "tea", {"text": "likes tea"})
+    asked.clear()
+    own = RunStore(store)
+    assert [i.key for i in own.search(("a",), query="tea")] == ["tea"]
+    assert [i.key for i in await own.asearch(("a",), query="drinks")] == ["tea"]
+    assert (asked, own.list_namespaces()) == (["tea", "drinks"], [("a",)])
+
+
+def test_embeddings_that_a_store_has_by_name_are_not_made_for_each_run(monkeypatch):
+    def made(name, **_):
+        names.append(name)
+        return DeterministicFakeEmbedding(size=3)
+
+    names: list[str] = []
+    monkeypatch.setattr("langchain.embeddings.init_embeddings", made)
+    store = InMemoryStore(index={"dims": 3, "embed": "openai:text-embedding-3-small"})
+    own = RunStore(store)
+    own.put(("a",), "tea", {"text": "likes tea"})
+    assert (len(own.search(("a",), query="tea")), len(names)) == (1, 1)
 
 
 async def test_tool_that_is_replayed_has_written_in_the_store_of_the_run():
