@@ -7,6 +7,9 @@ from typing import Any
 
 from lg_textgrad.tracking import field_names
 
+_LEAVES = frozenset({str, int, float, bool, bytes, type(None)})
+"""What data mostly consists of: to look at each more closely is what a big example would cost."""
+
 
 def anew(value: Any, _made: dict[int, Any] | None = None) -> Any:
     """Return a copy of `value` in which a run may change whatever it likes.
@@ -15,10 +18,12 @@ def anew(value: Any, _made: dict[int, Any] | None = None) -> Any:
     they stand; what is something else (a client, a data frame), or refuses to be copied, is the
     same object. What stands in several places is one object in the copy too.
     """
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
     made = {} if _made is None else _made
     if id(value) in made:
         return made[id(value)]
-    kind = type(value)
     same: Any
     if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_make")):
         parts = [anew(inner, made) for inner in value]

@@ -90,3 +90,12 @@ def test_what_refuses_to_be_copied_is_the_same_object(value):
     copied = anew({"it": value, "items": [1]})
     assert copied["it"] is value
     assert copied["items"] == [1]
+
+
+def test_texts_and_numbers_are_not_looked_into(monkeypatch):
+    def looked(kind):
+        raise AssertionError(kind)
+
+    monkeypatch.setattr("lg_textgrad.copies.field_names", looked)
+    value = {"rows": [[0.5, 1, "two", None, True, b"3"]]}
+    assert anew(value) == value
