@@ -363,9 +363,10 @@ class _Made:
                 return {"error": encode_error(error, self._call.id), **more}
             return {"output": encode(self._output, self._call.id), **more}
         except UnrecordableError as refused:
+            does = "returns or writes into the store" if inside.written else "returns"
             warn(
-                f"The tool '{self._call.tool.name}' returns a {refused}, which cannot be recorded, "
-                "so it is called again each time; let it return JSON data."
+                f"The tool '{self._call.tool.name}' {does} a {refused}, which cannot be recorded, "
+                "so it is called again each time; let that be JSON data."
             )
             return {"unrecordable": str(refused)}
 

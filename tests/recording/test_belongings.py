@@ -325,6 +325,23 @@ async def test_async_tool_that_is_replayed_writes_by_an_async_function_for_embed
             assert (run.error, run.outputs and run.outputs["a"]) == (None, ["tea"])
 
 
+async def test_value_that_a_tool_stores_and_that_cannot_be_kept_is_no_value_that_it_returns():
+    @tool
+    def remember(text: str, store: Annotated[BaseStore, InjectedStore()]) -> str:
+        """Remembers a text."""
+        store.put(("memories",), text, {"text": Odd(text)})
+        return "done"
+
+    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
+    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
+    builder.add_node("tools", ToolNode([remember])).add_edge(START, "call").add_edge("call", "tools")
+    graph = tg.TrainableGraph(builder.compile(store=InMemoryStore()))
+    with tg.use_ledger(tg.Ledger()):
+        [run] = await graph.arecord([{"inputs": {"q": "hi"}}])
+    [said] = run.warnings
+    assert said.startswith("The tool 'remember' returns or writes into the store a tests.")
+
+
 async def test_store_of_a_graph_that_a_node_calls_is_written_by_nobody():
     store = InMemoryStore()
     inner = {"graph": remembers(store)}
