@@ -63,3 +63,39 @@ def test_what_stands_in_two_places_still_does_and_cycles_end():
 def test_what_is_no_data_is_the_same_object():
     client, kind = object(), Model
     assert anew({"client": client, "kind": kind}) == {"client": client, "kind": kind}
+
+
+class Frozen(dict):
+    """A dict that nobody changes, as those of some libraries; a copy is the same one."""
+
+    def __setitem__(self, key, value):
+        raise TypeError("This is frozen.")
+
+    def __copy__(self):
+        return self
+
+
+@dataclass
+class Client:
+    """What is no data, though it has fields."""
+
+    url: str
+
+    def __reduce__(self):
+        raise TypeError("A connection cannot be copied.")
+
+
+@pytest.mark.parametrize("value", [Frozen(a=[1]), Client("http://localhost")])
+def test_what_refuses_to_be_copied_is_the_same_object(value):
+    copied = anew({"it": value, "items": [1]})
+    assert copied["it"] is value
+    assert copied["items"] == [1]
+
+
+def test_texts_and_numbers_are_not_looked_into(monkeypatch):
+    def looked(kind):
+        raise AssertionError(kind)
+
+    monkeypatch.setattr("lg_textgrad.copies.field_names", looked)
+    value = {"rows": [[0.5, 1, "two", None, True, b"3"]]}
+    assert anew(value) == value

@@ -42,15 +42,22 @@ def state_given(tool: BaseTool, args: Any, call_id: str | None) -> str | None:
             continue
         if type(value) is str and value == call_id:  # of a state, comparing would be a read
             continue
+        if _are_messages(value):
+            continue
         fields = dict(dict.items(value)) if isinstance(value, dict) else fields_of(value)
         found[name] = value if fields is None else _without_messages(fields)
-    return digest(found) if any(part not in ({}, []) for part in found.values()) else None
+    # No comparison: the values are the user's, and arrays and data frames have no truth value.
+    empty = all(isinstance(part, dict | list) and not part for part in found.values())
+    return None if empty else digest(found)
 
 
 def _without_messages(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in fields.items()
-        if name not in _COUNTERS
-        and not (isinstance(value, list) and any(isinstance(v, BaseMessage) for v in value))
+        if name not in _COUNTERS and not _are_messages(value)
     }
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, BaseMessage) for part in value)

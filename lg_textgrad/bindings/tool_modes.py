@@ -167,7 +167,7 @@ class ToolDesk:
             if self._again(known, mode, call):
                 return await make()
             if "interrupt" not in known:
-                return self._replayed(known, call)
+                return await self._areplayed(known, call)
             interrupt(decode(known["interrupt"]))
 
     def _next(self, call: Call) -> _Keys:
@@ -250,8 +250,16 @@ class ToolDesk:
         return "agent" in known or "unrecordable" in known
 
     def _replayed(self, known: Mapping[str, Any], call: Call) -> Any:
-        if self.store is not None and known.get("written"):
-            self.store.batch([PutOp(*decode(op)) for op in known["written"]])
+        if self.store is not None and (writes := _writes(known)):
+            self.store.batch(writes)
+        return self._told(known, call)
+
+    async def _areplayed(self, known: Mapping[str, Any], call: Call) -> Any:
+        if self.store is not None and (writes := _writes(known)):
+            await self.store.abatch(writes)
+        return self._told(known, call)
+
+    def _told(self, known: Mapping[str, Any], call: Call) -> Any:
         if known.get("state", given := call.state) != given:
             warn(
                 f"The tool '{call.tool.name}' is given the graph's state, which is not what it was "
@@ -355,9 +363,10 @@ class _Made:
                 return {"error": encode_error(error, self._call.id), **more}
             return {"output": encode(self._output, self._call.id), **more}
         except UnrecordableError as refused:
+            does = "returns or writes into the store" if inside.written else "returns"
             warn(
-                f"The tool '{self._call.tool.name}' returns a {refused}, which cannot be recorded, "
-                "so it is called again each time; let it return JSON data."
+                f"The tool '{self._call.tool.name}' {does} a {refused}, which cannot be recorded, "
+                "so it is called again each time; let that be JSON data."
             )
             return {"unrecordable": str(refused)}
 
@@ -366,6 +375,11 @@ def _told_apart(example: Example) -> str:
     """Return the hash of all that a run is given by its example: another user, another mailbox."""
     given = {n: v for n in ("context", "resume") if (v := example.metadata.get(n)) is not None}
     return digest(example.id, example.inputs, *([given] if given else ()))
+
+
+def _writes(known: Mapping[str, Any]) -> list[PutOp]:
+    """Return what a tool wrote into the store when its answer was recorded."""
+    return [PutOp(*decode(op)) for op in known.get("written", ())]
 
 
 def _given(known: Mapping[str, Any], call: Call) -> Any:

@@ -20,7 +20,7 @@ class RunStore(BaseStore):
         self._store = store
         self._told = told
         """Whether what a tool writes is told, to be written again where its answer is replayed."""
-        self._own = InMemoryStore(index=getattr(store, "index_config", None))
+        self._own = InMemoryStore(index=_index_of(store))
         self._changed: set[tuple[tuple[str, ...], str]] = set()
         """What the run has written or deleted: namespace and key."""
         self.supports_ttl = store.supports_ttl
@@ -33,13 +33,24 @@ class RunStore(BaseStore):
         ops = list(ops)
         asked = list(self._asked(ops))
         theirs = self._store.batch(asked) if asked else []
-        return self._joined(ops, theirs, self._own.batch(_whole(ops)))
+        ours = self._unwritten(ops) or self._own.batch(_whole(ops))
+        return self._joined(ops, theirs, ours)
 
     async def abatch(self, ops: Iterable[Any]) -> list[Any]:
         ops = list(ops)
         asked = list(self._asked(ops))
         theirs = await self._store.abatch(asked) if asked else []
-        return self._joined(ops, theirs, await self._own.abatch(_whole(ops)))
+        ours = self._unwritten(ops) or await self._own.abatch(_whole(ops))
+        return self._joined(ops, theirs, ours)
+
+    def _unwritten(self, ops: Sequence[Any]) -> list[Any]:
+        """Return what the run's own store says as long as it is empty; nothing once it isn't.
+
+        Asking it would only pay for the embedding of a query again.
+        """
+        if self._changed or any(isinstance(op, PutOp) for op in ops):
+            return []
+        return [None if isinstance(op, GetOp) else [] for op in ops]
 
     def _asked(self, ops: Iterable[Any]) -> Iterator[Any]:
         """Yield what the user's store is asked: enough, should some of it be replaced."""
@@ -77,7 +88,17 @@ class RunStore(BaseStore):
             return sorted([*kept, *ours], key=lambda item: -(item.score or 0.0))
         if type(self._store) is InMemoryStore:  # which gives them as they came
             return [*kept, *ours]
-        return sorted([*ours, *kept], key=lambda item: item.updated_at, reverse=True)
+        # The run's are the latest. Theirs stay as they came: not all stores' dates can be compared.
+        return [*sorted(ours, key=lambda item: item.updated_at, reverse=True), *kept]
+
+
+def _index_of(store: BaseStore) -> Any:
+    """Return how a store finds by meaning; None where it doesn't.
+
+    With its own embeddings: of those that it has by name, each run would make a client anew.
+    """
+    config, own = getattr(store, "index_config", None), getattr(store, "embeddings", None)
+    return {**config, "embed": own} if config and own is not None else config
 
 
 def _whole(ops: Iterable[Any]) -> list[Any]:

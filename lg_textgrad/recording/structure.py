@@ -252,13 +252,21 @@ def _functions(bound: Any) -> Iterator[Any]:
     if own:
         yield from own
         return
-    for name in ("bound", "runnable", "steps", "steps__", "branches", "default", "fallbacks"):
-        inner = getattr(bound, name, None)
-        parts = inner.values() if isinstance(inner, Mapping) else inner
-        for part in parts if isinstance(parts, Iterable) else [parts]:
-            for each in part if isinstance(part, tuple) else [part]:
-                if isinstance(each, Runnable):
-                    yield from _functions(each)
+    for name in _PARTS:
+        for part in _runnables(getattr(bound, name, None)):
+            yield from _functions(part)
+
+
+_PARTS = ("bound", "runnable", "steps", "steps__", "mapper", "branches", "default", "fallbacks")
+"""Where LangChain's runnables hold those that they are made of."""
+
+
+def _runnables(held: Any) -> Iterator[Runnable[Any, Any]]:
+    if isinstance(held, Runnable):  # may be iterable too, over its fields
+        yield held
+    elif isinstance(held, Mapping | list | tuple):
+        for each in held.values() if isinstance(held, Mapping) else held:
+            yield from _runnables(each)
 
 
 def _source(function: Any) -> str | None:

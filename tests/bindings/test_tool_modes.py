@@ -466,6 +466,67 @@ async def test_looking_at_a_tools_state_for_the_recording_is_no_read_of_it(ledge
     assert reads[0] == reads[1]
 
 
+@pytest.mark.parametrize("way", ["whole", "named"])
+async def test_messages_that_a_tool_is_given_are_no_other_state(ledger, way):
+    said = tg.Parameter("said", "one")
+
+    @tool
+    def whole(state: Annotated[dict, InjectedState]) -> str:
+        """Count."""
+        return "2"
+
+    @tool
+    def named(said: Annotated[list, InjectedState("messages")]) -> str:
+        """Count."""
+        return "2"
+
+    def ask(state):
+        call = {"name": way, "args": {}, "id": "1"}
+        return {"messages": [HumanMessage(str(said)), AIMessage("", tool_calls=[call])]}
+
+    builder = StateGraph(MessagesState).add_node(ask).add_node("tools", ToolNode([whole, named]))
+    graph = tg.TrainableGraph(builder.add_edge(START, "ask").add_edge("ask", "tools").compile(), [said])
+    for text in ("one", "two"):
+        [run] = await graph.arecord([{"id": "e", "inputs": {"messages": []}}], prompts={"said": text})
+        assert (run.error, run.warnings) == (None, ())
+
+
+class Column:
+    """As arrays and data frames are: comparing it says something about each value."""
+
+    def __eq__(self, other):
+        return Column()
+
+    __hash__ = None
+
+    def __bool__(self):
+        raise ValueError("The truth value of a column is ambiguous.")
+
+    def __repr__(self):
+        return "Column"
+
+
+async def test_tool_that_is_given_what_has_no_truth_value_is_answered_like_any_other(ledger):
+    made = []
+
+    @tool
+    def total(cart: Annotated[Any, InjectedState("cart")]) -> str:
+        """Say what it comes to."""
+        made.append(cart)
+        return "12"
+
+    call = {"name": "total", "args": {}, "id": "1"}
+    builder = StateGraph(Shop)
+    builder.add_node("fill", lambda _: {"cart": Column(), "messages": [AIMessage("", tool_calls=[call])]})
+    builder.add_node("tools", ToolNode([total]))
+    builder.add_edge(START, "fill").add_edge("fill", "tools")
+    for sample in (0, 1):
+        [run] = await tg.TrainableGraph(builder.compile()).arecord(rows("a"), sample=sample)
+        assert (run.error, run.warnings) == (None, ())
+        assert run.outputs["messages"][-1].content == "12"
+    assert len(made) == 1
+
+
 async def test_resumed_run_calls_no_tool_again(bench, tmp_path):
     for sample in (0, 1):
         with tg.Store(tmp_path) as store, tg.use_ledger(tg.Ledger(store)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, TypedDict
 
 import pytest
+from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.tools import tool
 from langgraph.cache.memory import InMemoryCache
@@ -206,6 +207,24 @@ async def test_own_view_of_a_store_is_like_the_store(kind):
     assert [i.value for i in behind.search(())] == [{"n": 1, "tags": ["x"]}]
 
 
+class Undated(Newest):
+    """A store whose dates have no time zone, as SQLite's."""
+
+    def _one(self, op):
+        found = super()._one(op)
+        for item in found if isinstance(op, SearchOp) else ():
+            item.updated_at = item.updated_at.replace(tzinfo=None)
+        return found
+
+
+def test_store_whose_dates_have_no_time_zone_is_searched():
+    behind = Undated()
+    behind.put(("a",), "one", {"n": 1})
+    own = RunStore(behind)
+    own.put(("a",), "two", {"n": 2})
+    assert [i.key for i in own.search(("a",))] == ["two", "one"]
+
+
 async def test_search_by_meaning_finds_what_the_run_wrote_too():
     def embed(texts):
         return [[float(text.count("tea")), float(text.count("tax")), 0.1] for text in texts]
@@ -218,6 +237,38 @@ async def test_search_by_meaning_finds_what_the_run_wrote_too():
         assert [i.key for i in own.search(("a",), query=word, limit=1)] == [word]
         assert [i.key for i in await own.asearch(("a",), query=word, limit=1)] == [word]
     assert len(store.search(())) == 1
+
+
+async def test_search_by_meaning_embeds_once_where_the_run_wrote_nothing():
+    class Counting(Embeddings):
+        def embed_documents(self, texts):
+            return [self.embed_query(text) for text in texts]
+
+        def embed_query(self, text):
+            asked.append(text)
+            return [float(len(text))]
+
+    asked: list[str] = []
+    store = InMemoryStore(index={"dims": 1, "embed": Counting()})
+    store.put(("a",), "tea", {"text": "likes tea"})
+    asked.clear()
+    own = RunStore(store)
+    assert [i.key for i in own.search(("a",), query="tea")] == ["tea"]
+    assert [i.key for i in await own.asearch(("a",), query="drinks")] == ["tea"]
+    assert (asked, own.list_namespaces()) == (["tea", "drinks"], [("a",)])
+
+
+def test_embeddings_that_a_store_has_by_name_are_not_made_for_each_run(monkeypatch):
+    def made(name, **_):
+        names.append(name)
+        return DeterministicFakeEmbedding(size=3)
+
+    names: list[str] = []
+    monkeypatch.setattr("langchain.embeddings.init_embeddings", made)
+    store = InMemoryStore(index={"dims": 3, "embed": "openai:text-embedding-3-small"})
+    own = RunStore(store)
+    own.put(("a",), "tea", {"text": "likes tea"})
+    assert (len(own.search(("a",), query="tea")), len(names)) == (1, 1)
 
 
 async def test_tool_that_is_replayed_has_written_in_the_store_of_the_run():
@@ -245,6 +296,50 @@ async def test_tool_that_is_replayed_has_written_in_the_store_of_the_run():
             [run] = await graph.arecord([{"inputs": {"q": "hi"}}], sample=sample)
             assert (run.error, run.outputs["a"]) == (None, ["tea"])
     assert (made, store.search(())) == (["tea"], [])
+
+
+async def test_async_tool_that_is_replayed_writes_by_an_async_function_for_embeddings():
+    async def embed(texts):
+        return [[float(len(text))] for text in texts]
+
+    store = InMemoryStore(index={"dims": 1, "embed": embed})
+
+    @tool
+    async def remember(text: str, store: Annotated[BaseStore, InjectedStore()]) -> str:
+        """Remembers a text."""
+        await store.aput(("memories",), text, {"text": text})
+        return "done"
+
+    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
+
+    async def recall(state, *, store: BaseStore):
+        return {"a": [item.key for item in await store.asearch(("memories",), query="tea")]}
+
+    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
+    builder.add_node("tools", ToolNode([remember])).add_node("recall", recall)
+    builder.add_edge(START, "call").add_edge("call", "tools").add_edge("tools", "recall")
+    graph = tg.TrainableGraph(builder.compile(store=store))
+    with tg.use_ledger(tg.Ledger()):
+        for sample in range(2):
+            [run] = await graph.arecord([{"inputs": {"q": "hi"}}], sample=sample)
+            assert (run.error, run.outputs and run.outputs["a"]) == (None, ["tea"])
+
+
+async def test_value_that_a_tool_stores_and_that_cannot_be_kept_is_no_value_that_it_returns():
+    @tool
+    def remember(text: str, store: Annotated[BaseStore, InjectedStore()]) -> str:
+        """Remembers a text."""
+        store.put(("memories",), text, {"text": Odd(text)})
+        return "done"
+
+    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
+    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
+    builder.add_node("tools", ToolNode([remember])).add_edge(START, "call").add_edge("call", "tools")
+    graph = tg.TrainableGraph(builder.compile(store=InMemoryStore()))
+    with tg.use_ledger(tg.Ledger()):
+        [run] = await graph.arecord([{"inputs": {"q": "hi"}}])
+    [said] = run.warnings
+    assert said.startswith("The tool 'remember' returns or writes into the store a tests.")
 
 
 async def test_store_of_a_graph_that_a_node_calls_is_written_by_nobody():
