@@ -27,6 +27,8 @@ class RunStore(BaseStore):
         self.ttl_config = store.ttl_config
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_store":  # asked while a copy is made, which has nothing yet
+            raise AttributeError(name)
         return getattr(self._store, name)
 
     def batch(self, ops: Iterable[Any]) -> list[Any]:

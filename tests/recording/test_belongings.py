@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, TypedDict
 
 import pytest
@@ -223,6 +224,12 @@ def test_store_whose_dates_have_no_time_zone_is_searched():
     own = RunStore(behind)
     own.put(("a",), "two", {"n": 2})
     assert [i.key for i in own.search(("a",))] == ["two", "one"]
+
+
+def test_store_of_a_run_can_be_copied():
+    own = RunStore(InMemoryStore())
+    own.put(("a",), "one", {"n": 1})
+    assert copy.copy(own).get(("a",), "one").value == {"n": 1}
 
 
 async def test_search_by_meaning_finds_what_the_run_wrote_too():
