@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+_UNSHOWN = re.compile("[\xad\u200b-\u200d\u2060\ufe0f\ufeff]")
 _WORD = re.compile(r"[^\W_]+(?:[-'.][^\W_]+)*")
 # Scripts that set no space between words: Chinese characters and kana, two for a word; Thai, Lao,
 # Burmese and Khmer letters, four for a word.
@@ -24,8 +25,13 @@ _IN_MARKS = re.compile(r"(?<!\w)['\"“‘«].*?['\"”’»](?!\w)", re.DOTALL)
 _ENDS = (".", "!", "?", "。", "！", "？")
 
 
+def visible(text: str) -> str:
+    """Return a text without joiners and the like, which nobody sees and which part no words."""
+    return text if text.isascii() else _UNSHOWN.sub("", text)
+
+
 def words(text: str) -> list[str]:
-    return [w.lower() for w in _WORD.findall(text)]
+    return [w.lower() for w in _WORD.findall(visible(text))]
 
 
 def ngrams(text: str, n: int = NGRAM) -> set[tuple[str, ...]]:

@@ -149,6 +149,8 @@ class Objective:
         check_evaluators(self.evaluators, self.summary)
         # Now, since an evaluator that counts its calls must not become another one by it.
         self._told = [f"{name_of(e)}\n{identity_of(e)}" for e in self.evaluators]
+        # What each evaluator said first: the keys that one gives are known from that alone.
+        self._heard: dict[int, Sequence[Feedback]] = {}
         for key, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise ConfigurationError(
@@ -175,8 +177,9 @@ class Objective:
     async def acall(self, runs: Iterable[Run]) -> Loss:
         """Score the runs, all at once. Cost: the model calls that the evaluators make.
 
-        A run that failed scores 0 without asking anyone, and its error is the comment; so does one
-        whose judge could not be reached, though others could, for as long as that lasts; of
+        A run that failed scores 0 without asking anyone, and its error is the comment. An evaluator
+        whose judge could not be reached, though others could, gives 0 for as long as that lasts:
+        under the keys that it has had, and under its function's name before it has had any. Of
         repeated judgements those count that could be had. Raises `EvaluatorError` when an
         evaluator raises or returns something that is no score.
         """
@@ -211,6 +214,8 @@ class Objective:
         if ledger is not None:
             known = await ledger.store.aget_feedback(run.id, key)
             if known is not None:
+                if run.error is None and len(known) == len(self.evaluators):  # one of each
+                    self._known_as([[f] for f in known])
                 return Scored(run, self._reduce(known, run), known, self.weights)
         unheard: set[str] = set()
         if run.error is not None:
@@ -221,13 +226,32 @@ class Objective:
                     [group.create_task(_ask(e, run, unheard, n)) for n in range(self.repeats)]
                     for e in self.evaluators
                 ]
-            feedback = [f for tasks in asked for f in _settled([t.result() for t in tasks])]
+            said = [_settled([t.result() for t in tasks]) for tasks in asked]
+            feedback = [f for judgement in self._known_as(said) for f in judgement]
         if ledger is not None:
             feedback = list(_said(feedback, ledger.redaction))
         score = self._reduce(feedback, run)
         if ledger is not None and not unheard and not run.provisional:
             await ledger.store.aput_feedback(run.id, key, score, feedback)
         return Scored(run, score, tuple(feedback), self.weights)
+
+    def _known_as(self, said: Sequence[list[Feedback]]) -> list[list[Feedback]]:
+        """Return what each evaluator said; of one that was not heard under the keys it had before.
+
+        The weights know it by them.
+        """
+        found = []
+        for n, judgement in enumerate(said):
+            if isinstance(judgement, _Unheard):
+                why = judgement[0].comment
+                found.append([
+                    Feedback(f.key, None if f.score is None else 0.0, why)
+                    for f in self._heard.get(n, judgement)
+                ])
+            else:
+                self._heard.setdefault(n, judgement)
+                found.append(judgement)
+        return found
 
     def _reduce(self, feedback: Sequence[Feedback], run: Run) -> float:
         if run.error is not None:
@@ -260,14 +284,15 @@ def feedback_key(fingerprint: str, example: Example) -> str:
     return digest("feedback", fingerprint, example.outputs, example.metadata)[:16]
 
 
-def _settled(judgements: Sequence[Sequence[Feedback]]) -> list[Feedback]:
+def _settled(judgements: Sequence[list[Feedback]]) -> list[Feedback]:
     """Return one evaluator's repeated judgements as one: of each key the mean score.
 
-    Those that could not be had don't count, unless none could.
+    Those that could not be had don't count; where none could, the first is what comes back.
     """
-    judgements = [j for j in judgements if not isinstance(j, _Unheard)] or judgements
-    if len(judgements) == 1:
-        return list(judgements[0])
+    heard = [j for j in judgements if not isinstance(j, _Unheard)]
+    if len(heard) < 2:
+        return (heard or judgements)[0]
+    judgements = heard
     by_key: dict[str, list[Feedback]] = {}
     for feedback in judgements:
         for f in feedback:

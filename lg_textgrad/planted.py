@@ -16,6 +16,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
+from lg_textgrad.guards import visible
+
 _LOOKALIKES = str.maketrans(
     "аеорсухіјѕԁԛԝһӏηικορτυνχβεαΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТХІЈЅ"
     "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢıɑɡօոս",
@@ -29,8 +31,21 @@ _BASE32 = re.compile(r"\b[A-Z2-7]{24,}={0,6}")
 _ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
 _MARKUP = re.compile(r"<!--.{0,200}?-->|</?\w[^<>]{0,200}>|[*~`\\]|(?<=\w)_(?=\w)")
 _RUN_TOGETHER = re.compile(r"_+|(?<=[a-z])(?=[A-Z])")
-# A joiner and the mark of an emoji belong between emojis; after a letter they only hide it.
-_AFTER_LETTERS = re.compile("[^\\W\\d_\u2139][\u200d\ufe0f]")
+# Scripts whose letters join, and look otherwise where they don't: Arabic, Syriac, N'Ko, Mandaic,
+# those of India, Khmer, Mongolian, Balinese, Javanese, Phags-pa, Adlam and Rohingya.
+_JOINING = (
+    "\u0600-\u077f\u07c0-\u07ff\u0840-\u0dff\u1780-\u18af\u1b00-\u1b7f\ua840-\ua87f\ua8e0-\ua8ff"
+    "\ua980-\ua9df\ufb50-\ufdff\ufe70-\ufefc\U00010d00-\U00010d3f\U00011000-\U00011fff"
+    "\U0001e900-\U0001e95f"
+)
+_PICTURES = "\u2190-\u2bff\U0001f000-\U0001faff"
+# Beside a letter of another script, or on its own, a joiner only hides something.
+_JOINER = re.compile(
+    f"(?<=[{_JOINING}])[\u200c\u200d]|[\u200c\u200d](?=[{_JOINING}])"
+    f"|(?<=[{_PICTURES}\ufe0f])\u200d(?=[{_PICTURES}])"
+)
+# So does the mark of an emoji after a letter.
+_AFTER_LETTERS = re.compile("[^\\W\\d_\u2139]\ufe0f")
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0e\U000e0100-\U000e01ef]"
 )
@@ -65,7 +80,7 @@ _IGNORE_ELSEWHERE = (
     rf"|\b(?:игнорир|{_NOT_NOT}(?:забудь|забыть))\w*\b.{{0,40}}?"
     r"\b(?:инструкц|указан|предыдущ|прежн)"
     r"|\btalimat\w*\b.{0,40}?\b(?:yok say|unut|görmezden)"
-    r"|تجاهل.{0,40}?(?:تعليمات|السابقة)|निर्देश.{0,40}?(?:अनदेखा|भूल)"
+    r"|تجاهل.{0,40}?(?:تعليمات|السابقة)|دستور.{0,40}?(?:نادیده|فراموش)|निर्देश.{0,40}?(?:अनदेखा|भूल)"
     r"|(?:忽略|无视|無視|忘记|忘記).{0,10}?(?:之前|以前|以上|上述|上面|先前|所有).{0,10}?"
     r"(?:指令|指示|提示|说明|說明|规则|規則|内容|內容)"
     r"|(?:以前|上記|これまで|すべて|全て|前).{0,10}?(?:指示|命令|プロンプト|ルール).{0,12}?(?:無視|忘れ)"
@@ -111,13 +126,14 @@ _OUTWARD = re.compile(
 def planted(text: str) -> str | None:
     """Return what gives `text` away as a planted instruction; None where nothing does.
 
-    Read as it is, and without what hides it: line breaks, invisible characters, look-alike letters,
-    accents, digits for letters, letters spelled out one by one, markup and escapes within words,
-    ROT13, backwards, Base64, Base32 and hexadecimal.
+    Read as it is, and without what hides it: line breaks, joiners, look-alike letters, accents,
+    digits for letters, letters spelled out one by one, markup and escapes within words, ROT13,
+    backwards, Base64, Base32 and hexadecimal.
     """
     if _invisible(text):
         return "has invisible characters"
-    for reading in dict.fromkeys(readings(text)):
+    read = (each for reading in readings(text) for each in (reading, visible(reading)))
+    for reading in dict.fromkeys(read):
         for pattern, why in _MARKS:
             found = pattern.search(reading)
             if found is not None:
@@ -139,8 +155,8 @@ def outward(text: str, trusted: Iterable[str]) -> str | None:
 
 def _invisible(text: str) -> bool:
     return bool(_UNSEEN.search(text) or _AFTER_LETTERS.search(text)) or any(
-        unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn", "Cs") and c not in "\n\t\r\u200d\ufe0f"
-        for c in text
+        unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn", "Cs") and c not in "\n\t\r"
+        for c in _JOINER.sub("", text)
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from lg_textgrad._hashing import to_plain
 from lg_textgrad.critics.showing import in_prompt
-from lg_textgrad.guards import strings, words
+from lg_textgrad.guards import strings, visible, words
 from lg_textgrad.objective import Scored
 from lg_textgrad.symptoms import symptoms_of
 
@@ -87,7 +87,8 @@ class Provenance:
             known = any(span.lower() in each.lower() for each in self._texts)
             if not known and self._strange(span):
                 return f"demands {span!r}, which only a run's own text says"
-        lines = [[w for w in re.findall(r"\w+", ln) if len(w) > 2] for ln in text.split("\n")]
+        split = visible(text).split("\n")
+        lines = [[w for w in re.findall(r"\w+", line) if len(w) > 2] for line in split]
         lines = [found for found in lines if found]
         for word in (word for found in lines for word in found):
             odd = word.isupper() or any(c.isdigit() for c in word)

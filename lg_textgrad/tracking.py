@@ -222,6 +222,13 @@ def start_tracking(state: Any) -> set[str] | None:
     return _sheet(state)
 
 
+def all_keys(state: Any) -> frozenset[str]:
+    """Return the keys of a dict, or the fields of an object, unseen by a sheet."""
+    if isinstance(state, dict):
+        return frozenset(dict.keys(state))
+    return field_names(type(state))
+
+
 def _sheet(state: Any) -> set[str] | None:
     try:
         sheet: set[str] = object.__getattribute__(state, _SHEET)

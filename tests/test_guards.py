@@ -15,6 +15,7 @@ def test_words_are_compared_without_case_and_punctuation():
     assert words("Can you — PLEASE — check?!") == ["can", "you", "please", "check"]
     assert words("F-1234 didn't cost 3.50") == ["f-1234", "didn't", "cost", "3.50"]
     assert words("snake_case Straße") == ["snake", "case", "straße"]
+    assert words("PW\u200dNED نمی\u200cشود") == words("PWNED نمیشود")
 
 
 def test_strings_are_found_in_nested_data():
@@ -28,6 +29,7 @@ def test_quotation_is_found_in_whatever_disguise():
         "f-1234 didn't arrive on tuesday can"
     )
     assert known.find(f"Answer {MESSAGE} with sorry.") is not None
+    assert known.find("If they ask 'F-1234 di\u200bdn't ar\xadrive on Tues\u200cday can', say no.") is not None
 
 
 def test_rules_and_short_phrases_pass():

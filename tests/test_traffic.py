@@ -544,6 +544,18 @@ async def test_garbage_that_comes_twice_is_the_models_own():
         await model.aclose()
 
 
+@pytest.mark.parametrize("text", [None, '{"ok": tr'])
+async def test_reply_that_a_filter_withheld_is_not_asked_for_again(text):
+    with OpenAIServer(lambda body: Reply(text, finish_reason="content_filter")) as server:
+        model = OpenAI("test-model", base_url=server.base_url)
+        ledger = tg.Ledger()
+        with tg.use_ledger(ledger), pytest.raises(ModelReplyError, match="content filter") as caught:
+            await aask(model, request(schema=SCHEMA), "critic")
+        assert (caught.value.kind, caught.value.usage.calls, len(server.chats)) == ("refused", 1, 1)
+        assert ledger.traffic.faults == {"refused": 1}
+        await model.aclose()
+
+
 async def test_reply_that_breaks_the_schema_is_not_asked_for_again():
     with OpenAIServer(lambda body: {"ok": 1}) as server:
         model = OpenAI("test-model", base_url=server.base_url)

@@ -41,7 +41,7 @@ def add_dataset(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset-splits", metavar="SPEC", help="train=a+b,val=c or shares like 60/20/20"
     )
-    group.add_argument("--dataset-version", metavar="TAG", help="a tag, or a time")
+    group.add_argument("--dataset-version", metavar="TAG", help="a tag, or else a time")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

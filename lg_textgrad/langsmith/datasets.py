@@ -48,25 +48,24 @@ def splits_of(example: Example) -> tuple[str, ...]:
 def read_dataset(langsmith: LangSmith, name: str, version: str | None = None) -> Dataset:
     """Return a dataset by its name or id, as it is now or was at `version`.
 
-    `version` is a tag, or a time in ISO form. Raises `DataError` for a dataset or a version that
-    is not there, and for one without examples; `LangSmithError` when LangSmith can't be asked.
+    `version` is a tag, or else a time in ISO form. Raises `DataError` for a dataset or a version
+    that is not there, and for one without examples; `LangSmithError` when LangSmith can't be asked.
     """
 
     def find(client: Client) -> Any:
         by_id = _is_uuid(name)
-        found = client.read_dataset(**{"dataset_id" if by_id else "dataset_name": name})
-        at = _time(version)
-        which: dict[str, Any] = {"tag": version or "latest"} if at is None else {"as_of": at}
-        return found, which
+        return client.read_dataset(**{"dataset_id" if by_id else "dataset_name": name})
 
-    asked = langsmith.find(find)
-    if asked is None:
+    found = langsmith.find(find)
+    if found is None:
         raise DataError(
             f"LangSmith at {langsmith.url} has no dataset '{name}'; give the name or the id of one "
             "that is in the workspace of the API key."
         )
-    found, which = asked
-    at = langsmith.find(lambda c: c.read_dataset_version(dataset_id=found.id, **which))
+    tag, time = version or "latest", _time(version)
+    at = langsmith.find(lambda c: c.read_dataset_version(dataset_id=found.id, tag=tag))
+    if at is None and time is not None:  # last, since a tag may look like a time: 20260131
+        at = langsmith.find(lambda c: c.read_dataset_version(dataset_id=found.id, as_of=time))
     if at is None:
         raise DataError(
             f"The dataset '{found.name}' has no version '{version}'; give a tag that it has, or a "

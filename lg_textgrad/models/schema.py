@@ -91,7 +91,8 @@ def checked_reply(
     """Return the data of a reply under a schema, or None for free text.
 
     Raises `ModelReplyError` for a refusal, an empty reply, and under a schema also for one that
-    was cut off, is malformed, or breaks the schema. Free text may end at `max_tokens`.
+    was cut off or filtered, is malformed, or breaks the schema. Free text may end at `max_tokens`
+    or at a filter.
     """
     if refusal:
         raise ModelReplyError(
@@ -110,10 +111,16 @@ def checked_reply(
             reply=text,
             kind="truncated",
         )
-    if empty:
-        why = " (withheld by a content filter)" if finish_reason == "content_filter" else ""
+    if finish_reason == "content_filter" and (empty or schema is not None):
         raise ModelReplyError(
-            f"The model's reply is empty{why}; ask again, or use another model.",
+            "The model's reply was withheld by a content filter. Rephrase the request, or use"
+            " another model.",
+            reply=text,
+            kind="refused",
+        )
+    if empty:
+        raise ModelReplyError(
+            "The model's reply is empty; ask again, or use another model.",
             reply=text,
             kind="empty",
         )

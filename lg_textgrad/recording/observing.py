@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dis
 import functools
+import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -12,11 +16,12 @@ from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.constants import START
+from langgraph.errors import GraphBubbleUp
 from langgraph.pregel import Pregel
 
 from lg_textgrad.recording.callbacks import Recorder
 from lg_textgrad.recording.structure import AnyGraph
-from lg_textgrad.tracking import start_tracking, tracking
+from lg_textgrad.tracking import all_keys, start_tracking, tracking
 
 _PUSH = "__pregel_push"
 
@@ -93,25 +98,67 @@ class _Body(Runnable[Any, Any]):
 def _invoke(
     bound: Any, state: Any, config: RunnableConfig | None = None, **kwargs: Any
 ) -> Any:
-    return bound.invoke(_noted(state, config), config, **kwargs)
+    with _noted(bound, state, config) as noted:
+        return bound.invoke(noted, config, **kwargs)
 
 
 async def _ainvoke(
     bound: Any, state: Any, config: RunnableConfig | None = None, **kwargs: Any
 ) -> Any:
-    return await bound.ainvoke(_noted(state, config), config, **kwargs)
+    with _noted(bound, state, config) as noted:
+        return await bound.ainvoke(noted, config, **kwargs)
 
 
-def _noted(state: Any, config: RunnableConfig | None) -> Any:
-    """Return a state that notes reads for the recorders of the run; what a `Send` sent stays."""
+@contextmanager
+def _noted(bound: Any, state: Any, config: RunnableConfig | None) -> Iterator[Any]:
+    """Yield a state that notes reads for the recorders of the run; what a `Send` sent stays."""
     if _PUSH in ((config or {}).get("metadata") or {}).get("langgraph_triggers", ()):
-        return state
+        yield state
+        return
     noted = tracking(state)
     sheet = start_tracking(noted)
     if sheet is not None:
         for recorder, namespace in _recorders(config):
             recorder.reading(namespace, sheet)
-    return noted
+    waits = False
+    try:
+        yield noted
+    except GraphBubbleUp:
+        waits = True  # it reads when it goes on
+        raise
+    finally:
+        if not waits:
+            _suspect(bound, noted, sheet)
+
+
+def _suspect(bound: Any, state: Any, sheet: set[str] | None) -> None:
+    """Count all of a state as read where no read was noted, unless the code has no use for it.
+
+    What is written in C, as orjson, reads a dict without asking it.
+    """
+    if sheet is not None and not sheet and _looks(bound):
+        sheet.update(all_keys(state))
+
+
+def _looks(bound: Any) -> bool:
+    """Return whether the function of a node or conditional edge may look at its first argument."""
+    function = getattr(bound, "func", None) or getattr(bound, "afunc", None)
+    first = 0
+    if isinstance(function, MethodType):
+        function, first = function.__func__, 1
+    function = inspect.unwrap(function) if callable(function) else None
+    return not isinstance(function, FunctionType) or _uses(function.__code__, first)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uses(code: CodeType, number: int) -> bool:
+    if number >= code.co_argcount:
+        return True  # it comes with others in one name
+    name = code.co_varnames[number]
+    if name in code.co_cellvars:
+        return True
+    loaded = (i.argval for i in dis.get_instructions(code) if "LOAD" in i.opname)
+    return any(name == each or (isinstance(each, tuple) and name in each) for each in loaded)
 
 
 def _recorders(config: RunnableConfig | None) -> Iterator[tuple[Recorder, str]]:
@@ -147,6 +194,7 @@ class _Watch(Runnable[Any, Any]):
         state = tracking(input)
         sheet = start_tracking(state)
         result = self._path.invoke(state, config, **kwargs)
+        _suspect(self._path, state, sheet)
         _tell(config, sheet, result)
         return result
 
@@ -156,6 +204,7 @@ class _Watch(Runnable[Any, Any]):
         state = tracking(input)
         sheet = start_tracking(state)
         result = await self._path.ainvoke(state, config, **kwargs)
+        _suspect(self._path, state, sheet)
         _tell(config, sheet, result)
         return result
 

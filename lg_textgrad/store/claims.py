@@ -17,6 +17,19 @@ from lg_textgrad.errors import StoreError
 LOCK_NAME, OWNER_NAME = "run.lock", "run.owner"
 
 
+class _Lock(FileLock):
+    """A lock that a process leaves alone which was forked from the one that made it.
+
+    filelock before 4.0 gives a lock back in the fork as well, where it is garbage collected.
+    """
+
+    process = 0
+
+    def __del__(self, *_: Any) -> None:
+        if self.process == os.getpid():
+            super().__del__()
+
+
 class Claim:
     """The right to write in a run directory, which one process has at a time.
 
@@ -29,7 +42,8 @@ class Claim:
         try:
             _make(directory)
             # Whichever thread closes the store gives the lock back.
-            self._lock = FileLock(str(directory / LOCK_NAME), thread_local=False)
+            self._lock = _Lock(str(directory / LOCK_NAME), thread_local=False)
+            self._lock.process = os.getpid()
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreError(

@@ -104,6 +104,8 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        if self._writer.forked:
+            return  # what is open is the other process's, files and the server's sessions
         self._writer.close()
         if self._readers is not None:
             self._readers.shutdown()

@@ -51,6 +51,11 @@ class Writer:
         self._closed = False
         self._process = os.getpid()
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the one that the writer works in."""
+        return self._process != os.getpid()
+
     def put(self, rows: Sequence[Write]) -> None:
         """Write, and return when it is durable. Raises what the database raises."""
         one = _Waiting(lambda: rows)
@@ -88,7 +93,7 @@ class Writer:
     def _add(self, one: _Waiting) -> None:
         if self._closed:
             raise StoreError("The store is closed, so nothing more can be written to it.")
-        if self._process != os.getpid():
+        if self.forked:
             # A fork has none of the threads, and databases' connections must not be used in it.
             raise StoreError(
                 "The store was opened by the process that this one was forked from; only that one "

@@ -550,6 +550,42 @@ async def test_judge_that_cannot_be_reached_for_one_run_does_not_end_the_batch(m
     assert [s.score for s in again.scored] == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("score", [0.5, None])
+async def test_judge_that_is_away_counts_as_much_as_the_weight_of_its_key_says(make, score, kept):
+    sick = [Fault(503)] * QUICK.attempts
+
+    def handler(body):
+        return sick.pop() if body["messages"][0]["content"] == "judge sick" and sick else "said"
+
+    with OpenAIServer(handler) as server, tg.use_ledger(tg.Ledger(patience=QUICK)):
+        model = make(server)
+
+        async def judge(inputs):
+            said = (await model.ainvoke("judge " + inputs["q"])).content
+            return {"key": "tone", "score": score, "comment": said}
+
+        def objective():
+            return tg.Objective([lambda outputs: True, judge], weights={"tone": 0})
+
+        runs = await one_node(lambda s: {"a": "x"}).arecord(
+            [{"inputs": {"q": q}} for q in ("fine", "sick")]
+        )
+        asked = objective()
+        if kept:  # as when a run goes on: only what is kept says what the key was
+            await asked.acall(runs[:1])
+            asked = objective()
+            [fine] = (await asked.acall(runs[:1])).scored
+            [away] = (await asked.acall(runs[1:])).scored
+        else:
+            fine, away = (await asked.acall(runs)).scored
+    assert not sick
+    assert (fine.score, away.score) == (1, 1)
+    assert [f.key for f in away.feedback] == [f.key for f in fine.feedback]
+    assert [f.score for f in away.feedback] == [1, None if score is None else 0]
+    assert "could not be reached" in away.feedback[1].comment
+
+
 async def test_repeated_judgements_that_could_be_had_are_the_score(make):
     lost = [Fault(503)] * QUICK.attempts
 

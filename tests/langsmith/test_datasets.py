@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 import pytest
 
@@ -46,6 +47,15 @@ def test_version_reads_the_same_whatever_happens_to_the_dataset(client, langsmit
     assert now.as_of != then.as_of
     for version in ("v1", then.as_of):
         assert read_dataset(langsmith, "desk", version) == then
+
+
+@pytest.mark.parametrize("tag", ["20260131", "2026-01-31", "2999-12-31"])
+def test_tag_that_looks_like_a_time_is_a_tag(client, langsmith, tag):
+    made = desk_dataset(client)
+    then = read_dataset(langsmith, "desk")
+    client.update_dataset_tag(dataset_id=made.id, as_of=datetime.fromisoformat(then.as_of), tag=tag)
+    client.delete_example(example_id("desk/e1"))
+    assert read_dataset(langsmith, "desk", tag) == then
 
 
 @pytest.mark.parametrize(

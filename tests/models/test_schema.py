@@ -131,8 +131,11 @@ def test_each_failure_says_which_it_is():
         checked_reply("", schema=None, finish_reason="length")
     with pytest.raises(ModelReplyError, match="empty"):
         checked_reply(" \n", schema=None)
-    with pytest.raises(ModelReplyError, match="empty .withheld by a content filter"):
-        checked_reply("", schema=SCHEMA, finish_reason="content_filter")
+    for filtered in ("", '{"ok": tr', text):
+        with pytest.raises(ModelReplyError, match="withheld by a content filter") as caught:
+            checked_reply(filtered, schema=SCHEMA, finish_reason="content_filter")
+        assert (caught.value.kind, caught.value.reply) == ("refused", filtered)
+    assert checked_reply("so far", schema=None, finish_reason="content_filter") is None
     with pytest.raises(ModelReplyError, match="refused to answer: I cannot") as caught:
         checked_reply("", schema=None, refusal="I cannot.")
     assert caught.value.reply == "I cannot."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 import os
@@ -10,10 +11,12 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph, add_messages
@@ -367,6 +370,86 @@ async def test_node_that_validates_its_state_with_pydantic_still_depends_on_it()
     run = await recorded(graph)
     assert run.outputs["b"] == "x"
     assert ("n#0", "m#0", "a") in edges(run)
+
+
+class Writes:
+    def all(self, state):
+        return {"b": orjson.dumps(state).decode()}
+
+    def nothing(self, state):
+        return {"b": "fixed"}
+
+
+def _unseen(state):
+    return {"b": orjson.dumps(state).decode()}
+
+
+async def _unseen_too(state):
+    def written():
+        return orjson.dumps(state).decode()
+
+    return {"b": written()}
+
+
+def _packed(*states):
+    return {"b": orjson.dumps(states[0]).decode()}
+
+
+def decorated(node):
+    @functools.wraps(node)
+    def call(*args, **kwargs):
+        return node(*args, **kwargs)
+
+    return call
+
+
+def _fails(state):
+    raise ValueError(orjson.dumps(state).decode())
+
+
+def _blind(state):
+    del state
+    return {"b": "fixed"}
+
+
+@pytest.mark.parametrize(
+    ("node", "is_seen"),
+    [
+        (_unseen, True), (_unseen_too, True), (_packed, True), (_fails, True), (Writes().all, True),
+        (decorated(_unseen), True), (decorated(lambda _: {"b": "fixed"}), False),
+        (functools.partial(_unseen), True), (RunnableLambda(_unseen) | RunnableLambda(lambda found: found), True),
+        (lambda _: {"b": "fixed"}, False), (_blind, False), (Writes().nothing, False),
+    ],
+)  # fmt: skip
+async def test_node_whose_reads_nobody_could_notice_has_read_everything(node, is_seen):
+    # orjson reads dicts from C, where nobody can watch it.
+    graph = build(nodes={"n": lambda _: {"a": "x"}, "m": node}, edges=[(START, "n"), ("n", "m")])
+    [run] = await tg.TrainableGraph(graph).arecord([{"inputs": {"q": "hi"}}])
+    assert (("n#0", "m#0", "a") in edges(run)) == is_seen
+    assert run.executions[1].reads == ({"q", "a", "items"} if is_seen else set())
+
+
+async def test_conditional_edge_whose_reads_nobody_could_notice_has_read_everything():
+    def route(state):
+        return "m" if b"x" in orjson.dumps(state) else END
+
+    graph = build(
+        nodes={"n": lambda s: {"a": s["q"]}, "k": lambda _: {"b": "y"}, "m": lambda s: {"c": s["b"]}},
+        edges=[(START, "n"), ("n", "k")],
+        conditional=[("k", route, ["m", END])],
+    )
+    run = await recorded(graph, q="x")
+    assert run.executions[1].reads == {"q", "a", "items"}
+
+
+async def test_node_that_waits_before_it_reads_has_read_what_it_reads_afterwards():
+    def ask(state):
+        return {"b": interrupt("?") + state["a"]}
+
+    builder = StateGraph(S).add_node("n", lambda _: {"a": "x", "c": "y"}).add_node("ask", ask)
+    graph = builder.add_edge(START, "n").add_edge("n", "ask").compile(checkpointer=InMemorySaver())
+    [run] = await tg.TrainableGraph(graph).arecord([{"inputs": {"q": "hi"}, "metadata": {"resume": ["yes"]}}])
+    assert (run.outputs["b"], run.executions[1].reads) == ("yesx", {"a"})
 
 
 async def test_parallel_executions_of_one_node_are_numbered_by_input_not_by_finish():

@@ -442,7 +442,10 @@ class LangSmithServer:
         return found[-1]
 
     def _version(self, request: Request, path: dict[str, str]) -> Any:
-        when, _ = self._at(path["id"], request.one("tag") or request.one("as_of"))
+        tag = request.one("tag")
+        if tag not in (None, "latest", *self.version_tags.get(path["id"], ())):
+            raise Refusal(404, f"the dataset has no tag '{tag}'")
+        when, _ = self._at(path["id"], tag or request.one("as_of"))
         tags = [t for t, at in self.version_tags[path["id"]].items() if at == when]
         latest = ["latest"] if when == self.versions[path["id"]][-1][0] else []
         return {"tags": tags + latest, "as_of": when.isoformat()}

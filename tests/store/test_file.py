@@ -506,17 +506,29 @@ from lg_textgrad.store import Store
 async def put(store, key):
     await store.aput_result(key, "rollout", {}, {}, Usage(1, prompt_tokens=1))
 
+def entries():
+    return store.directory and sorted(os.listdir(store.directory))
+
 store = Store(sys.argv[1])
 asyncio.run(put(store, "own"))
+before = entries()
 child = os.fork()
 if child == 0:
     signal.alarm(10)
-    try:
-        asyncio.run(put(store, "child's"))
-    except StoreError as error:
-        os._exit(0 if "forked from" in str(error) else 1)
-    os._exit(2)
+    with store:
+        try:
+            asyncio.run(put(store, "child's"))
+        except StoreError as error:
+            sys.exit(0 if "forked from" in str(error) else 1)
+    sys.exit(2)
 status = os.waitpid(child, 0)[1]
+assert entries() == before, entries()
+try:
+    Store(sys.argv[1])
+except StoreError as error:
+    assert "Another Store of this same process is working in" in str(error)
+else:
+    sys.exit(3)
 asyncio.run(put(store, "more"))
 store.close()
 sys.exit(status)
@@ -524,9 +536,9 @@ sys.exit(status)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-def test_forked_process_is_refused_in_place_of_waiting_for_ever(tmp_path):
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORKED, str(tmp_path / "run")]
+def test_forked_process_is_refused_and_leaves_what_is_its_parents(where):
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORKED, str(where)]
     done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    with tg.Store(tmp_path / "run", read_only=True) as store:
+    with tg.Store(where, read_only=True) as store:
         assert store.paid()["rollout"].calls == 2
