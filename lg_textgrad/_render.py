@@ -145,10 +145,6 @@ class Watch:
         elif len(self._warned) == _MOST_WARNINGS + 1:
             self._say("[yellow]what else runs warn of is not told[/yellow]")
 
-    def _on_unread(self, parameters: list[str], never_ran: list[str]) -> None:
-        where = f"; never reached: {', '.join(never_ran)}" if never_ran else ""
-        self._say(f"no validation run read {', '.join(parameters)}{where}")
-
     def _on_step(self, step: int, steps: int) -> None:
         self._say(f"[bold]step {step} of {steps}[/bold]")
 

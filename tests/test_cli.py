@@ -231,6 +231,31 @@ def test_budget_too_small_is_status_3_and_more_budget_resumes(here):
     assert len(here.server.chats) <= 40 + 3  # those that were in flight when the first budget ended
 
 
+def test_a_prompt_that_no_validation_run_read_is_told_once(here):
+    (here.folder / "desk_app.py").write_text(
+        "import lg_textgrad as tg\n"
+        "from langgraph.graph import START, StateGraph\n"
+        "from tests.desk import Desk, START_PROMPTS, ask, team\n"
+        "triage, polish = (tg.Parameter(n, START_PROMPTS[n]) for n in ('triage', 'polish'))\n"
+        "async def route(state): return {'team': await ask(triage, state['message'])}\n"
+        "async def escalate(state): return {'answer': await ask(polish, state['message'])}\n"
+        "builder = StateGraph(Desk).add_node(route).add_node(escalate)\n"
+        "def where(state): return 'escalate' if 'lawyer' in state['message'] else 'route'\n"
+        "builder.add_conditional_edges(START, where, ['route', 'escalate'])\n"
+        "graph = tg.TrainableGraph(builder.compile(), [triage, polish])\n"
+    )
+    done = subprocess.run(  # a process in which nobody has set up logging, as a user's
+        [
+            sys.executable, "-m", "lg_textgrad", "optimize", "optimize.toml",
+            "--evaluator", "desk_app:team", "--steps", "1",
+        ],
+        cwd=here.folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{here.folder}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("(?i)no validation run read", done.stderr)) == 1, done.stderr
+
+
 def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished, monkeypatch):
     here.server.handler = Script(latency=(0.0, 0.02))
     environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL", "COLUMNS")}
