@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from lg_textgrad.objective import Loss, Scored
-from lg_textgrad.planning import warnings_of
+from lg_textgrad.planning import unknown_weights, warnings_of
 from lg_textgrad.result import Result, Spent, spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged, Store
@@ -126,6 +126,8 @@ class Watch:
             self._say(f"[yellow]{escape(failures)}[/yellow]")
         for warning, told in warnings_of(scored).items():
             self._warn(told, warning)
+        if unknown := unknown_weights(scored):
+            self._say(f"[yellow]{escape(unknown)}[/yellow]")
         spent = self._account.spent
         cost = ""
         if spent.usd and spent.dollars is not None:
@@ -262,8 +264,10 @@ def show_scores(
         console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
     if failures := _failures(loss.scored):
         console.print(f"  {failures}", markup=False, highlight=False, soft_wrap=True)
-    for told in list(warnings_of(loss.scored).values())[:_MOST_WARNINGS]:
-        console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)
+    warnings = list(warnings_of(loss.scored).values())[:_MOST_WARNINGS]
+    for told in (*warnings, unknown_weights(loss.scored)):
+        if told:
+            console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:

@@ -256,6 +256,15 @@ def test_a_prompt_that_no_validation_run_read_is_told_once(here):
     assert len(re.findall("(?i)no validation run read", done.stderr)) == 1, done.stderr
 
 
+def test_a_weight_of_a_key_that_no_evaluator_gives_is_told(here):
+    desk.project(here.folder, weights={"team": 2.0, "greating": 3.0}, steps=1)
+    said = "no evaluator said anything of greating, which `weights` names; the keys are ending, greeting, team"
+    assert said in here.run("optimize", "optimize.toml", "--out", "r").err
+    assert said in here.run("evaluate", "optimize.toml").err
+    desk.project(here.folder, weights={"team": 2.0})
+    assert "`weights`" not in here.run("evaluate", "optimize.toml").err
+
+
 def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished, monkeypatch):
     here.server.handler = Script(latency=(0.0, 0.02))
     environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL", "COLUMNS")}
