@@ -147,6 +147,22 @@ def test_a_graph_without_a_prompt_is_told_why(plain):
     assert "no prompt that can be tuned in 3 runs: no node calls a chat model" in one_error(done.err)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"executor": "rya"}, "There is no executor 'rya'"),
+        ({"executor": "ray", "executor_options": {"workers": 2}}, "no option 'workers'"),
+        ({"critic_options": {"max_token": 2}}, "The critic 'node' has no option 'max_token'"),
+        ({"critic": "auto", "critic_options": {"share": 2.0}}, "`share` of AutoCritic is 2.0"),
+    ],
+)
+def test_what_critic_and_executor_do_not_have_is_told_before_the_graph_runs(here, settings, said):
+    desk.project(here.folder, made="build_plain()", **settings)
+    done = here.run("optimize", "optimize.toml", "--out", "r")
+    assert (done.code, said in one_error(done.err)) == (2, True)
+    assert total(here.server) == 0
+
+
 DATED = """\
 import os
 from langgraph.graph import START, StateGraph
