@@ -88,6 +88,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     graph = traffic.graph_of(config)
     objective = made_objective(config)
     check_critic(config, graph, objective)
+    traffic.tell_tools(people, graph)
     traffic.executor_of(config, graph)  # made once more for the graph with its prompts
     splits = {
         name: first_rows(getattr(config, name), getattr(config, f"{name}_rows"))
