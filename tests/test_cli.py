@@ -314,6 +314,31 @@ def test_second_ctrl_c_leaves_without_waiting_for_calls_under_way(here):
     assert "Traceback" not in said
 
 
+def test_ctrl_c_at_the_question_whether_to_accept_ends_the_process(here):
+    log = here.folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "lg_textgrad", "optimize", "optimize.toml", "--out", "r",
+                "--approve",
+            ],
+            cwd=here.folder, stdin=subprocess.PIPE, stdout=file, stderr=file,
+            env={**os.environ, "PYTHONPATH": f"{here.folder}{os.pathsep}{ROOT}"},
+        )  # fmt: skip
+    with process:
+        desk.wait_for(lambda: "Accept this?" in log.read_text() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+    said = log.read_text()
+    assert process.returncode == 4, said
+    assert "Go on with: lg-textgrad resume r" in said
+    assert "Traceback" not in said
+    assert "Fatal" not in said
+
+
 def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
