@@ -349,6 +349,18 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     assert "resume" not in done.err
 
 
+def test_run_whose_evaluator_raised_goes_on_as_the_error_says(here):
+    judge = here.folder / "judge.py"
+    judge.write_text("def team(outputs): raise KeyError('rule')\n")
+    done = here.run("optimize", "optimize.toml", "--evaluator", "judge:team", "--out", "r")
+    assert done.code == 2
+    assert "lg-textgrad optimize --fork RUN_DIR --out NEW" in one_error(done.err)
+    judge.write_text("from tests.desk import team\n")
+    done = here.run("optimize", "--fork", "r", "--out", "n")
+    assert done.code == 0, done.err
+    assert desk.repeats(here.server) == {}
+
+
 def test_server_that_fails_for_good_is_status_1_and_resumable(here):
     here.server.handler = fail_critic(Fault(503))
     done = here.run("optimize", "optimize.toml", "--out", "broken", "--retries", "1")
