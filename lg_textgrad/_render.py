@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -249,7 +250,10 @@ def show_result(console: Console, result: Result) -> None:
         f"stopped by {result.stopped_by}"
     )
     if result.run_dir is not None:
-        console.print(f"Look closer with: lg-textgrad diff {escape(result.run_dir)}")
+        console.print(
+            f"Look closer with: lg-textgrad diff {shlex.quote(result.run_dir)}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def show_scores(

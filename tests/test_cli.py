@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -155,6 +156,15 @@ def test_optimize_by_toml_and_flags_over_it(here):
     assert document["run_dir"] == str(Path("runs/run"))
     assert document["reference"]["test"] == pytest.approx(document["baseline"]["test"] + 1 / 3)
     assert "hand-written reference" in done.err
+
+
+def test_the_command_that_the_end_names_can_be_copied(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    out = f"runs of may/{'long-' * 12}name"
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--out", out)
+    assert done.code == 0, done.err
+    [command] = [line for line in done.err.splitlines() if line.startswith("Look closer with: ")]
+    assert here.run(*shlex.split(command)[4:]).code == 0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
