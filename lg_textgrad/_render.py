@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from lg_textgrad.objective import Loss, Scored
+from lg_textgrad.planning import unknown_weights, warnings_of
 from lg_textgrad.result import Result, Spent, spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged, Store
@@ -31,6 +33,7 @@ class Watch:
         self._calls = 0
         self._where = "starting"
         self._work: tuple[float, float] = (0.0, 0.0)
+        self._warned: set[str] = set()
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -110,8 +113,11 @@ class Watch:
         for model, price in prices.items():
             self._say(f"[dim]{escape(model)}: {price}[/dim]")
 
-    def _on_run(self, purpose: str, done: int, total: int, **_: Any) -> None:
+    def _on_run(self, purpose: str, done: int, total: int, scored: Scored) -> None:
         self._where = f"{purpose} {done}/{total}"
+        if purpose != "baseline":  # of which all is told at its end
+            for warning in scored.run.warnings:
+                self._warn(f"in the run of example '{scored.run.example.id}': {warning}", warning)
         if self._status is None and done == total:
             self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
 
@@ -119,6 +125,10 @@ class Watch:
         self._best = val
         if failures := _failures(scored):
             self._say(f"[yellow]{escape(failures)}[/yellow]")
+        for warning, told in warnings_of(scored).items():
+            self._warn(told, warning)
+        if unknown := unknown_weights(scored):
+            self._say(f"[yellow]{escape(unknown)}[/yellow]")
         spent = self._account.spent
         cost = ""
         if spent.usd and spent.dollars is not None:
@@ -128,9 +138,15 @@ class Watch:
                 cost += f"; the whole run at most about ${whole:.2f} at this rate"
         self._say(f"baseline: val [bold]{val:.3f}[/bold]{cost}")
 
-    def _on_unread(self, parameters: list[str], never_ran: list[str]) -> None:
-        where = f"; never reached: {', '.join(never_ran)}" if never_ran else ""
-        self._say(f"no validation run read {', '.join(parameters)}{where}")
+    def _warn(self, text: str, warning: str) -> None:
+        """Say what a run warned of, once, and no more than a few such things."""
+        if warning in self._warned:
+            return
+        self._warned.add(warning)
+        if len(self._warned) <= _MOST_WARNINGS:
+            self._say(f"[yellow]{escape(text)}[/yellow]")
+        elif len(self._warned) == _MOST_WARNINGS + 1:
+            self._say("[yellow]what else runs warn of is not told[/yellow]")
 
     def _on_step(self, step: int, steps: int) -> None:
         self._say(f"[bold]step {step} of {steps}[/bold]")
@@ -188,6 +204,10 @@ def _failures(scored: Sequence[Scored]) -> str:
     )
 
 
+_MOST_WARNINGS = 5
+"""So many different warnings of runs are told: some name arguments, and differ in each run."""
+
+
 def _bounds(estimate: Mapping[str, int | None]) -> str:
     """Return what the run takes at most, in words; a search need not know it."""
     baseline = f"{estimate['baseline_calls']} of them for the baseline"
@@ -230,7 +250,10 @@ def show_result(console: Console, result: Result) -> None:
         f"stopped by {result.stopped_by}"
     )
     if result.run_dir is not None:
-        console.print(f"Look closer with: lg-textgrad diff {escape(result.run_dir)}")
+        console.print(
+            f"Look closer with: lg-textgrad diff {shlex.quote(result.run_dir)}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def show_scores(
@@ -245,6 +268,10 @@ def show_scores(
         console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
     if failures := _failures(loss.scored):
         console.print(f"  {failures}", markup=False, highlight=False, soft_wrap=True)
+    warnings = list(warnings_of(loss.scored).values())[:_MOST_WARNINGS]
+    for told in (*warnings, unknown_weights(loss.scored)):
+        if told:
+            console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:

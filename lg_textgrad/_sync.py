@@ -137,6 +137,21 @@ async def in_thread(function: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(None, lambda: context.run(function))
 
 
+def in_daemon(work: Callable[[], T]) -> Future[T]:
+    """Run `work` in a daemon thread: unlike an executor's, it never delays the process's end."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # whoever awaits it may give up; the work goes on
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # handed to whoever awaits the future
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="lg_textgrad-daemon", daemon=True).start()
+    return future
+
+
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """An `asyncio.TaskGroup` whose first failure is raised as it is, not inside a group.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from lg_textgrad._hashing import digest
-from lg_textgrad._sync import in_thread
+from lg_textgrad._sync import in_daemon
 from lg_textgrad.acceptance import Outcomes, Verdict
 from lg_textgrad.errors import InterruptedRunError
 from lg_textgrad.parameter import candidate_hash
@@ -117,7 +118,8 @@ class Terminal:
         self._ask = ask
 
     async def areview(self, review: Review) -> Approval:
-        return await in_thread(lambda: self._decide(review))
+        # A process waits at its end for the loop's own threads, which would outlive Ctrl-C.
+        return await asyncio.wrap_future(in_daemon(lambda: self._decide(review)))
 
     def _decide(self, review: Review) -> Approval:
         self._show(review)

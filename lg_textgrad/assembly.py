@@ -260,6 +260,11 @@ def make_critic(
     return ProvenCredit(inner, graph, objective, model=model, **options)
 
 
+def check_critic(config: Config, graph: TrainableGraph, objective: Objective) -> None:
+    """Raise what `make_critic` would, before a model is started or anything is paid for."""
+    make_critic(config, _NoModel(), graph, objective)
+
+
 def _plain_critic(
     name: str, config: Config, model: ChatModel, options: Mapping[str, Any]
 ) -> Critic:

@@ -374,7 +374,9 @@ async def _paid(
         led_to_it = "".join(traceback.format_exception(error))
         raise EvaluatorError(
             f"The evaluator '{name}' raised {type(error).__name__} on {where}: "
-            f"{redaction.text(str(error))}. Mend the evaluator and resume; the runs are kept.",
+            f"{redaction.text(str(error))}. Mend it; the runs are kept. With other code it is "
+            "another run, which takes them over: `lg-textgrad optimize --fork RUN_DIR --out NEW`, "
+            "in Python Store(new).take_over(Store(old)). Where its code is the same, resume.",
             run_id=run_id,
         ) from (error if redaction.text(led_to_it) == led_to_it else None)
 

@@ -80,8 +80,8 @@ class Parameter:
     stay word for word; `max_tokens` caps the text (about four characters a token); `forbidden` are
     words that no candidate may bring in. `value` is the instruction, `demos` are worked examples
     that render after it; a candidate's text has both, and `adopt` takes it apart again. Raises
-    `ParameterError` without a name, for a `value` that is no string, and for a locked span that is
-    not in it.
+    `ParameterError` without a name, for a `value` that is no string, for a locked span that is
+    not in it, and for one text in place of a list of them.
     """
 
     def __init__(
@@ -104,6 +104,15 @@ class Parameter:
                 f"The value of parameter '{name}' must be a string, not {type(value).__name__}.",
                 parameter=name,
             )
+        for option, texts in (
+            ("placeholders", placeholders), ("locked", locked), ("forbidden", forbidden)
+        ):  # fmt: skip
+            if isinstance(texts, str):  # its letters would be taken for texts, and promise nothing
+                raise ParameterError(
+                    f"`{option}` of parameter '{name}' is a list, not one text; write "
+                    f"{option}=[{texts!r}].",
+                    parameter=name,
+                )
         self.name = name
         self.value = value
         self.role = role

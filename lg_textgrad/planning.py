@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from lg_textgrad._given import check_critic, check_kind
 from lg_textgrad.budget import Account
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
+from lg_textgrad.discovery import FOUND
 from lg_textgrad.errors import (
     ConfigurationError,
     GraphError,
@@ -23,7 +25,7 @@ from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.objective import Objective, Scored
 from lg_textgrad.optim.base import Optimizer, Search, Sizes
 from lg_textgrad.redaction import Redaction
-from lg_textgrad.run import Candidate, Example
+from lg_textgrad.run import Candidate, Example, Run
 from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Incumbent, Selection
 from lg_textgrad.store import Store
@@ -231,8 +233,8 @@ def check_reads(graph: TrainableGraph, scored: Sequence[Scored]) -> tuple[list[s
         also = f" {len(errors)} runs failed, the first with {errors[0]}." if errors else ""
         raise ParameterError(
             f"No node read the parameter '{name}' in any of {len(runs)} runs "
-            f"(nodes that ran: {', '.join(sorted(ran)) or 'none'}).{also} Read it inside the "
-            f"node with {name}.message() or str(...), or give it requires_grad=False.",
+            f"(nodes that ran: {', '.join(sorted(ran)) or 'none'}).{also} "
+            f"{_how_to_read(graph, name, runs)}",
             parameter=name,
         )
     logger.warning(
@@ -240,3 +242,36 @@ def check_reads(graph: TrainableGraph, scored: Sequence[Scored]) -> tuple[list[s
         ", ".join(unread), ", ".join(skipped) or "not known",
     )  # fmt: skip
     return unread, skipped
+
+
+def _how_to_read(graph: TrainableGraph, name: str, runs: Sequence[Run]) -> str:
+    """Return what to do about a parameter that no node reads."""
+    holds = next(binding for binding in graph.bindings if name in binding.parameters)
+    if not isinstance(holds, tuple(FOUND.values())):
+        return (
+            f"Read it inside the node with {name}.message() or str(...), or give it "
+            "requires_grad=False."
+        )
+    why = next((f"{w} " for run in runs for w in run.warnings if f"'{name}'" in w), "")
+    return (
+        f"{why}Find the prompts anew, in another run, on more rows that differ as these do: "
+        "discover_rows = 10, say, or such rows at the top of the training data."
+    )
+
+
+def warnings_of(scored: Sequence[Scored]) -> dict[str, str]:
+    """Return each thing that the runs warned of -> how to say it, what most of them did first."""
+    count = Counter(warning for s in scored for warning in s.run.warnings)
+    return {w: f"in {n} of {len(scored)} runs: {w}" for w, n in count.most_common()}
+
+
+def unknown_weights(scored: Sequence[Scored]) -> str:
+    """Return which keys have a weight though no evaluator gave them; empty where all were given."""
+    keys = {f.key for s in scored if not s.run.error for f in s.feedback}
+    unknown = sorted({key for s in scored for key in s.weights} - keys)
+    if not keys or not unknown:
+        return ""
+    return (
+        f"no evaluator said anything of {', '.join(unknown)}, which `weights` names; the keys are "
+        f"{', '.join(sorted(keys))}"
+    )

@@ -216,7 +216,7 @@ class Trainer:
             "start",
             resumed=not first,
             estimate=expected,
-            parameters=list(start),
+            parameters=[n for n, p in self.graph.parameters.items() if p.requires_grad],
             account=account,
             prices=prices,
             faults=ledger.traffic.faults,

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -157,6 +158,15 @@ def test_optimize_by_toml_and_flags_over_it(here):
     assert "hand-written reference" in done.err
 
 
+def test_the_command_that_the_end_names_can_be_copied(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    out = f"runs of may/{'long-' * 12}name"
+    done = here.run("optimize", "optimize.toml", "--steps", "1", "--out", out)
+    assert done.code == 0, done.err
+    [command] = [line for line in done.err.splitlines() if line.startswith("Look closer with: ")]
+    assert here.run(*shlex.split(command)[4:]).code == 0
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_runs_by_its_name_within_the_budget(here, name):
     done = here.run("optimize", "optimize.toml", "--optimizer", name, "--budget-calls", "40", "--json")
@@ -231,6 +241,40 @@ def test_budget_too_small_is_status_3_and_more_budget_resumes(here):
     assert len(here.server.chats) <= 40 + 3  # those that were in flight when the first budget ended
 
 
+def test_a_prompt_that_no_validation_run_read_is_told_once(here):
+    (here.folder / "desk_app.py").write_text(
+        "import lg_textgrad as tg\n"
+        "from langgraph.graph import START, StateGraph\n"
+        "from tests.desk import Desk, START_PROMPTS, ask, team\n"
+        "triage, polish = (tg.Parameter(n, START_PROMPTS[n]) for n in ('triage', 'polish'))\n"
+        "async def route(state): return {'team': await ask(triage, state['message'])}\n"
+        "async def escalate(state): return {'answer': await ask(polish, state['message'])}\n"
+        "builder = StateGraph(Desk).add_node(route).add_node(escalate)\n"
+        "def where(state): return 'escalate' if 'lawyer' in state['message'] else 'route'\n"
+        "builder.add_conditional_edges(START, where, ['route', 'escalate'])\n"
+        "graph = tg.TrainableGraph(builder.compile(), [triage, polish])\n"
+    )
+    done = subprocess.run(  # a process in which nobody has set up logging, as a user's
+        [
+            sys.executable, "-m", "lg_textgrad", "optimize", "optimize.toml",
+            "--evaluator", "desk_app:team", "--steps", "1",
+        ],
+        cwd=here.folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{here.folder}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("(?i)no validation run read", done.stderr)) == 1, done.stderr
+
+
+def test_a_weight_of_a_key_that_no_evaluator_gives_is_told(here):
+    desk.project(here.folder, weights={"team": 2.0, "greating": 3.0}, steps=1)
+    said = "no evaluator said anything of greating, which `weights` names; the keys are ending, greeting, team"
+    assert said in here.run("optimize", "optimize.toml", "--out", "r").err
+    assert said in here.run("evaluate", "optimize.toml").err
+    desk.project(here.folder, weights={"team": 2.0})
+    assert "`weights`" not in here.run("evaluate", "optimize.toml").err
+
+
 def test_ctrl_c_is_status_4_says_how_to_resume_and_resume_goes_on(here, finished, monkeypatch):
     here.server.handler = Script(latency=(0.0, 0.02))
     environment = {k: os.environ[k] for k in ("DESK_BASE_URL", "OPENAI_BASE_URL", "COLUMNS")}
@@ -280,6 +324,31 @@ def test_second_ctrl_c_leaves_without_waiting_for_calls_under_way(here):
     assert "Traceback" not in said
 
 
+def test_ctrl_c_at_the_question_whether_to_accept_ends_the_process(here):
+    log = here.folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "lg_textgrad", "optimize", "optimize.toml", "--out", "r",
+                "--approve",
+            ],
+            cwd=here.folder, stdin=subprocess.PIPE, stdout=file, stderr=file,
+            env={**os.environ, "PYTHONPATH": f"{here.folder}{os.pathsep}{ROOT}"},
+        )  # fmt: skip
+    with process:
+        desk.wait_for(lambda: "Accept this?" in log.read_text() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+    said = log.read_text()
+    assert process.returncode == 4, said
+    assert "Go on with: lg-textgrad resume r" in said
+    assert "Traceback" not in said
+    assert "Fatal" not in said
+
+
 def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
@@ -288,6 +357,18 @@ def test_ctrl_c_without_a_run_promises_nothing(here, monkeypatch):
     done = here.run("optimize", "optimize.toml", "--out", "never")
     assert done.code == 4
     assert "resume" not in done.err
+
+
+def test_run_whose_evaluator_raised_goes_on_as_the_error_says(here):
+    judge = here.folder / "judge.py"
+    judge.write_text("def team(outputs): raise KeyError('rule')\n")
+    done = here.run("optimize", "optimize.toml", "--evaluator", "judge:team", "--out", "r")
+    assert done.code == 2
+    assert "lg-textgrad optimize --fork RUN_DIR --out NEW" in one_error(done.err)
+    judge.write_text("from tests.desk import team\n")
+    done = here.run("optimize", "--fork", "r", "--out", "n")
+    assert done.code == 0, done.err
+    assert desk.repeats(here.server) == {}
 
 
 def test_server_that_fails_for_good_is_status_1_and_resumable(here):

@@ -209,6 +209,22 @@ def test_recording_is_replayed_by_another_command_and_what_is_missing_is_refused
     assert "changed are graph" in done.err
 
 
+def test_a_mode_of_a_tool_that_the_graph_does_not_have_is_told(tools_here):
+    (tools_here.folder / "tool_app.py").write_text(
+        f"{TOOL_APP}\n"
+        "from langgraph.prebuilt import ToolNode\n"
+        "builder = StateGraph(S).add_node('triage', node).add_node('tools', ToolNode([vault]))\n"
+        "builder.add_edge(START, 'triage')\n"
+        "builder.add_conditional_edges('triage', lambda _: '__end__', ['tools', '__end__'])\n"
+        "graph = builder.compile()\n"
+    )
+    scored = ("evaluate", "optimize.toml", "--split", "val")
+    said = "No ToolNode of the graph has valut, which the settings of tools name; there are vault."
+    assert said in tools_here.run(*scored, "--tool", "valut=replay").err
+    assert said in tools_here.run("optimize", "optimize.toml", "--tool", "valut=replay").err
+    assert "No ToolNode" not in tools_here.run(*scored, "--tool", "vault=live").err
+
+
 # Secrets.
 
 

@@ -160,7 +160,7 @@ async def test_evaluator_that_raises_is_raised_bare_and_named(is_async):
     async def abad(outputs):
         raise ZeroDivisionError("oops")
 
-    words = r"evaluator 'a?bad' raised ZeroDivisionError on example 'e': oops\. Mend the evaluator"
+    words = r"evaluator 'a?bad' raised ZeroDivisionError on example 'e': oops\. Mend it; the runs are kept"
     with pytest.raises(EvaluatorError, match=words) as caught:
         await scored(abad if is_async else bad)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

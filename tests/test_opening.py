@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import lg_textgrad as tg
-from lg_textgrad import opening
+from lg_textgrad import _render, opening
 from lg_textgrad.data import read_prompts
 from lg_textgrad.errors import BudgetTooSmallError, GraphError, RunMismatchError
 from lg_textgrad.loading import read_config
+from lg_textgrad.objective import Loss
 from lg_textgrad.store import Store
 from tests import desk
 from tests.desk import ENDING, START_PROMPTS, Script
@@ -141,6 +145,81 @@ def test_a_graph_without_a_prompt_is_told_why(plain):
     done = plain.run("optimize", "optimize.toml", "--out", "r")
     assert done.code == 2
     assert "no prompt that can be tuned in 3 runs: no node calls a chat model" in one_error(done.err)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"executor": "rya"}, "There is no executor 'rya'"),
+        ({"executor": "ray", "executor_options": {"workers": 2}}, "no option 'workers'"),
+        ({"critic_options": {"max_token": 2}}, "The critic 'node' has no option 'max_token'"),
+        ({"critic": "auto", "critic_options": {"share": 2.0}}, "`share` of AutoCritic is 2.0"),
+    ],
+)
+def test_what_critic_and_executor_do_not_have_is_told_before_the_graph_runs(here, settings, said):
+    desk.project(here.folder, made="build_plain()", **settings)
+    done = here.run("optimize", "optimize.toml", "--out", "r")
+    assert (done.code, said in one_error(done.err)) == (2, True)
+    assert total(here.server) == 0
+
+
+DATED = """\
+import os
+from langgraph.graph import START, StateGraph
+from tests.desk import Desk, chat, team
+
+class Dated(Desk, total=False):
+    day: str
+
+async def triage(state):
+    asked = [("system", f"You are the desk's triage on {state['day']}."), ("user", state["message"])]
+    return {"team": (await chat(os.environ["DESK_BASE_URL"], "k", "test-model").ainvoke(asked)).content}
+
+graph = StateGraph(Dated).add_node("triage", triage).add_edge(START, "triage").compile()
+"""
+
+
+def dated(here, *days):
+    """Make the graph one whose prompt has the day in it: Monday in train, and `days` in val."""
+    desk.project(here.folder, evaluator=["desk_app:team"], test=None, steps=1)
+    (here.folder / "desk_app.py").write_text(DATED)
+    for name, own in (("train", ["Monday"] * 3), ("val", days)):
+        made = desk.rows(len(own), 10 * len(name))
+        for row, day in zip(made, own, strict=True):
+            row["inputs"]["day"] = day
+        desk.write_jsonl(here.folder / f"{name}.jsonl", made)
+
+
+def test_rows_on_which_a_prompt_is_another_than_was_found_are_told(here):
+    dated(here, "Monday", "Tuesday", "Friday")
+    done = here.run("optimize", "optimize.toml", "--out", "r")
+    assert done.code == 0, done.err
+    assert "in 2 of 3 runs: The node 'triage' sent a system message that is not the prompt" in done.err
+    assert done.err.count("that is not the prompt which was found there") == 1
+    here.run("export", "r", "--out", "p.toml")
+    done = here.run("evaluate", "optimize.toml", "--split", "val", "--prompts", "p.toml")
+    assert done.code == 0, done.err
+    assert "in 2 of 3 runs: The node 'triage' sent" in done.err
+
+
+def test_a_prompt_that_no_validation_run_sends_as_found_is_told_with_what_to_do(here):
+    dated(here, "Tuesday", "Friday")
+    done = here.run("optimize", "optimize.toml", "--out", "r")
+    assert done.code == 2
+    told = one_error(done.err)
+    assert "The node 'triage' sent a system message that is not the prompt" in told
+    assert "discover_rows" in told
+    assert "triage.message()" not in told  # which a graph that declares nothing doesn't have
+
+
+def test_no_more_than_a_few_of_the_things_that_runs_warn_of_are_told():
+    runs = [SimpleNamespace(warnings=(f"once {n}", "always"), error=None) for n in range(9)]
+    scored = [SimpleNamespace(run=r, score=1.0, feedback=(), weights={}) for r in runs]
+    console = Console(file=io.StringIO(), width=100)
+    _render.show_scores(console, "val", Loss(scored), {})
+    said = console.file.getvalue()
+    assert "in 9 of 9 runs: always" in said
+    assert said.count("once") == 4
 
 
 # Scoring and looking.

@@ -219,6 +219,9 @@ def test_forbidden_text_that_was_there_before_may_stay():
         (lambda: tg.Parameter(None, "x"), "A parameter needs a name"),
         (lambda: tg.Parameter("p", None), "must be a string, not NoneType"),
         (lambda: tg.Parameter("p", "x", locked=["y"]), "locked span 'y' is not in the value"),
+        (lambda: tg.Parameter("p", "Never lie.", locked="Never lie."), r"`locked`.*locked=\['Never lie.'\]"),
+        (lambda: tg.Parameter("p", "x", forbidden="ACME"), "`forbidden` of parameter 'p' is a list"),
+        (lambda: tg.Parameter("p", "{a}", placeholders="a"), "`placeholders` of parameter 'p' is a list"),
     ],
 )
 def test_what_makes_no_parameter(make, words):

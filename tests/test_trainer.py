@@ -326,7 +326,10 @@ def test_parameter_that_no_node_reads_is_named(serve):
     with pytest.raises(ParameterError, match="'forgotten'.*nodes that ran: polish, triage, writer"):
         make(serve(), desk.build(extra=[extra])).fit(TRAIN[:1], VAL[:1])
     frozen = tg.Parameter("forgotten", "Nobody reads this.", requires_grad=False)
-    make(serve(), desk.build(extra=[frozen]), schedule=Schedule(1, 1)).fit(TRAIN[:1], VAL[:1])
+    trainer = make(serve(), desk.build(extra=[frozen]), schedule=Schedule(1, 1))
+    trainer.fit(TRAIN[:1], VAL[:1])
+    [told] = [data["parameters"] for kind, _, data in trainer.seen if kind == "start"]
+    assert told == list(START_PROMPTS)  # those that are trained
 
 
 def test_parameter_of_a_node_that_validation_never_reached_is_told_not_refused(serve):

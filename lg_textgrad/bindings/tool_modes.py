@@ -47,7 +47,8 @@ class Tools:
 
     `live`: each call is made. `record`: each call is made, and its answer kept. `replay`: answered
     from the recording, and refused where there is none. `replay-else-live`: answered from the
-    recording, and made, and kept, where there is none. Raises `ConfigurationError` for any other.
+    recording, and made, and kept, where there is none. Raises `ConfigurationError` for any other,
+    and for one text in place of a list of `shared` tools.
     """
 
     default: str = REPLAY_ELSE_LIVE
@@ -56,6 +57,10 @@ class Tools:
     """Tools whose answer depends on their arguments alone: recorded once for all examples."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.shared, str):
+            raise ConfigurationError(
+                f"`shared` of Tools is a list of names, not one text; write [{self.shared!r}]."
+            )
         object.__setattr__(self, "modes", dict(self.modes))
         object.__setattr__(self, "shared", frozenset(self.shared))
         for name, mode in {"the default": self.default, **self.modes}.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,7 @@ def session_for(
     def ask(question: str) -> str:
         with watch.paused():
             people.print(question, end="", markup=False, highlight=False)
-            return input()
+            return _typed()
 
     settings = asdict(config)
     settings["langsmith_project"] = config.langsmith_project or run_name(config.out)
@@ -127,6 +128,23 @@ def session_for(
         with_settings(settings), store, graph, objective, say=say, terminal=Terminal(show, ask),
         redact=redact,
     )  # fmt: skip
+
+
+def _typed() -> str:
+    """Return the line that a person types. Raises `EOFError` where there is nobody.
+
+    Not by `input`: it holds a lock without which a process that Ctrl-C stops cannot end.
+    """
+    try:
+        source = sys.stdin.fileno()
+    except (AttributeError, OSError):  # no file, as in a notebook
+        return input()
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(source, 1)):
+        line += byte
+    if not line:
+        raise EOFError
+    return line.decode(sys.stdin.encoding, "replace").rstrip("\r\n")
 
 
 def rows_of(config: Config, split: str) -> list[Example]:

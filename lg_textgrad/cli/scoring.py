@@ -43,6 +43,8 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     config.check(needs=("graph", options.split, "evaluator"))
     redaction = options.redaction = Redaction(load_redact(config.redact))
     graph, objective = traffic.graph_of(config), made_objective(config)
+    traffic.tell_tools(people, graph)
+    traffic.executor_of(config, graph)  # made once more for the graph with its prompts
     prompts = read_prompts(options.prompts) if options.prompts else {}
     rows = first_rows(getattr(config, options.split), getattr(config, f"{options.split}_rows"))
     if not rows:

@@ -6,11 +6,14 @@ import argparse
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+from rich.console import Console
+
 from lg_textgrad.errors import LGTextGradError, RedactionError
 from lg_textgrad.executors import make_executor
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.ledger import Ledger, account_of
 from lg_textgrad.loading import Config, load_graph
+from lg_textgrad.recording.structure import graphs_by_path
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.result import Spent
 from lg_textgrad.store import Store
@@ -46,6 +49,23 @@ def graph_of(config: Config) -> TrainableGraph:
     graph = load_graph(config.graph)
     graph.tools = config.tools_of(graph.tools)
     return graph
+
+
+def tell_tools(people: Console, graph: TrainableGraph) -> None:
+    """Say, before the first run, which tools have a mode and are in no ToolNode of the graph.
+
+    A slip in a name leaves the tool with the default mode, which may send what was to be replayed.
+    """
+    subgraphs = graphs_by_path(graph.graph).values() if graph.graph is not None else ()
+    nodes = [node for sub in subgraphs for node in sub.nodes.values()]
+    has = {name for node in nodes for name in getattr(node.bound, "tools_by_name", ())}
+    unknown = sorted({*graph.tools.modes, *graph.tools.shared} - has)
+    if has and unknown:
+        people.print(
+            f"No ToolNode of the graph has {', '.join(unknown)}, which the settings of tools name; "
+            f"there are {', '.join(sorted(has))}.",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def executor_of(config: Config, graph: TrainableGraph) -> AbstractContextManager[Any]:

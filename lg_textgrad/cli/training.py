@@ -10,7 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad import _render, inspecting
-from lg_textgrad.assembly import check_optimizer, make_acceptance, make_critic, make_optimizer
+from lg_textgrad.assembly import (
+    check_critic,
+    check_optimizer,
+    make_acceptance,
+    make_critic,
+    make_optimizer,
+)
 from lg_textgrad.cli import langsmith, traffic
 from lg_textgrad.cli.options import add_limits, add_settings
 from lg_textgrad.cli.output import write_json
@@ -81,6 +87,9 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     options.redaction = Redaction(redact)
     graph = traffic.graph_of(config)
     objective = made_objective(config)
+    check_critic(config, graph, objective)
+    traffic.tell_tools(people, graph)
+    traffic.executor_of(config, graph)  # made once more for the graph with its prompts
     splits = {
         name: first_rows(getattr(config, name), getattr(config, f"{name}_rows"))
         for name in ("train", "val", "test")

@@ -45,7 +45,8 @@ def begin(
 
     `where` is a prefix or `PARAMETER=PROMPT`s, `version` a tag or `latest`. A prompt that isn't on
     the hub yet keeps the text that the graph has. What is returned is for `keep_hub`, once the run
-    has begun. Raises `ParameterError` for a text that doesn't fit the parameter.
+    has begun. Raises `ParameterError` for a text that doesn't fit the parameter, and
+    `ConfigurationError` where none of them is there and a tag was asked for.
     """
     if store.get_meta("configuration") is not None:
         raise RunMismatchError(
@@ -75,10 +76,29 @@ def begin(
             "pushed_text": None,
             "tagged": None,
         }
+    if rows and version != "latest" and all(row["commit"] is None for row in rows.values()):
+        raise ConfigurationError(
+            f"There is no prompt {_listed(rows)} on the hub, so no run can begin from the tag "
+            f"'{version}'; correct --hub, or leave --hub-version out to make new ones."
+        )
     for parameter, row in rows.items():  # only now, when all of them fit
         if row["pulled"] is not None:
             graph.parameters[parameter].adopt(row["pulled"])
     return {"version": version, "prompts": rows, "promoted": {}}
+
+
+def said_of(begun: Mapping[str, Any]) -> str:
+    """Return, for people, which prompts a run takes from the hub, and which are not there."""
+    rows = begun["prompts"].values()
+    taken = [f"{row['prompt']} at {row['commit'][:8]}" for row in rows if row["commit"]]
+    missing = [row["prompt"] for row in rows if row["commit"] is None]
+    parts = [f"from the hub: {', '.join(taken)}"] if taken else []
+    parts += [f"not on the hub, so as the graph has them: {', '.join(missing)}"] if missing else []
+    return "; ".join(parts)
+
+
+def _listed(rows: Mapping[str, Any]) -> str:
+    return " or ".join(f"'{row['prompt']}'" for row in rows.values())
 
 
 def go_on(store: Store, graph: TrainableGraph) -> bool:

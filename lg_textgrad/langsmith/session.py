@@ -20,7 +20,7 @@ from lg_textgrad.langsmith.datasets import PARTS, divide, read_dataset
 from lg_textgrad.langsmith.hub import Hub
 from lg_textgrad.langsmith.journal import Journal, Reporting
 from lg_textgrad.langsmith.outbox import Delivery, Outbox
-from lg_textgrad.langsmith.promotion import begin, go_on, keep_hub, push_accepted, to_push
+from lg_textgrad.langsmith.promotion import begin, go_on, keep_hub, push_accepted, said_of, to_push
 from lg_textgrad.langsmith.reporting import Reporter, links
 from lg_textgrad.langsmith.traces import (
     Choice,
@@ -128,6 +128,7 @@ class Session:
             if not go_on(self.store, self.graph):
                 hub = Hub(self.langsmith)
                 self._hub = begin(self.store, hub, self.graph, self.options.hub, version)
+                self._say(said_of(self._hub))
         return self
 
     def __exit__(

@@ -13,8 +13,9 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
+from lg_textgrad._sync import in_daemon
 from lg_textgrad.errors import (
     ConfigurationError,
     ModelError,
@@ -40,8 +41,6 @@ _TIMEOUT = 900.0  # seconds; a request may wait behind others for a slot
 
 # One start at a time, so that two `Local`s of one process share a server.
 _STARTING = threading.Lock()
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ class Local:
         if self._client is None:
             with self._guard:
                 if self._coming is None or self._coming.done():
-                    self._coming = _in_thread(self.start)
+                    self._coming = in_daemon(self.start)
                 coming = self._coming
             # Shielded: others may wait for the same start.
             await asyncio.shield(wrap_future(coming))
@@ -185,7 +184,7 @@ class Local:
             except ModelError:
                 # Ends: a borrowed server is replaced by one of our own, which starts again once.
                 if not await wrap_future(
-                    _in_thread(partial(self._recovered, client, server, generation))
+                    in_daemon(partial(self._recovered, client, server, generation))
                 ):
                     raise
 
@@ -210,7 +209,7 @@ class Local:
         trace: TracebackType | None,
     ) -> None:
         client = self._client
-        await wrap_future(_in_thread(self.stop))
+        await wrap_future(in_daemon(self.stop))
         if client is not None:
             await client.aclose()
 
@@ -315,21 +314,6 @@ def _client(model: str, base_url: str) -> OpenAI:
     from lg_textgrad.models.openai import OpenAI
 
     return OpenAI(model, base_url=base_url, api_key="none", timeout=_TIMEOUT, max_retries=1)
-
-
-def _in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run `work` in a daemon thread: unlike an executor's, it never delays the process's end."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # whoever awaits it may give up; the work goes on
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # handed to whoever awaits the future
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="lg_textgrad-local", daemon=True).start()
-    return future
 
 
 def _spare_proxy() -> None:

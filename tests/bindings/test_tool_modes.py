@@ -824,6 +824,8 @@ async def test_tool_that_asks_a_person_asks_again_in_each_run_and_acts_once(ledg
 def test_policy_that_makes_no_sense_is_refused(given):
     with pytest.raises(ConfigurationError):
         tg.Tools.of(given)
+    with pytest.raises(ConfigurationError, match=r"list of names, not one text; write \['x'\]"):
+        tg.Tools(shared="x")
 
 
 def test_policy_of_a_configuration():

@@ -268,6 +268,20 @@ def test_hub_that_moved_on_meanwhile_takes_nothing_from_the_result(here):
     assert not any("candidate" in repo.tags for repo in here.server.repos.values())
 
 
+def test_what_a_run_takes_from_the_hub_is_said_and_a_slip_in_the_prefix_is_refused(here):
+    pushed(here.client, {"triage": START_PROMPTS["triage"]})
+    command = ("optimize", "optimize.toml", "--steps", "1", "--hub-version", "production")
+    done = here.run(*command, "--hub", "desk", "--out", "r")
+    assert done.code == 0, done.err
+    said = r"from the hub: desk-triage at [0-9a-f]{8}; not on the hub, so as the graph has them: desk-writer, desk-polish\n"
+    assert re.search(said, done.err), done.err
+    asked = len(here.models.chats)
+    done = here.run(*command, "--hub", "dsek", "--out", "s")
+    assert done.code == 2
+    assert "There is no prompt 'dsek-triage' or 'dsek-writer' or 'dsek-polish' on the hub" in done.err
+    assert len(here.models.chats) == asked
+
+
 # Promotion asks.
 
 
