@@ -246,8 +246,8 @@ def show_result(console: Console, result: Result) -> None:
     console.print()
     show_spent(console, result.spent)
     console.print(
-        f"{result.steps} steps, {result.accepted} accepted, {result.rejected} rejected; "
-        f"stopped by {result.stopped_by}"
+        f"{result.steps} step{'' if result.steps == 1 else 's'}, {result.accepted} accepted, "
+        f"{result.rejected} rejected; stopped by {result.stopped_by}"
     )
     if result.run_dir is not None:
         console.print(

@@ -20,7 +20,7 @@ from lg_textgrad._hashing import to_plain
 SCHEMA = 3
 """The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were. 2 had no prices."""
 
-_COMPRESSED_FROM = 2048
+_COMPRESSED_FROM = 1024
 """Bytes: below, compression gains less than it costs, waiting for the interpreter included."""
 
 tables = sa.MetaData()
