@@ -32,10 +32,10 @@ def anew(value: Any, _made: dict[int, Any] | None = None) -> Any:
     if isinstance(value, type) or not (isinstance(value, dict | list | set) or field_names(kind)):
         return value
     same = made[id(value)] = _shallow(value)
-    # What is inside is put in by no method of the class: it may be frozen, or validate.
     if same is value:
-        pass
-    elif isinstance(value, dict):
+        return value
+    # What is inside is put in by no method of the class: it may be frozen, or validate.
+    if isinstance(value, dict):
         for key, inner in dict.items(value):
             dict.__setitem__(same, key, anew(inner, made))
     elif isinstance(value, list):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -256,22 +255,4 @@ def _how_to_read(graph: TrainableGraph, name: str, runs: Sequence[Run]) -> str:
     return (
         f"{why}Find the prompts anew, in another run, on more rows that differ as these do: "
         "discover_rows = 10, say, or such rows at the top of the training data."
-    )
-
-
-def warnings_of(scored: Sequence[Scored]) -> dict[str, str]:
-    """Return each thing that the runs warned of -> how to say it, what most of them did first."""
-    count = Counter(warning for s in scored for warning in s.run.warnings)
-    return {w: f"in {n} of {len(scored)} runs: {w}" for w, n in count.most_common()}
-
-
-def unknown_weights(scored: Sequence[Scored]) -> str:
-    """Return which keys have a weight though no evaluator gave them; empty where all were given."""
-    keys = {f.key for s in scored if not s.run.error for f in s.feedback}
-    unknown = sorted({key for s in scored for key in s.weights} - keys)
-    if not keys or not unknown:
-        return ""
-    return (
-        f"no evaluator said anything of {', '.join(unknown)}, which `weights` names; the keys are "
-        f"{', '.join(sorted(keys))}"
     )

@@ -13,6 +13,7 @@ from rich.console import Console
 import lg_textgrad as tg
 from lg_textgrad import _render
 from lg_textgrad.cli import main
+from lg_textgrad.explaining import explain
 from lg_textgrad.optim import FewShot, Strategies, TextualGradientDescent
 from lg_textgrad.parameter import Edit, apply_edits, candidate_hash
 from lg_textgrad.store import Store
@@ -51,7 +52,7 @@ def explained(optimizer, answer, start="You name the team.\nBe kind.\nBe brief."
 
 
 def told(store):
-    changes = _render.explain(store)
+    changes = explain(store)
     people = Console(file=io.StringIO(), width=200)
     _render.show_explained(people, changes)
     return {(line["op"], line["text"]): line["because"] for line in changes["p"]["lines"]}, people.file.getvalue()

@@ -80,6 +80,7 @@ LAYERS = (
     "inspecting",
     "assembly",
     "sessions",
+    "explaining",
     "_render",
     "cli",
     "__main__",

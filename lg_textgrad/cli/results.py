@@ -12,6 +12,7 @@ from rich.console import Console
 from lg_textgrad import _render
 from lg_textgrad.cli.output import console, write_json
 from lg_textgrad.cli.status import DONE
+from lg_textgrad.explaining import explain, outcome
 from lg_textgrad.loading import write_prompts
 from lg_textgrad.store import Store, run_name
 
@@ -30,7 +31,7 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
 def _show(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         ended, decisions = store.get_meta("result") is not None, store.decisions()
-        result, paid = _render.outcome(store), store.paid()
+        result, paid = outcome(store), store.paid()
         where = shlex.quote(str(store.where))
     for d in decisions:
         word = _render.word_for(d["stage"], d["accepted"])
@@ -56,7 +57,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
 
 def _diff(options: argparse.Namespace, _people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
-        changes = _render.explain(store)
+        changes = explain(store)
     if options.json:
         write_json(options, changes)
     else:
@@ -66,7 +67,7 @@ def _diff(options: argparse.Namespace, _people: Console) -> int:
 
 def _export(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
-        changes, result = _render.explain(store), store.get_meta("result")
+        changes, result = explain(store), store.get_meta("result")
     prompts = {name: change["after"] for name, change in changes.items()}
     comment = f"The accepted prompts of the run in {run_name(options.run_dir)}."
     if result is not None:

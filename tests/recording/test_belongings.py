@@ -278,6 +278,14 @@ def test_embeddings_that_a_store_has_by_name_are_not_made_for_each_run(monkeypat
     assert (len(own.search(("a",), query="tea")), len(names)) == (1, 1)
 
 
+def recalling(remember, recall):
+    """A graph that calls the tool once and then asks what it has left."""
+    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
+    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
+    builder.add_node("tools", ToolNode([remember])).add_node("recall", recall)
+    return builder.add_edge(START, "call").add_edge("call", "tools").add_edge("tools", "recall")
+
+
 async def test_tool_that_is_replayed_has_written_in_the_store_of_the_run():
     store = InMemoryStore()
 
@@ -289,15 +297,11 @@ async def test_tool_that_is_replayed_has_written_in_the_store_of_the_run():
         return "done"
 
     made: list[str] = []
-    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
 
     def recall(state, *, store: BaseStore):
         return {"a": [item.key for item in store.search(("memories",))]}
 
-    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
-    builder.add_node("tools", ToolNode([remember])).add_node("recall", recall)
-    builder.add_edge(START, "call").add_edge("call", "tools").add_edge("tools", "recall")
-    graph = tg.TrainableGraph(builder.compile(store=store))
+    graph = tg.TrainableGraph(recalling(remember, recall).compile(store=store))
     with tg.use_ledger(tg.Ledger()):
         for sample in range(3):
             [run] = await graph.arecord([{"inputs": {"q": "hi"}}], sample=sample)
@@ -317,15 +321,10 @@ async def test_async_tool_that_is_replayed_writes_by_an_async_function_for_embed
         await store.aput(("memories",), text, {"text": text})
         return "done"
 
-    calls = [{"name": "remember", "args": {"text": "tea"}, "id": "1", "type": "tool_call"}]
-
     async def recall(state, *, store: BaseStore):
         return {"a": [item.key for item in await store.asearch(("memories",), query="tea")]}
 
-    builder = StateGraph(S).add_node("call", lambda _: {"messages": [AIMessage("", tool_calls=calls)]})
-    builder.add_node("tools", ToolNode([remember])).add_node("recall", recall)
-    builder.add_edge(START, "call").add_edge("call", "tools").add_edge("tools", "recall")
-    graph = tg.TrainableGraph(builder.compile(store=store))
+    graph = tg.TrainableGraph(recalling(remember, recall).compile(store=store))
     with tg.use_ledger(tg.Ledger()):
         for sample in range(2):
             [run] = await graph.arecord([{"inputs": {"q": "hi"}}], sample=sample)
