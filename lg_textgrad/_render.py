@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from lg_textgrad.objective import Loss, Scored
+from lg_textgrad.noticing import Notices, word_for
+from lg_textgrad.objective import Loss
 from lg_textgrad.result import Result, Spent
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged
@@ -33,7 +33,7 @@ class Watch:
         self._calls = 0
         self._where = "starting"
         self._work: tuple[float, float] = (0.0, 0.0)
-        self._warned: set[str] = set()
+        self._notices = Notices()
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -60,6 +60,8 @@ class Watch:
                 self._status.start()
 
     def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        for told in self._notices.of_event(kind, data):
+            self._say(f"[yellow]{escape(told)}[/yellow]")
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:
             handler(**data)
@@ -113,22 +115,13 @@ class Watch:
         for model, price in prices.items():
             self._say(f"[dim]{escape(model)}: {price}[/dim]")
 
-    def _on_run(self, purpose: str, done: int, total: int, scored: Scored) -> None:
+    def _on_run(self, purpose: str, done: int, total: int, **_: Any) -> None:
         self._where = f"{purpose} {done}/{total}"
-        if purpose != "baseline":  # of which all is told at its end
-            for warning in scored.run.warnings:
-                self._warn(f"in the run of example '{scored.run.example.id}': {warning}", warning)
         if self._status is None and done == total:
             self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
 
-    def _on_baseline(self, val: float, scored: Sequence[Scored]) -> None:
+    def _on_baseline(self, val: float, **_: Any) -> None:
         self._best = val
-        if failures := _failures(scored):
-            self._say(f"[yellow]{escape(failures)}[/yellow]")
-        for warning, told in _warnings(scored).items():
-            self._warn(told, warning)
-        if unknown := _unknown_weights(scored):
-            self._say(f"[yellow]{escape(unknown)}[/yellow]")
         spent = self._account.spent
         cost = ""
         if spent.usd and spent.dollars is not None:
@@ -137,16 +130,6 @@ class Watch:
                 whole = spent.usd / spent.calls * max(self._calls, spent.calls)
                 cost += f"; the whole run at most about ${whole:.2f} at this rate"
         self._say(f"baseline: val [bold]{val:.3f}[/bold]{cost}")
-
-    def _warn(self, text: str, warning: str) -> None:
-        """Say what a run warned of, once, and no more than a few such things."""
-        if warning in self._warned:
-            return
-        self._warned.add(warning)
-        if len(self._warned) <= _MOST_WARNINGS:
-            self._say(f"[yellow]{escape(text)}[/yellow]")
-        elif len(self._warned) == _MOST_WARNINGS + 1:
-            self._say("[yellow]what else runs warn of is not told[/yellow]")
 
     def _on_step(self, step: int, steps: int) -> None:
         self._say(f"[bold]step {step} of {steps}[/bold]")
@@ -191,41 +174,6 @@ class Watch:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
 
 
-def _failures(scored: Sequence[Scored]) -> str:
-    """Return how many runs failed, where, and why the first; empty where none did."""
-    failed = [s.run for s in scored if s.run.error]
-    if not failed:
-        return ""
-    first = failed[0]
-    where = f" in {first.failed_in}" if first.failed_in else ""
-    return (
-        f"{len(failed)} of {len(scored)} runs failed; that of example '{first.example.id}'{where} "
-        f"with {first.error}"
-    )
-
-
-_MOST_WARNINGS = 5
-"""So many different warnings of runs are told: some name arguments, and differ in each run."""
-
-
-def _warnings(scored: Sequence[Scored]) -> dict[str, str]:
-    """Return each thing that the runs warned of -> how to say it, what most of them did first."""
-    count = Counter(warning for s in scored for warning in s.run.warnings)
-    return {w: f"in {n} of {len(scored)} runs: {w}" for w, n in count.most_common()}
-
-
-def _unknown_weights(scored: Sequence[Scored]) -> str:
-    """Return which keys have a weight though no evaluator gave them; empty where all were given."""
-    keys = {f.key for s in scored if not s.run.error for f in s.feedback}
-    unknown = sorted({key for s in scored for key in s.weights} - keys)
-    if not keys or not unknown:
-        return ""
-    return (
-        f"no evaluator said anything of {', '.join(unknown)}, which `weights` names; the keys are "
-        f"{', '.join(sorted(keys))}"
-    )
-
-
 def _bounds(estimate: Mapping[str, int | None]) -> str:
     """Return what the run takes at most, in words; a search need not know it."""
     baseline = f"{estimate['baseline_calls']} of them for the baseline"
@@ -237,11 +185,6 @@ def _bounds(estimate: Mapping[str, int | None]) -> str:
             return f"{within}, though the baseline takes about {estimate['baseline_calls']}"
         return f"{within}, about {baseline}"
     return f"at most about {estimate['calls']} calls, {baseline}"
-
-
-def word_for(stage: str, accepted: bool) -> str:
-    """Return what a decision is called: a candidate that helps on the batch is not yet accepted."""
-    return {("batch", True): "helps", ("val", True): "accepted"}.get((stage, accepted), "refused")
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -284,12 +227,8 @@ def show_scores(
         console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
     for key, score in summary.items():
         console.print(f"  all of them, {escape(key)}: {score}", highlight=False)
-    if failures := _failures(loss.scored):
-        console.print(f"  {failures}", markup=False, highlight=False, soft_wrap=True)
-    warnings = list(_warnings(loss.scored).values())[:_MOST_WARNINGS]
-    for told in (*warnings, _unknown_weights(loss.scored)):
-        if told:
-            console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)
+    for told in Notices().of_all(loss.scored):
+        console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:

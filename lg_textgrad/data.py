@@ -47,6 +47,7 @@ def read_examples(path: str | Path) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The data file '{path}' cannot be read: {error}.") from None
     examples: list[Example] = []
+    lines: list[int] = []
     # Not splitlines(): JSON strings may have U+2028 and its like in them as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -60,21 +61,29 @@ def read_examples(path: str | Path) -> list[Example]:
                 "each line must be one JSON object."
             ) from None
         examples.append(example_from(row, where))
+        lines.append(number)
     if not examples:
         raise DataError(f"The data file '{path}' has no examples.")
-    return unique(examples, str(path))
+    return unique(examples, f"'{path}'", [f"line {number}" for number in lines])
 
 
-def unique(examples: Sequence[Example], where: str) -> list[Example]:
-    """Return the examples; raise `DataError` when two have the same id."""
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
+def unique(
+    examples: Sequence[Example], where: str, places: Sequence[str] | None = None
+) -> list[Example]:
+    """Return the examples; raise `DataError` when two have the same id.
+
+    `places` says where in `where` each stands; without it, that is its number.
+    """
+    seen: dict[str, int] = {}
+    for number, example in enumerate(examples):
+        first = seen.setdefault(example.id, number)
+        if first != number:
+            one, two = (places[i] if places else f"number {i + 1}" for i in (first, number))
             raise DataError(
-                f"In {where}: two examples have the id '{example.id}'; "
-                "give each its own id, or remove the copy."
+                f"In {where}, {one} and {two}: two examples have the id '{example.id}' (rows "
+                "without an id take one from what they hold); give each its own id, or remove "
+                "the copy."
             )
-        seen.add(example.id)
     return list(examples)
 
 

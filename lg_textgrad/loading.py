@@ -146,6 +146,17 @@ def config_text(name: str, spec: str, graph: TrainableGraph, *, discover: bool) 
     )
 
 
+_ONLY_WITH = {
+    "dataset_splits": "dataset", "dataset_version": "dataset", "hub_version": "hub",
+    "approve_wait": "approve",
+    **dict.fromkeys(
+        ("since", "until", "trace_filter", "feedback", "feedback_range", "queue", "trace_limit"),
+        "traces",
+    ),
+}  # fmt: skip
+"""Setting -> the one without which nobody would look at it."""
+
+
 @dataclass
 class Config:
     """What `optimize` and `evaluate` need; the flags and `optimize.toml` have the same names."""
@@ -274,6 +285,18 @@ class Config:
             )
         if self.retries < 0:
             raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
+
+    def check_together(self) -> None:
+        """Raise `ConfigurationError` for a setting that nobody would look at without another one.
+
+        Only where the settings are given: a run that was begun with such a one goes on.
+        """
+        for name, other in _ONLY_WITH.items():
+            if getattr(self, name) and not getattr(self, other):
+                raise ConfigurationError(
+                    f"'{name}' would have no effect without '{other}'; give that too, with "
+                    f"--{other.replace('_', '-')}, or leave '{name}' out."
+                )
 
     @property
     def budget(self) -> Budget:

@@ -28,6 +28,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.evaluators import identity_of
 from lg_textgrad.graph import TrainableGraph, as_examples
 from lg_textgrad.ledger import Ledger, account_of, ledger_in_scope, use_ledger
+from lg_textgrad.noticing import Logged
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged_within
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
@@ -85,7 +86,8 @@ class Trainer:
     called again with the same configuration, and pays for nothing twice. Model results that another
     run has in `reuse` are not paid for again. `approve` is a person who has to agree before a
     candidate is accepted. `redact` sees every text before it is stored, shown or sent to the
-    critic, see `Redaction`. `on_event(kind, data)` is told what happens. Raises
+    critic, see `Redaction`. `on_event(kind, data)` is told what happens; without it, what runs
+    failed with and warned of is logged, and at the level INFO how it goes on. Raises
     `ConfigurationError` for a part of another kind, `ParameterError` when nothing is trainable.
     """
 
@@ -131,7 +133,7 @@ class Trainer:
         self.patience = patience
         self.approve = approve
         self.redaction = Redaction(redact)
-        self._on_event = on_event
+        self._on_event = Logged() if on_event is None else on_event
         tell_unused(optimizer, self.schedule, self.selection, self.screening)
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
@@ -552,5 +554,4 @@ class Trainer:
         return scores["baseline"], scores.get("best", scores["baseline"]), scores.get("reference")
 
     def _event(self, kind: str, /, **data: Any) -> None:
-        if self._on_event is not None:
-            self._on_event(kind, data)
+        self._on_event(kind, data)

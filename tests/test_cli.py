@@ -657,7 +657,7 @@ def test_runs_that_fail_are_told_with_the_place_and_the_reason(here):
         "graph = build(prompts={'writer': 'You are the desk\\'s writer for {missing}.'})\n"
     )
     done = here.run("evaluate", "optimize.toml", "--graph", "fails:graph", "--json")
-    assert (done.code, json.loads(done.out)["failed"]) == (0, 2)
+    assert (done.code, json.loads(done.out)["failed"]) == (1, 2)
     said = r"2 of 2 runs failed; that of example 'e6' in writer#0 with ParameterError: .*missing"
     assert re.search(said, done.err)
     (here.folder / "partly.py").write_text(
@@ -671,6 +671,8 @@ def test_runs_that_fail_are_told_with_the_place_and_the_reason(here):
         "builder.add_edge(START, 'look').add_edge('look', 'desk')\n"
         "graph = tg.TrainableGraph(builder.compile(), desk.parameters.values())\n"
     )
+    scored = here.run("evaluate", "optimize.toml", "--graph", "partly:graph", "--split", "val", "--json")
+    assert (scored.code, json.loads(scored.out)["failed"]) == (0, 1)
     done = here.run("optimize", "optimize.toml", "--graph", "partly:graph", "--steps", "1")
     assert done.code == 0, done.err
     assert "1 of 3 runs failed; that of example 'e4' in look#0 with KeyError: 'stove'" in done.err

@@ -60,13 +60,14 @@ def test_two_examples_of_one_id(tmp_path):
     rows = [{"id": "a", "inputs": {"q": i}} for i in range(2)]
     with pytest.raises(DataError, match="two examples have the id 'a'"):
         tg.read_examples(write(tmp_path / "d.jsonl", *rows))
-    with pytest.raises(DataError, match="In train: two examples have the id"):
-        unique([tg.Example("x", {}), tg.Example("x", {})], "train")
+    with pytest.raises(DataError, match="In train, number 2 and number 3: two examples have the id"):
+        unique([tg.Example("w", {}), tg.Example("x", {}), tg.Example("x", {})], "train")
 
 
 def test_copied_row_is_noticed(tmp_path):
-    with pytest.raises(DataError, match="or remove the copy"):
-        tg.read_examples(write(tmp_path / "d.jsonl", {"inputs": {"q": 1}}, {"inputs": {"q": 1}}))
+    same = {"inputs": {"q": 1}}
+    with pytest.raises(DataError, match="line 1 and line 3: .* or remove the copy"):
+        tg.read_examples(write(tmp_path / "d.jsonl", same, {"inputs": {"q": 2}}, same))
 
 
 def test_file_that_is_not_there_empty_or_not_text(tmp_path):

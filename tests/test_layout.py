@@ -70,6 +70,7 @@ LAYERS = (
     "differences",
     "planning",
     "result",
+    "noticing",
     "trainer",
     "langsmith",
     "__init__",

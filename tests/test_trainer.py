@@ -354,6 +354,41 @@ def test_parameter_of_a_node_that_validation_never_reached_is_told_not_refused(s
     assert told == {"parameters": ["polish"], "never_ran": ["escalate"]}
 
 
+def test_without_a_listener_what_is_wrong_with_runs_and_how_it_goes_on_is_logged(serve, caplog):
+    triage = tg.Parameter("triage", START_PROMPTS["triage"])
+
+    async def route(state):
+        if state["message"] == VAL[1]["inputs"]["message"]:
+            raise KeyError("stove")
+        state["notes"].append("left behind")  # in place, which LangGraph does not see
+        return {"team": await desk.ask(triage, state["message"])}
+
+    class Noted(desk.Desk):
+        notes: list[str]
+
+    def noted(examples):
+        return [{**row, "inputs": {**row["inputs"], "notes": []}} for row in examples]
+
+    builder = StateGraph(Noted).add_node(route).add_edge(START, "route")
+    server = serve()
+    model = tg.models.OpenAI("test-model", base_url=server.base_url, api_key="k", max_retries=0)
+    trainer = tg.Trainer(
+        tg.TrainableGraph(builder.compile(), [triage]),
+        tg.Objective([desk.team], weights={"team": 1, "tone": 1}),
+        critic=tg.LLMCritic(model),
+        optimizer=tg.optim.TextualGradientDescent(model),
+        schedule=Schedule(steps=1, batch_size=2),
+    )
+    with caplog.at_level("INFO", "lg_textgrad.noticing"):
+        trainer.fit(noted(TRAIN), noted(VAL), noted(TEST))
+    said = {level: [r.getMessage() for r in caplog.records if r.levelname == level] for level in ("WARNING", "INFO")}
+    failed, changed, weight = said["WARNING"]
+    assert failed == f"1 of 3 runs failed; that of example '{VAL[1]['id']}' in route#0 with KeyError: 'stove'"
+    assert changed.startswith("in 2 of 3 runs: ") and "route" in changed
+    assert weight.startswith("no evaluator said anything of tone, which `weights` names; the keys are team")
+    assert [re.match(r"[a-z]+", line)[0] for line in said["INFO"]] == ["baseline", "step", "helps", "accepted", "test"]
+
+
 def test_error_of_the_graph_is_told_when_no_node_came_to_read(serve):
     graph = desk.build(prompts={"triage": "The desk's triage for {missing}."})
     with pytest.raises(GraphError, match=r"^The run failed: .*missing.*\. Mend the graph, its keys"):

@@ -98,6 +98,14 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
     sync.add_argument("run_dir", metavar="RUN_DIR")
 
 
+def check(config: Config) -> None:
+    """Raise `ConfigurationError` for what the session would stumble over after calls were paid."""
+    from lg_textgrad.langsmith.session import with_settings
+
+    if config.traces is not None:
+        with_settings(asdict(config)).choice(config.traces)
+
+
 def session_for(
     config: Config,
     store: Store,

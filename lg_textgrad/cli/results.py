@@ -14,6 +14,7 @@ from lg_textgrad.cli.output import console, write_json
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.explaining import explain, outcome
 from lg_textgrad.loading import write_prompts
+from lg_textgrad.noticing import word_for
 from lg_textgrad.store import Store, run_name
 
 
@@ -34,7 +35,7 @@ def _show(options: argparse.Namespace, people: Console) -> int:
         result, paid = outcome(store), store.paid()
         where = shlex.quote(str(store.where))
     for d in decisions:
-        word = _render.word_for(d["stage"], d["accepted"])
+        word = word_for(d["stage"], d["accepted"])
         people.print(
             f"step {d['step']}  {d['candidate'][:8]}  {word} on {d['stage']}: {d['reason']}",
             markup=False, highlight=False,

@@ -20,7 +20,7 @@ from lg_textgrad.cli.settings import (
     made_model,
     made_objective,
 )
-from lg_textgrad.cli.status import DONE
+from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.data import read_prompts
 from lg_textgrad.ledger import use_ledger
 from lg_textgrad.loading import load_redact
@@ -71,14 +71,15 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
             loss = objective(graph.record(rows, prompts=prompts))
             summary = {f.key: f.score for f in objective.summarize(loss.scored)}
     _render.show_scores(people, options.split, loss, summary)
+    failed = sum(bool(s.run.error) for s in loss.scored)
     spent = traffic.spent_of(ledger)
     _render.show_spent(people, spent)
     if options.json:
         document = {
             "split": options.split, "score": loss.score, "feedback": loss.by_key,
-            "rows": len(rows), "failed": sum(bool(s.run.error) for s in loss.scored),
+            "rows": len(rows), "failed": failed,
             "spent": spent.to_json(),
             **({"summary": summary} if summary else {}),
         }  # fmt: skip
         write_json(options, document)
-    return DONE
+    return FAILED if failed == len(rows) else DONE

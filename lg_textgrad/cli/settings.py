@@ -33,6 +33,7 @@ def configured(options: argparse.Namespace) -> Config:
     if not config.out:
         base = Path(options.config).parent.name if options.config else ""
         config.out = str(Path("runs") / (base or "run"))
+    config.check_together()
     return config
 
 

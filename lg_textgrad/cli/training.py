@@ -81,6 +81,7 @@ def _resume(options: argparse.Namespace, people: Console) -> int:
 
 def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
     config.check()
+    langsmith.check(config)
     check_optimizer(config.optimizer, config.optimizer_options)
     acceptance = make_acceptance(config)
     redact = load_redact(config.redact)

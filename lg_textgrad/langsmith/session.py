@@ -76,6 +76,23 @@ class Options:
     def project(self) -> str:
         return self.langsmith_project or "lg_textgrad"
 
+    def choice(self, project: str) -> Choice:
+        """Return which traces of `project` to learn from.
+
+        Raises `ConfigurationError` for what is no time, condition, range or number of traces.
+        """
+        now = datetime.now(UTC)
+        return Choice(
+            project,
+            since=parse_since(self.since, now) if self.since else None,
+            until=parse_since(self.until, now) if self.until else None,
+            where=self.trace_filter,
+            feedback=tuple(self.feedback),
+            queue=self.queue,
+            ranges=parse_ranges(self.feedback_range),
+            limit=self.trace_limit,
+        )
+
 
 class Session:
     """A context manager around one training. Without options it does nothing and asks nobody.
@@ -205,17 +222,7 @@ class Session:
         kept = kept_traces(self.store, self.graph)
         if kept is not None:
             return kept
-        options, now = self.options, datetime.now(UTC)
-        choice = Choice(
-            project,
-            since=parse_since(options.since, now) if options.since else None,
-            until=parse_since(options.until, now) if options.until else None,
-            where=options.trace_filter,
-            feedback=tuple(options.feedback),
-            queue=options.queue,
-            ranges=parse_ranges(options.feedback_range),
-            limit=options.trace_limit,
-        )
+        choice = self.options.choice(project)
         traces = read_traces(self.langsmith, choice, self.graph)
         need_traces(traces, choice)
         traces = replace(traces, scored=tuple(masked(s, self.redaction) for s in traces.scored))

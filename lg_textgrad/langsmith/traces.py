@@ -32,7 +32,10 @@ TRACES = "traces"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which traces to learn from: all of these have to hold."""
+    """Which traces to learn from: all of these have to hold.
+
+    Raises `ConfigurationError` for conditions that make no sense.
+    """
 
     project: str
     since: datetime | None = None
@@ -48,6 +51,12 @@ class Choice:
     """Feedback key -> worst and best score, where that isn't 0 to 1."""
     limit: int = 50
     """At most so many traces, the youngest."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigurationError(f"'trace_limit' must be at least 1, not {self.limit}.")
+        for text in self.feedback:
+            _parsed(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +119,8 @@ def read_traces(langsmith: LangSmith, choice: Choice, graph: TrainableGraph) -> 
     The loss is the feedback that people and evaluators left there, on the trace or on a step of
     it; a trace that failed scores 0. Left out are traces without a score and those in which no
     trainable prompt of the graph, as it is now, was sent to a model. Raises `DataError` for a
-    project or queue that is not there, `ConfigurationError` for conditions that make no sense.
+    project or queue that is not there.
     """
-    if choice.limit < 1:
-        raise ConfigurationError(f"'trace_limit' must be at least 1, not {choice.limit}.")
     queries = Queries(langsmith)
     conditions = [_parsed(text) for text in choice.feedback]
     parts = [choice.where] if choice.where else []

@@ -199,7 +199,7 @@ def test_settings_in_the_file_and_a_run_that_goes_on_without_langsmith(here):
     desk_dataset(here.client)
     pushed(here.client)
     desk.project(here.folder, module="support_app", train=None, val=None, test=None, dataset="desk",
-                 dataset_splits="train=train,val=val", hub="desk", feedback="thumbs", steps=1)  # fmt: skip
+                 dataset_splits="train=train,val=val", hub="desk", steps=1)  # fmt: skip
     first = here.run("optimize", "optimize.toml", "--out", "r", "--json")
     assert first.code == 0, first.err
     assert json.loads(first.out)["best"]["test"] is None
@@ -450,6 +450,8 @@ def test_nothing_that_is_masked_is_kept_of_traces_and_datasets(here):
         (["--dataset", "desk", "--traces", "nope"], "has no project 'nope'"),
         (["--dataset", "desk", "--traces", "prod", "--since", "soon"], "'soon' is no time"),
         (["--traces", "prod"], "'val' is missing"),
+        (["--dataset", "desk", "--since", "7d"], "'since' would have no effect without 'traces'; give that too, with --traces,"),
+        (["--dataset", "desk", "--approve-wait", "5"], "'approve_wait' would have no effect without 'approve'"),
         ([], "'train' is missing"),
     ],
 )
@@ -457,6 +459,15 @@ def test_bad_options(here, arguments, words):
     desk_dataset(here.client)
     done = here.run("optimize", *GRAPH, *arguments, "--out", "r")
     assert (done.code, words in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--since", "soon"], ["--feedback", "<1"], ["--feedback-range", "stars"], ["--trace-limit", "0"]]
+)
+def test_bad_choice_of_traces_is_told_before_a_call_is_paid_for(here, arguments):
+    desk_dataset(here.client)
+    done = here.run("optimize", *GRAPH, "--dataset", "desk", "--traces", "prod", *arguments, "--discover", "--out", "r")
+    assert (done.code, here.models.requests, Path("r").exists()) == (2, [], False), done.err
 
 
 @pytest.mark.parametrize(("status", "code", "words"), [(404, 2, "has no dataset 'desk'"), (503, 1, "is out of order")])

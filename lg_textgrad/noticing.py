@@ -1,0 +1,90 @@
+"""What is wrong with runs, in words: failures, warnings, and weights that nothing has."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lg_textgrad.objective import Scored
+
+logger = logging.getLogger(__name__)
+
+MOST_WARNINGS = 5
+"""So many different warnings of runs are told: some name arguments, and differ in each run."""
+
+
+class Notices:
+    """Says each thing that runs warned of once, and no more than a few such things."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def of_event(self, kind: str, data: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what a trainer's event gives reason to say."""
+        if kind == "baseline":
+            yield from self.of_all(data["scored"])
+        elif kind == "run" and data["purpose"] != "baseline":  # of which all is told at its end
+            run = data["scored"].run
+            for warning in run.warnings:
+                told = f"in the run of example '{run.example.id}': {warning}"
+                yield from self._once(warning, told)
+
+    def of_all(self, scored: Sequence[Scored]) -> Iterator[str]:
+        """Yield what there is to say of all runs of a scoring."""
+        if failed := [s.run for s in scored if s.run.error]:
+            first = failed[0]
+            where = f" in {first.failed_in}" if first.failed_in else ""
+            yield (
+                f"{len(failed)} of {len(scored)} runs failed; that of example "
+                f"'{first.example.id}'{where} with {first.error}"
+            )
+        count = Counter(warning for s in scored for warning in s.run.warnings)
+        for warning, number in count.most_common():
+            yield from self._once(warning, f"in {number} of {len(scored)} runs: {warning}")
+        keys = {f.key for s in scored if not s.run.error for f in s.feedback}
+        unknown = sorted({key for s in scored for key in s.weights} - keys)
+        if keys and unknown:
+            yield (
+                f"no evaluator said anything of {', '.join(unknown)}, which `weights` names; the "
+                f"keys are {', '.join(sorted(keys))}"
+            )
+
+    def _once(self, warning: str, text: str) -> Iterator[str]:
+        if warning in self._told:
+            return
+        self._told.add(warning)
+        if len(self._told) <= MOST_WARNINGS:
+            yield text
+        elif len(self._told) == MOST_WARNINGS + 1:
+            yield "what else runs warn of is not told"
+
+
+class Logged:
+    """The listener of a trainer that was given none: what is wrong with runs goes to the log.
+
+    How the training goes on is logged too, at the level INFO.
+    """
+
+    def __init__(self) -> None:
+        self._notices = Notices()
+
+    def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        for text in self._notices.of_event(kind, data):
+            logger.warning("%s", text)
+        if kind == "baseline":
+            logger.info("baseline: val %.3f", data["val"])
+        elif kind == "step":
+            logger.info("step %d of %d", data["step"], data["steps"])
+        elif kind == "decision":
+            stage, accepted = data["stage"], data["accepted"]
+            names = ", ".join(dict.fromkeys(e.parameter for e in data["proposal"].edits))
+            logger.info("%s on %s: %s, %s", word_for(stage, accepted), stage, names, data["reason"])
+        elif kind == "test":
+            logger.info("test: %s", ", ".join(f"{n} {s:.3f}" for n, s in data["scores"].items()))
+
+
+def word_for(stage: str, accepted: bool) -> str:
+    """Return what a decision is called: a candidate that helps on the batch is not yet accepted."""
+    return {("batch", True): "helps", ("val", True): "accepted"}.get((stage, accepted), "refused")
