@@ -32,6 +32,8 @@ class Entry:
 class Selection(Protocol):
     """A policy. `pool` has every candidate that was tried on all validation examples, in order.
 
+    Those that acceptance refused are among them, those that a person refused are not.
+
     A policy that joins candidates also has `merge(pool, incumbent, random)`, which returns a
     proposal to try beside the step's own, or None.
     """

@@ -61,6 +61,7 @@ class _Progress:
     incumbent: Entry | None = None
     """The best accepted candidate; None until the baseline is scored."""
     pool: list[Entry] = field(default_factory=list)
+    refused_by_people: set[str] = field(default_factory=set)
     lineage: list[str] = field(default_factory=list)
     steps: int = 0
     accepted: int = 0
@@ -446,7 +447,7 @@ class Trainer:
             tries = {together.hash: together, helped[0].hash: helped[0]}
         if joined is not None and bench.refusal(joined) is None:
             tries.setdefault(joined.hash, joined)
-        known = {entry.hash for entry in progress.pool}
+        known = {entry.hash for entry in progress.pool} | progress.refused_by_people
         for proposal in tries.values():
             if proposal.hash in known:
                 continue
@@ -469,7 +470,10 @@ class Trainer:
             self._observe(proposal, verdict, stage, scores)
             parents = proposal.parents or (base.hash,)
             entry = Entry(proposal.hash, proposal.candidate, outcomes, parents)
-            if whole:
+            if stage == "review":
+                # Whatever its scores: a person's no holds for what would be made from it too.
+                progress.refused_by_people.add(proposal.hash)
+            elif whole:
                 progress.pool.append(entry)
             if not verdict.accepted:
                 progress.rejected += 1

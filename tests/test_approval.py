@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import pytest
+from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.acceptance import Outcome, Verdict
@@ -85,6 +88,35 @@ async def test_refusal_becomes_the_verdict_and_is_kept(tmp_path):
         told = approvals(store)
     assert [(t["approved"], t["comment"], t["by"], t["step"]) for t in told] == [(False, "Too long.", "ann", 3), (True, "", "", 3)]
     assert told[0]["candidate"] == candidate_hash(AFTER)
+
+
+async def test_what_a_person_refused_is_no_parent_of_what_follows_and_not_tried_again():
+    class State(TypedDict, total=False):
+        q: str
+        a: str
+
+    prompt = tg.Parameter("say", "start")
+    builder = StateGraph(State).add_node("node", lambda s: {"a": str(prompt)}).add_edge(START, "node")
+    scores = {"start": 0.2, "start, banned": 0.9, "start, banned, banned": 1.0}
+
+    class Appends(tg.optim.Optimizer):
+        needs_gradients = False
+        fingerprint = {"optimizer": "appends"}
+        began = []
+
+        async def aproposals(self):
+            now = self.parameters["say"].value
+            self.began.append(now)
+            return [Proposal({"say": f"{now}, banned"})]
+
+    says = Says(*[Approval(False)] * 2)
+    result = await tg.Trainer(
+        tg.TrainableGraph(builder.compile(), [prompt]),
+        tg.Objective([lambda outputs: scores[outputs["a"]]]),
+        critic=None, optimizer=Appends(), selection=tg.Pareto(), approve=says,
+        schedule=tg.Schedule(steps=3, batch_size=1),
+    ).afit([{"inputs": {"q": "t"}}], [{"inputs": {"q": "v"}}])  # fmt: skip
+    assert (result.after, Appends.began, len(says.asked)) == ({"say": "start"}, ["start"] * 3, 1)
 
 
 async def test_refusal_without_a_word_is_told_too():
