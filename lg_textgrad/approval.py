@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -11,10 +12,14 @@ from typing import Any, Protocol
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import in_daemon
 from lg_textgrad.acceptance import Outcomes, Verdict
-from lg_textgrad.errors import InterruptedRunError
-from lg_textgrad.parameter import candidate_hash
+from lg_textgrad.changes import Change, changes_of, without
+from lg_textgrad.errors import ConfigurationError, InterruptedRunError
+from lg_textgrad.optim.base import Proposal
+from lg_textgrad.parameter import Edit, candidate_hash
 from lg_textgrad.run import Candidate
 from lg_textgrad.store import Store
+
+_NUMBERS = re.compile(r"\d+(?:(?:\s*,\s*|\s+)(?:and\s+)?\d+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,11 @@ class Review:
         return tuple(n for n, text in self.after.items() if text != self.before.get(n))
 
     @property
+    def changes(self) -> tuple[Change, ...]:
+        """What would change, line by line and numbered."""
+        return changes_of(self.before, self.after)
+
+    @property
     def diff(self) -> str:
         """The changes as a unified diff, prompt by prompt."""
         lines: list[str] = []
@@ -81,6 +91,7 @@ class Review:
             "step": self.step,
             "candidate": self.proposal,
             "diff": self.diff,
+            "changes": {str(change.number): str(change) for change in self.changes},
             "verdict": self.verdict.reason,
             "val": {"before": round(self.score_before, 4), "after": round(self.score_after, 4)},
             "won": list(self.won),
@@ -97,6 +108,10 @@ class Approval:
     """Why; a refusal's is what the next proposal is told."""
     by: str = ""
     """Who, where that is known."""
+    without: tuple[int, ...] = ()
+    """Numbers of the `changes` that are refused, where not all are. What is left of the candidate
+    is measured like any other and, when it is still better, shown in its turn; no candidate of
+    this run makes these changes again."""
 
 
 class Approver(Protocol):
@@ -123,13 +138,16 @@ class Terminal:
 
     def _decide(self, review: Review) -> Approval:
         self._show(review)
+        count = len(review.changes)
+        some = ", or the numbers of what to leave out" if count > 1 else ""
         try:
             while True:
-                answer = self._ask("Accept this? [y/n] ").strip().lower()
+                answer = self._ask(f"Accept this? [y/n{some}] ").strip().lower()
                 if answer in ("y", "yes"):
                     return Approval(True)
-                if answer in ("n", "no"):
-                    return Approval(False, self._ask("Why not? ").strip())
+                numbers = numbers_in(answer, count)
+                if numbers or answer in ("n", "no"):
+                    return Approval(False, self._ask("Why not? ").strip(), without=numbers)
         except EOFError:
             raise InterruptedRunError(
                 "Nobody is there to say whether a candidate is accepted; resume the run at a "
@@ -137,23 +155,64 @@ class Terminal:
             ) from None
 
 
-async def areviewed(approver: Approver, store: Store, review: Review) -> Verdict:
-    """Return the verdict after a person has seen it: theirs, where they refuse.
+def numbers_in(text: str, count: int) -> tuple[int, ...]:
+    """Return the numbers of changes that a text consists of, such as `2, 3`; else none.
+
+    There are `count` changes; a number beyond them makes it no such text.
+    """
+    if _NUMBERS.fullmatch(text.strip()) is None:
+        return ()
+    numbers = sorted({int(number) for number in re.findall(r"\d+", text)})
+    return tuple(numbers) if numbers[0] >= 1 and numbers[-1] <= count else ()
+
+
+async def areviewed(
+    approver: Approver, store: Store, review: Review
+) -> tuple[Verdict, tuple[Change, ...]]:
+    """Return the verdict after a person has seen it, theirs where they refuse, and what of it.
 
     A decision is asked for once and kept in the store, so a run that goes on doesn't ask again.
+    Raises `ConfigurationError` when the approver names changes that are not there.
     """
     before = candidate_hash(review.before)
     key = f"approval/{digest(before, review.proposal)[:32]}"
     kept = store.get_meta(key)
     if kept is None:
         approval = await approver.areview(review)
+        count = len(review.changes)
+        if not set(approval.without) <= set(range(1, count + 1)):
+            raise ConfigurationError(
+                f"The approver leaves out the changes {list(approval.without)}, but this candidate "
+                f"has {count}, numbered from 1; see Review.changes."
+            )
         kept = {**asdict(approval), "step": review.step, "candidate": review.proposal}
         store.put_meta(key, kept)
         store.add_event("approval", kept)
-    if kept["approved"]:
-        return review.verdict
+    refused = tuple(c for c in review.changes if c.number in kept.get("without", ()))
+    if kept["approved"] and not refused:
+        return review.verdict, ()
+    what = f", who leaves out {', '.join(repr(str(c)) for c in refused)}" if refused else ""
     why = f": {kept['comment']}" if kept["comment"] else ""
-    return replace(review.verdict, accepted=False, reason=f"refused by a reviewer{why}")
+    reason = f"refused by a reviewer{what}{why}"
+    return replace(review.verdict, accepted=False, reason=reason), refused
+
+
+def left_of(
+    proposal: Proposal, base: Candidate, review: Review, refused: Sequence[Change]
+) -> Proposal:
+    """Return what is left of a proposal, made of `base`, when changes of it are refused.
+
+    Of its edits, those stay that still show.
+    """
+    rest = without(review.before, review.after, {c.number for c in refused})
+    undone = {(c.parameter, c.before if c.after is None else c.after) for c in refused}
+
+    def touched(edit: Edit) -> str:
+        own = base[edit.parameter].split("\n")
+        return own[edit.line - 1] if edit.op == "delete" else edit.text
+
+    edits = tuple(e for e in proposal.edits if (e.parameter, touched(e)) not in undone)
+    return replace(proposal, candidate=rest, edits=edits)
 
 
 def approvals(store: Store) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.acceptance import Acceptance, Outcome, Verdict
+from lg_textgrad.changes import Refused
 from lg_textgrad.critics.base import Critic
 from lg_textgrad.demos import readings_of, split_demos
 from lg_textgrad.errors import ParameterError
@@ -46,6 +47,8 @@ class Workbench:
     incumbent: Candidate
     keep_gradients: Callable[[Sequence[Gradient]], None] = lambda _: None
     """Told of the gradients of each reverse pass."""
+    refused: Refused = field(default_factory=Refused)
+    """What people refused, which is not proposed again."""
     _quotations: Quotations = field(init=False)
     _rows: dict[str, Example] = field(default_factory=dict, init=False)
     _answers: Answers = field(init=False)
@@ -227,6 +230,8 @@ class Workbench:
             self.graph.parameters[name].check(after)
         except ParameterError as error:
             return str(error)
+        if (change := self.refused.find(name, before, after)) is not None:
+            return f"A person refused this change of '{name}' before: {change}."
         (old, shown), (new, demos) = split_demos(before), split_demos(after)
         lines = "\n".join(new_lines(new, old))
         quoted = self._quotations.find(lines) or self._answers.find(lines)

@@ -13,7 +13,7 @@ from typing import Any
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict, check_policy
-from lg_textgrad.approval import Approver, Review, areviewed
+from lg_textgrad.approval import Approver, Review, areviewed, left_of
 from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics.base import Critic, tell
@@ -448,7 +448,9 @@ class Trainer:
         if joined is not None and bench.refusal(joined) is None:
             tries.setdefault(joined.hash, joined)
         known = {entry.hash for entry in progress.pool} | progress.refused_by_people
-        for proposal in tries.values():
+        waiting = list(tries.values())
+        while waiting:
+            proposal = waiting.pop(0)
             if proposal.hash in known:
                 continue
             self._keep(store, step, proposal, base, progress)
@@ -461,8 +463,12 @@ class Trainer:
                 seen = Review.of(
                     step, best.candidate, proposal.candidate, verdict, best.outcomes, outcomes
                 )
-                verdict = await areviewed(self.approve, store, seen)
+                verdict, refused = await areviewed(self.approve, store, seen)
                 stage = "val" if verdict.accepted else "review"
+                if refused:
+                    bench.refused.add(refused)
+                    waiting.insert(0, left_of(proposal, base.candidate, seen, refused))
+                    waiting = [p for p in waiting if bench.refusal(p) is None]
             whole = len(outcomes) == len(bench.val)
             after = Loss(tuple(scored)).score if whole else None
             self._record(store, step, "val", proposal, verdict, progress, after)

@@ -10,7 +10,8 @@ from langgraph.graph import START, StateGraph
 import lg_textgrad as tg
 from lg_textgrad.acceptance import Outcome, Verdict
 from lg_textgrad.approval import Approval, Review, Terminal, approvals, areviewed
-from lg_textgrad.errors import InterruptedRunError
+from lg_textgrad.errors import ConfigurationError, InterruptedRunError
+from lg_textgrad.explaining import explain
 from lg_textgrad.optim.base import Attempt, Proposal
 from lg_textgrad.parameter import Edit, candidate_hash
 from lg_textgrad.store import Store
@@ -79,12 +80,12 @@ async def test_nobody_at_the_terminal_leaves_a_run_that_can_be_resumed():
 async def test_refusal_becomes_the_verdict_and_is_kept(tmp_path):
     says = Says(Approval(False, "Too long.", "ann"), Approval(True))
     with Store(tmp_path) as store:
-        verdict = await areviewed(says, store, review())
+        verdict, _ = await areviewed(says, store, review())
         assert (verdict.accepted, verdict.reason) == (False, "refused by a reviewer: Too long.")
         assert (verdict.gain, verdict.won) == (VERDICT.gain, VERDICT.won)
-        assert await areviewed(says, store, review({**AFTER, "b": "Other."})) == VERDICT
+        assert await areviewed(says, store, review({**AFTER, "b": "Other."})) == (VERDICT, ())
     with Store(tmp_path) as store:  # a run that goes on asks nobody again
-        assert await areviewed(Says(), store, review()) == verdict
+        assert await areviewed(Says(), store, review()) == (verdict, ())
         told = approvals(store)
     assert [(t["approved"], t["comment"], t["by"], t["step"]) for t in told] == [(False, "Too long.", "ann", 3), (True, "", "", 3)]
     assert told[0]["candidate"] == candidate_hash(AFTER)
@@ -119,9 +120,92 @@ async def test_what_a_person_refused_is_no_parent_of_what_follows_and_not_tried_
     assert (result.after, Appends.began, len(says.asked)) == ({"say": "start"}, ["start"] * 3, 1)
 
 
+class State(TypedDict, total=False):
+    q: str
+    a: str
+
+
+def trained(proposals, approve, score, **options):
+    """Train a graph that says its prompt, on proposals made of what stands; return the result."""
+    prompt = tg.Parameter("say", "Be kind.")
+    builder = StateGraph(State).add_node("node", lambda s: {"a": str(prompt)}).add_edge(START, "node")
+
+    class Proposes(tg.optim.Optimizer):
+        needs_gradients = False
+        fingerprint = {"optimizer": "proposes"}
+
+        async def aproposals(self):
+            made = [p(self.parameters["say"].value) for p in proposals]
+            return [p for p in made if p is not None]
+
+    return tg.Trainer(
+        tg.TrainableGraph(builder.compile(), [prompt]), tg.Objective([lambda outputs: score(outputs["a"])]),
+        critic=None, optimizer=Proposes(), approve=approve, **options,
+    ).fit([{"inputs": {"q": "t"}}], [{"inputs": {"q": "v"}}])  # fmt: skip
+
+
+def adds(*lines):
+    def proposal(text):
+        edits = tuple(Edit("say", "add", len(text.split("\n")), line, why=line) for line in lines)
+        return Proposal({"say": "\n".join([text, *lines])}, edits)
+
+    return proposal
+
+
+def rated(text):
+    return sum(0.2 for word in ("brief", "polite", "sell") if word in text) + 0.1
+
+
+def test_line_that_a_person_refuses_is_left_out_and_the_rest_measured_shown_and_kept(tmp_path):
+    says = Says(Approval(False, "We sell nothing.", without=(2,)), Approval(True))
+    schedule = tg.Schedule(steps=1, batch_size=1)
+    rules = ("Stay brief.", "Always sell a plan.", "Stay polite.")
+    result = trained([adds(*rules)], says, rated, schedule=schedule, store=tmp_path)
+    assert result.after == {"say": "Be kind.\nStay brief.\nStay polite."}
+    assert (result.accepted, result.best.val) == (1, pytest.approx(0.5))
+    first, second = says.asked
+    assert [str(c) for c in first.changes] == [f"say: + {rule}" for rule in rules]
+    assert (first.score_after, second.score_after) == (pytest.approx(0.7), pytest.approx(0.5))
+    with Store(tmp_path, read_only=True) as store:
+        reasons = [d["reason"] for d in store.decisions() if d["stage"] == "val"]
+        assert reasons[0] == "refused by a reviewer, who leaves out 'say: + Always sell a plan.': We sell nothing."
+        assert [e.text for e in store.candidates()[result.lineage[-1]]["edits"]] == ["Stay brief.", "Stay polite."]
+        assert [line["because"][0]["why"] for line in explain(store)["say"]["lines"]] == ["Stay brief.", "Stay polite."]
+        assert [a["without"] for a in approvals(store)] == [[2], []]
+    # A run that goes on asks nobody, and ends where it ended.
+    assert trained([adds(*rules)], Says(), rated, schedule=schedule, store=tmp_path).after == result.after
+
+
+def test_refused_line_does_not_come_back(tmp_path):
+    says = Says(Approval(False, without=(1,)), *[Approval(True)] * 5)
+    again = adds("- always SELL a plan!", "Stay polite.")  # other marks and capitals
+    proposals = [adds("Always sell a plan."), again, adds("Stay brief.")]
+    result = trained(proposals, says, rated, schedule=tg.Schedule(steps=3, batch_size=1))
+    assert "sell" not in result.after["say"].lower()
+    assert "Stay brief." in result.after["say"]
+
+
+async def test_numbers_at_the_terminal_say_what_to_leave_out():
+    asked, answers = [], ["3", "2, 9", "1 and 2", "Too pushy. "]
+
+    def ask(question):
+        asked.append(question)
+        return answers.pop(0)
+
+    shown = review({"a": "One.\nThree.\nFour.", "b": "Same."})
+    approval = await Terminal(lambda _: None, ask).areview(shown)
+    assert approval == Approval(False, "Too pushy.", without=(1, 2))
+    assert asked == ["Accept this? [y/n, or the numbers of what to leave out] "] * 3 + ["Why not? "]
+
+
+async def test_approver_that_names_changes_that_are_not_there_is_told():
+    with Store() as store, pytest.raises(ConfigurationError, match=r"leaves out the changes \[2\], but this candidate has 1"):
+        await areviewed(Says(Approval(False, without=(2,))), store, review())
+
+
 async def test_refusal_without_a_word_is_told_too():
     with Store() as store:
-        verdict = await areviewed(Says(Approval(False)), store, review())
+        verdict, _ = await areviewed(Says(Approval(False)), store, review())
     assert verdict.reason == "refused by a reviewer"
 
 

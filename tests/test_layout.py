@@ -58,6 +58,7 @@ LAYERS = (
     "refining",
     "backward",
     "reduction",
+    "changes",
     "optim",
     "significance",
     "acceptance",

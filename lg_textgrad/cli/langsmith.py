@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from lg_textgrad._render import Watch
 from lg_textgrad.approval import Review, Terminal
+from lg_textgrad.changes import numbered
 from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.errors import ConfigurationError
@@ -29,6 +30,8 @@ from lg_textgrad.store import Store, run_name
 if TYPE_CHECKING:
     from lg_textgrad.langsmith.promotion import Change
     from lg_textgrad.langsmith.session import Session
+
+_COLOURS = {"+": "green", "-": "red", " ": "dim"}
 
 
 def add_dataset(command: argparse.ArgumentParser) -> None:
@@ -289,9 +292,15 @@ def _told(
 
 def _show_review(people: Console, review: Review) -> None:
     people.print(f"\n[bold]A candidate waits for your word[/bold] (step {review.step})")
-    for name in review.changed:
-        people.print(f"\n[bold]{escape(name)}[/bold]", highlight=False)
-        _show_diff(people, review.before.get(name, ""), review.after[name])
+    last = None
+    for name, sign, text, number in numbered(review.before, review.after):
+        if name != last:
+            people.print(f"\n[bold]{escape(name)}[/bold]", highlight=False)
+        last, colour = name, _COLOURS[sign]
+        margin = "" if number is None else str(number)
+        for line in text.split("\n"):
+            people.print(f"{margin:>3} [{colour}]{sign} {escape(line)}[/{colour}]", highlight=False)
+            margin = ""
     people.print(
         f"\nval {review.score_before:.3f} → {review.score_after:.3f}; {review.verdict.reason}",
         markup=False, highlight=False,
@@ -303,6 +312,6 @@ def _show_review(people: Console, review: Review) -> None:
 
 def _show_diff(people: Console, before: str, after: str) -> None:
     for line in difflib.ndiff(before.split("\n"), after.split("\n")):
-        colour = {"+ ": "green", "- ": "red", "  ": "dim"}.get(line[:2])
+        colour = _COLOURS.get(line[:1])
         if colour is not None:
             people.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from uuid import UUID, uuid5
 
 from langsmith.utils import LangSmithNotFoundError
 
-from lg_textgrad.approval import Approval, Review
+from lg_textgrad.approval import Approval, Review, numbers_in
 from lg_textgrad.errors import (
     DataError,
     InterruptedRunError,
@@ -29,8 +30,15 @@ KEY = "approve"
 _RUBRIC = (
     "A tuned prompt waits for your word. The outputs have the diff, the scores on the validation "
     f"examples, and which of these it won and lost. Give '{KEY}' 1 to accept it or 0 to refuse it; "
-    "say in the comment why not, and the next proposal will be told."
+    "say in the comment why not, and the next proposal will be told. To refuse some of the changes "
+    "only, begin the comment with their numbers and a full stop, as in 'without 2, 3.'; what is "
+    "left is measured anew."
 )
+
+_WITHOUT = re.compile(
+    r"\s*without\s+(\d+(?:(?:\s*,\s*|\s+)(?:and\s+)?\d+)*)\s*(?:[.:;]\s*|$)", re.IGNORECASE
+)
+"""How a comment begins that refuses some changes. "Without 2 examples I can't say" does not."""
 
 
 class Queue:
@@ -71,7 +79,9 @@ class Queue:
                 if run_id not in self._put:
                     await self.langsmith.acall(lambda _: self._show(run_id, review))
                     self._put.add(run_id)
-                found = await self.langsmith.acall(lambda client: self._decided(client, run_id))
+                found = await self.langsmith.acall(
+                    lambda client: self._decided(client, run_id, len(review.changes))
+                )
             except LangSmithUnavailableError as error:
                 logger.info("%s", error)
                 found = None
@@ -128,7 +138,7 @@ class Queue:
                 raise LangSmithUnavailableError(f"The review is not there yet: {error}") from error
             raise
 
-    def _decided(self, client: Any, run_id: UUID) -> Approval | None:
+    def _decided(self, client: Any, run_id: UUID, count: int) -> Approval | None:
         found = client.list_feedback(run_ids=[run_id], feedback_key=[KEY])
         told = [f for f in found if f.score is not None]
         if not told:
@@ -136,4 +146,9 @@ class Queue:
         last = max(told, key=lambda f: f.modified_at or f.created_at)
         source = last.feedback_source
         by = str((source and (source.user_name or source.user_id)) or "")
-        return Approval(float(last.score) >= 0.5, str(last.comment or ""), by)
+        comment, approved = str(last.comment or ""), float(last.score) >= 0.5
+        some = None if approved else _WITHOUT.match(comment)
+        numbers = numbers_in(some[1], count) if some else ()
+        if some and numbers:
+            comment = comment[some.end() :].strip()
+        return Approval(approved, comment, by, numbers)

@@ -46,6 +46,11 @@ def queue(langsmith, person=None, **more):
 
 @pytest.mark.parametrize(("score", "comment", "expected"), [
     (1, None, Approval(True)), (0, "Too long.", Approval(False, "Too long.")),
+    (0, "Without 1. Too long.", Approval(False, "Too long.", without=(1,))),
+    (0, "without 1", Approval(False, without=(1,))),
+    (0, "without 7.", Approval(False, "without 7.")),  # there is no such change
+    (0, "Without 1 example I can't say.", Approval(False, "Without 1 example I can't say.")),
+    (1, "without 1.", Approval(True, "without 1.")),
 ])  # fmt: skip
 async def test_review_waits_in_the_queue_until_somebody_decides(server, langsmith, score, comment, expected):
     person = Person(server, score, comment, at=3)
@@ -55,6 +60,7 @@ async def test_review_waits_in_the_queue_until_somebody_decides(server, langsmit
     shown = server.runs[item["run_id"]]
     assert shown["session_id"] == server.project("nightly-reviews")["id"]
     assert "-Two.\n+Three." in shown["outputs"]["diff"]
+    assert shown["outputs"]["changes"] == {"1": "a: Two. -> Three."}
     assert shown["outputs"]["prompts"] == {"a": AFTER["a"]}
     assert (shown["outputs"]["won"], shown["outputs"]["lost"]) == (["w", "x"], ["y"])
     assert shown["outputs"]["val"] == {"before": 0.625, "after": 0.875}

@@ -380,6 +380,18 @@ def test_person_at_the_terminal_refuses_with_a_comment_and_then_accepts(here, mo
     assert here.server.requests == []
 
 
+def test_person_at_the_terminal_leaves_out_one_line(here, monkeypatch):
+    terminal(monkeypatch, "1", "Not this one.", *"y" * 5)
+    done = here.run("optimize", "optimize.toml", "--approve", "--steps", "1", "--out", "r", "--json")
+    assert done.code == 0, done.err
+    [number, line] = re.search(r"^ +(\d) \+ (.+)$", done.err, re.MULTILINE).groups()
+    assert number == "1"
+    assert re.search(rf"refused by a reviewer, who leaves out '\w+: \+ {re.escape(line)}': Not this one\.", done.err)
+    texts = [p["after"] for p in json.loads(done.out)["parameters"].values()]
+    assert json.loads(done.out)["accepted"] == 1
+    assert not any(line in text for text in texts)
+
+
 def test_annotation_queue_decides_and_the_run_goes_on(here):
     waiting = here.run("optimize", "optimize.toml", "--steps", "1", "--approve", "reviews", "--approve-wait", "0", "--out", "r")
     assert waiting.code == 4

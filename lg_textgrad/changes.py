@@ -1,0 +1,128 @@
+"""What a candidate changes, line by line, so that a person can refuse one line of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from typing import Any
+
+from lg_textgrad.demos import Demo, render_demos, split_demos
+from lg_textgrad.guards import words
+from lg_textgrad.run import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of an instruction, or one demonstration, that is put in, taken out, or both."""
+
+    number: int
+    """From 1 on, over all parameters in their order."""
+    parameter: str
+    before: str | Demo | None
+    """What is taken out; None where something is only put in."""
+    after: str | Demo | None
+
+    def __str__(self) -> str:
+        gone, new = (None if part is None else shown(part) for part in (self.before, self.after))
+        if gone is None:
+            return f"{self.parameter}: + {new}"
+        if new is None:
+            return f"{self.parameter}: - {gone}"
+        return f"{self.parameter}: {gone} -> {new}"
+
+
+def changes_of(before: Candidate, after: Candidate) -> tuple[Change, ...]:
+    """Return what `after` changes of `before`. What is not changed has no number."""
+    return tuple(one for _, _, _, one in _walk(before, after) if one is not None)
+
+
+def numbered(before: Candidate, after: Candidate) -> Iterator[tuple[str, str, str, int | None]]:
+    """Yield parameter, `+`, `-` or a space, text and number of each line, as a diff has them."""
+    for name, old, new, change in _walk(before, after):
+        if change is None:
+            yield name, " ", shown(new), None
+            continue
+        for sign, part in (("-", old), ("+", new)):
+            if part is not None:
+                yield name, sign, shown(part), change.number
+
+
+def without(before: Candidate, after: Candidate, numbers: Collection[int]) -> Candidate:
+    """Return `after` with the changes of these numbers undone."""
+    lines: dict[str, list[str]] = {}
+    demos: dict[str, list[Demo]] = {}
+    for name, old, new, change in _walk(before, after):
+        part = old if change is not None and change.number in numbers else new
+        if isinstance(part, Demo):
+            demos.setdefault(name, []).append(part)
+        elif part is not None:
+            lines.setdefault(name, []).append(part)
+    texts = {
+        name: render_demos("\n".join(lines.get(name, ())), demos.get(name, ()))
+        for name, text in after.items()
+        if text != before.get(name, "")
+    }
+    return {**after, **texts}
+
+
+def shown(part: str | Demo) -> str:
+    """Return a line or a demonstration as people read it."""
+    return part if isinstance(part, str) else f"Input: {part.inputs}\nOutput: {part.output}"
+
+
+class Refused:
+    """The changes that people refused, which no later candidate may make."""
+
+    def __init__(self) -> None:
+        self._changes: dict[str, list[Change]] = {}
+
+    def add(self, changes: Iterable[Change]) -> None:
+        """Take changes that were refused. Of a line for another one, the new line is."""
+        for change in changes:
+            self._changes.setdefault(change.parameter, []).append(change)
+
+    def find(self, name: str, before: str, after: str) -> Change | None:
+        """Return the refused change that `after` makes of the parameter's text `before`, if any."""
+        had, has = _parts(before), _parts(after)
+        for change in self._changes.get(name, ()):
+            part, side = (change.before, had) if change.after is None else (change.after, has)
+            assert part is not None, "a change puts in or takes out"
+            if _same(part) in side - (has if change.after is None else had):
+                return change
+        return None
+
+
+def _parts(text: str) -> set[Any]:
+    instruction, demos = split_demos(text)
+    parts: list[str | Demo] = [*instruction.split("\n"), *demos]
+    return {_same(part) for part in parts}
+
+
+def _same(part: str | Demo) -> Any:
+    """Return what lines have in common that differ in capitals and spaces, marks and bullets."""
+    if isinstance(part, Demo):
+        return part
+    return " ".join(words(part)) or part.strip()
+
+
+def _walk(before: Candidate, after: Candidate) -> Iterator[tuple[str, Any, Any, Change | None]]:
+    """Yield parameter, what was there, what is there, and the change, in order, part by part."""
+    number = 0
+    for name, text in after.items():
+        if text == before.get(name, ""):
+            continue
+        (old, old_demos), (new, new_demos) = split_demos(before.get(name, "")), split_demos(text)
+        for pairs in (_pairs(old.split("\n"), new.split("\n")), _pairs(old_demos, new_demos)):
+            for gone, come, same in pairs:
+                number += not same
+                yield name, gone, come, None if same else Change(number, name, gone, come)
+
+
+def _pairs(old: Sequence[Any], new: Sequence[Any]) -> Iterator[tuple[Any, Any, bool]]:
+    """Yield what stands side by side, None for nothing, and whether it is the same."""
+    steps = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    for kind, first, last, start, end in steps:
+        for gone, come in zip_longest(old[first:last], new[start:end]):
+            yield gone, come, kind == "equal"

@@ -1,0 +1,73 @@
+"""A candidate's changes: numbered, and left out one by one."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lg_textgrad.changes import Change, Refused, changes_of, numbered, without
+from lg_textgrad.demos import Demo, render_demos
+
+LINES = st.lists(st.sampled_from(["", "a", "b", "c", "Say x."]), min_size=1, max_size=6).map("\n".join)
+DEMOS = st.lists(st.builds(Demo, st.sampled_from("pqr"), st.sampled_from("st")), max_size=3)
+CANDIDATES = st.fixed_dictionaries({n: st.builds(render_demos, LINES, DEMOS) for n in ("one", "two")})
+
+
+@given(CANDIDATES, CANDIDATES)
+def test_without_any_it_is_after_and_without_all_it_is_before(before, after):
+    found = changes_of(before, after)
+    assert [c.number for c in found] == list(range(1, len(found) + 1))
+    assert without(before, after, ()) == after
+    assert without(before, after, {c.number for c in found}) == before
+
+
+@given(CANDIDATES, CANDIDATES, st.data())
+def test_what_is_left_out_is_undone_and_the_rest_is_done(before, after, data):
+    found = changes_of(before, after)
+    numbers = data.draw(st.sets(st.sampled_from([c.number for c in found]))) if found else set()
+    left = without(before, after, numbers)
+    # Seen from either side, nothing else has changed: as many lines and demonstrations come and go.
+    kept = [c for c in found if c.number not in numbers]
+    gone = [c for c in found if c.number in numbers]
+    for name in before:
+        for one, two, between in ((before, left, kept), (left, after, gone)):
+            come_and_go = [(c.before is None) - (c.after is None) for c in between if c.parameter == name]
+            assert _size(two[name]) - _size(one[name]) == sum(come_and_go)
+
+
+def _size(text):
+    from lg_textgrad.demos import split_demos
+
+    instruction, demos = split_demos(text)
+    return len(instruction.split("\n")) + len(demos)
+
+
+def test_lines_and_demonstrations_are_numbered_through_all_parameters():
+    before = {"a": "One.\nTwo.", "b": "Same.", "c": render_demos("Show.", [Demo("x", "y")])}
+    after = {"a": "One.\nThree.\nFour.", "b": "Same.", "c": render_demos("Show.", [Demo("x", "y"), Demo("p", "q")])}
+    assert [str(c) for c in changes_of(before, after)] == [
+        "a: Two. -> Three.", "a: + Four.", "c: + Input: p\nOutput: q",
+    ]  # fmt: skip
+    assert list(numbered(before, after)) == [
+        ("a", " ", "One.", None), ("a", "-", "Two.", 1), ("a", "+", "Three.", 1), ("a", "+", "Four.", 2),
+        ("c", " ", "Show.", None), ("c", " ", "Input: x\nOutput: y", None), ("c", "+", "Input: p\nOutput: q", 3),
+    ]  # fmt: skip
+    assert without(before, after, {1}) == {**after, "a": "One.\nTwo.\nFour."}
+    assert without(before, after, {2, 3}) == {**before, "a": "One.\nThree."}
+    assert [str(c) for c in changes_of(after, before)][1] == "a: - Four."
+
+
+def test_refused_changes_are_known_again_whatever_their_marks_and_capitals():
+    shown = Demo("What is open?", "Nothing.")
+    refused = Refused()
+    line, loss = Change(1, "a", None, "Always sell a plan."), Change(2, "a", "Be kind.", None)
+    swap, demo = Change(3, "b", "Old.", "New."), Change(4, "b", None, shown)
+    refused.add([line, loss, swap, demo])
+    assert refused.find("a", "Be kind.", "Be kind.\n- always SELL a plan!") == line
+    assert refused.find("a", "Be kind.\nAlways sell a plan.", "Be kind.\nALWAYS sell a plan.") is None  # is there
+    assert refused.find("a", "Be kind.\nMore.", "More.") == loss
+    assert refused.find("a", "More.", "Be brief.") is None
+    assert refused.find("b", "Old.", "New.") == swap
+    assert refused.find("b", "Old.", "Other.") is None  # the old line may go for another one
+    assert refused.find("b", "Old.", render_demos("Old.", [shown])) == demo
+    assert refused.find("c", "Be kind.", "New.\nAlways sell a plan.") is None
