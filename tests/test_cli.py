@@ -747,6 +747,24 @@ def test_export_writes_what_read_prompts_reads(here, finished):
     assert (done.code, "cannot be written" in one_error(done.err)) == (2, True)
 
 
+def test_export_before_writes_what_undoes_it(here, finished):
+    before = {n: p["before"] for n, p in finished.document["parameters"].items()}
+    assert here.run("export", finished.run_dir, "--before", "--out", "before.toml").code == 0
+    assert read_prompts("before.toml") == before
+    assert Path("before.toml").read_text().startswith("# The prompts that the run in it began with.\n\n")
+
+
+def test_report_goes_to_standard_output_or_a_file(here, finished):
+    done = here.run("report", finished.run_dir)
+    assert done.code == 0
+    assert done.out.startswith("# What tuning changed: it\n")
+    assert "| val | 3 | 0.111 | 1.000 | – |" in done.out
+    told = here.run("report", finished.run_dir, "--out", "report.md", "--json")
+    assert Path("report.md").read_text() == done.out
+    assert json.loads(told.out) == {"out": "report.md", "report": done.out}
+    assert (here.run("report", "nowhere").code, Path("nowhere").exists()) == (2, False)
+
+
 def test_init_writes_a_configuration_that_can_be_read(here):
     done = here.run("init", "desk_app:graph", "--out", "new.toml", "--json")
     assert done.code == 0, done.err
@@ -885,8 +903,8 @@ def test_a_reader_that_goes_away_is_no_failure(here):
 # The commands and what is written about them.
 
 COMMANDS = [
-    "init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "export", "promote", "rollback",
-    "sync", "local",
+    "init", "inspect", "optimize", "resume", "evaluate", "show", "diff", "report", "export", "promote",
+    "rollback", "sync", "local",
 ]  # fmt: skip
 
 

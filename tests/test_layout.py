@@ -83,6 +83,7 @@ LAYERS = (
     "assembly",
     "sessions",
     "explaining",
+    "reporting",
     "_render",
     "cli",
     "__main__",

@@ -1,4 +1,4 @@
-"""`show`, `diff` and `export`: what a run directory tells."""
+"""`show`, `diff`, `report` and `export`: what a run directory tells."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from lg_textgrad import _render
-from lg_textgrad.cli.output import console, write_json
+from lg_textgrad.cli.output import console, write, write_json
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.explaining import explain, outcome
-from lg_textgrad.loading import write_prompts
+from lg_textgrad.loading import write_prompts, write_text
 from lg_textgrad.noticing import word_for
+from lg_textgrad.reporting import report as report_of
 from lg_textgrad.store import Store, run_name
 
 
@@ -24,9 +25,15 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
     show.add_argument("run_dir", metavar="RUN_DIR")
     diff = add("diff", _diff, "show each prompt before and after, and why each line changed")
     diff.add_argument("run_dir", metavar="RUN_DIR")
+    report = add("report", _report, "write a run up as a document: what, why, who, how to undo it")
+    report.add_argument("run_dir", metavar="RUN_DIR")
+    report.add_argument("--out", help="Markdown file to write (standard output)")
     export = add("export", _export, "write the accepted prompts to a file")
     export.add_argument("run_dir", metavar="RUN_DIR")
     export.add_argument("--out", required=True, help="prompts file to write")
+    export.add_argument(
+        "--before", action="store_true", help="those that the run began with, to undo it"
+    )
 
 
 def _show(options: argparse.Namespace, people: Console) -> int:
@@ -66,12 +73,29 @@ def _diff(options: argparse.Namespace, _people: Console) -> int:
     return DONE
 
 
+def _report(options: argparse.Namespace, people: Console) -> int:
+    with Store(options.run_dir, read_only=True) as store:
+        text = report_of(store)
+    if options.out:
+        write_text(options.out, text)
+        people.print(f"Wrote {options.out}.", markup=False)
+    elif not options.json:
+        write(options, text)
+    if options.json:
+        write_json(options, {"out": options.out, "report": text})
+    return DONE
+
+
 def _export(options: argparse.Namespace, people: Console) -> int:
     with Store(options.run_dir, read_only=True) as store:
         changes, result = explain(store), store.get_meta("result")
-    prompts = {name: change["after"] for name, change in changes.items()}
-    comment = f"The accepted prompts of the run in {run_name(options.run_dir)}."
-    if result is not None:
+    which = "before" if options.before else "after"
+    prompts = {name: change[which] for name, change in changes.items()}
+    name = run_name(options.run_dir)
+    comment = f"The accepted prompts of the run in {name}."
+    if options.before:
+        comment = f"The prompts that the run in {name} began with."
+    elif result is not None:
         scores = [
             f"{n}: {result['baseline'][n]:.3f} -> {result['best'][n]:.3f}"
             for n in ("val", "test")
