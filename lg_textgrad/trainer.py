@@ -467,8 +467,10 @@ class Trainer:
                 stage = "val" if verdict.accepted else "review"
                 if refused:
                     bench.refused.add(refused)
-                    waiting.insert(0, left_of(proposal, base.candidate, seen, refused))
-                    waiting = [p for p in waiting if bench.refusal(p) is None]
+                    rest = left_of(proposal, base.candidate, seen, refused)
+                    waiting = [p for p in (rest, *waiting) if bench.refusal(p) is None]
+                    if rest not in waiting:
+                        logger.warning("What is left is not tried. %s", bench.refusal(rest))
             whole = len(outcomes) == len(bench.val)
             after = Loss(tuple(scored)).score if whole else None
             self._record(store, step, "val", proposal, verdict, progress, after)
