@@ -125,9 +125,9 @@ class State(TypedDict, total=False):
     a: str
 
 
-def trained(proposals, approve, score, **options):
+def trained(proposals, approve, score, *, locked=(), **options):
     """Train a graph that says its prompt, on proposals made of what stands; return the result."""
-    prompt = tg.Parameter("say", "Be kind.")
+    prompt = tg.Parameter("say", "Be kind.", locked=locked)
     builder = StateGraph(State).add_node("node", lambda s: {"a": str(prompt)}).add_edge(START, "node")
 
     class Proposes(tg.optim.Optimizer):
@@ -183,6 +183,17 @@ def test_refused_line_does_not_come_back(tmp_path):
     result = trained(proposals, says, rated, schedule=tg.Schedule(steps=3, batch_size=1))
     assert "sell" not in result.after["say"].lower()
     assert "Stay brief." in result.after["say"]
+
+
+def test_what_is_left_that_breaks_a_promise_is_told_and_not_tried(caplog):
+    def moved(_text):
+        return Proposal({"say": "Stay brief.\nBe very kind."})
+
+    says = Says(Approval(False, without=(2,)))
+    schedule = tg.Schedule(steps=1, batch_size=1)
+    result = trained([moved], says, rated, locked=("kind",), schedule=schedule)
+    assert (result.after, says.answers) == ({"say": "Be kind."}, [])
+    assert "What is left is not tried. The text proposed for parameter 'say' is refused: it changes the locked span 'kind'." in caplog.text
 
 
 async def test_numbers_at_the_terminal_say_what_to_leave_out():
