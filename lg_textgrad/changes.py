@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import zip_longest
 from typing import Any
 
 from lg_textgrad.demos import Demo, render_demos, split_demos
@@ -124,5 +123,42 @@ def _pairs(old: Sequence[Any], new: Sequence[Any]) -> Iterator[tuple[Any, Any, b
     """Yield what stands side by side, None for nothing, and whether it is the same."""
     steps = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     for kind, first, last, start, end in steps:
-        for gone, come in zip_longest(old[first:last], new[start:end]):
-            yield gone, come, kind == "equal"
+        gone, come = old[first:last], new[start:end]
+        if kind == "equal":
+            yield from ((part, part, True) for part in gone)
+        elif len(gone) == len(come) == 1:
+            yield gone[0], come[0], False
+        else:
+            yield from ((*pair, False) for pair in _aligned(gone, come))
+
+
+def _aligned(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Return what became what, in order: the pairing with the most likeness in all.
+
+    What is like nothing else came or went by itself, so that it can be refused by itself.
+    """
+    like = [[_likeness(one, other) for other in new] for one in old]
+    best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
+    for i in range(len(old) - 1, -1, -1):
+        for j in range(len(new) - 1, -1, -1):
+            best[i][j] = max(best[i + 1][j], best[i][j + 1], like[i][j] + best[i + 1][j + 1])
+    found: list[tuple[Any, Any]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        here = best[i][j]
+        if i < len(old) and here == best[i + 1][j]:
+            found.append((old[i], None))
+            i += 1
+        elif j < len(new) and here == best[i][j + 1]:
+            found.append((None, new[j]))
+            j += 1
+        else:
+            found.append((old[i], new[j]))
+            i, j = i + 1, j + 1
+    return found
+
+
+def _likeness(one: str | Demo, other: str | Demo) -> float:
+    """Return how much two have in common, from 0 to 1; 0 where it is less than half."""
+    ratio = SequenceMatcher(None, shown(one), shown(other), autojunk=False).ratio()
+    return ratio if ratio >= 0.5 else 0.0

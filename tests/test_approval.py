@@ -187,9 +187,9 @@ def test_refused_line_does_not_come_back(tmp_path):
 
 def test_what_is_left_that_breaks_a_promise_is_told_and_not_tried(caplog):
     def moved(_text):
-        return Proposal({"say": "Stay brief.\nBe very kind."})
+        return Proposal({"say": "Stay brief.\nMind every kind of person."})
 
-    says = Says(Approval(False, without=(2,)))
+    says = Says(Approval(False, without=(3,)))  # after the loss of a line, and a new one
     schedule = tg.Schedule(steps=1, batch_size=1)
     result = trained([moved], says, rated, locked=("kind",), schedule=schedule)
     assert (result.after, says.answers) == ({"say": "Be kind."}, [])
@@ -197,7 +197,7 @@ def test_what_is_left_that_breaks_a_promise_is_told_and_not_tried(caplog):
 
 
 async def test_numbers_at_the_terminal_say_what_to_leave_out():
-    asked, answers = [], ["3", "2, 9", "1 and 2", "Too pushy. "]
+    asked, answers = [], ["4", "2, 9", "1 and 2", "Too pushy. "]
 
     def ask(question):
         asked.append(question)

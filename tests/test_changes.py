@@ -43,18 +43,21 @@ def _size(text):
 
 
 def test_lines_and_demonstrations_are_numbered_through_all_parameters():
-    before = {"a": "One.\nTwo.", "b": "Same.", "c": render_demos("Show.", [Demo("x", "y")])}
-    after = {"a": "One.\nThree.\nFour.", "b": "Same.", "c": render_demos("Show.", [Demo("x", "y"), Demo("p", "q")])}
+    before = {"a": "One.\nReply in two words.", "b": "Same.", "c": render_demos("Show.", [Demo("x", "y")])}
+    after = {"a": "One.\nMore.\nReply in three words.", "b": "Same.", "c": render_demos("Show.", [Demo("x", "y"), Demo("p", "q")])}
     assert [str(c) for c in changes_of(before, after)] == [
-        "a: Two. -> Three.", "a: + Four.", "c: + Input: p\nOutput: q",
+        "a: + More.", "a: Reply in two words. -> Reply in three words.", "c: + Input: p\nOutput: q",
     ]  # fmt: skip
     assert list(numbered(before, after)) == [
-        ("a", " ", "One.", None), ("a", "-", "Two.", 1), ("a", "+", "Three.", 1), ("a", "+", "Four.", 2),
+        ("a", " ", "One.", None), ("a", "+", "More.", 1), ("a", "-", "Reply in two words.", 2),
+        ("a", "+", "Reply in three words.", 2),
         ("c", " ", "Show.", None), ("c", " ", "Input: x\nOutput: y", None), ("c", "+", "Input: p\nOutput: q", 3),
     ]  # fmt: skip
-    assert without(before, after, {1}) == {**after, "a": "One.\nTwo.\nFour."}
-    assert without(before, after, {2, 3}) == {**before, "a": "One.\nThree."}
-    assert [str(c) for c in changes_of(after, before)][1] == "a: - Four."
+    assert without(before, after, {1}) == {**after, "a": "One.\nReply in three words."}
+    assert without(before, after, {2, 3}) == {**before, "a": "One.\nMore.\nReply in two words."}
+    assert [str(c) for c in changes_of(after, before)][0] == "a: - More."
+    # One line for one other is one change, however unlike they are.
+    assert [str(c) for c in changes_of({"a": "Two."}, {"a": "Three."})] == ["a: Two. -> Three."]
 
 
 def test_refused_changes_are_known_again_whatever_their_marks_and_capitals():
