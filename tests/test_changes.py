@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lg_textgrad.changes import Change, Refused, changes_of, numbered, without
 from lg_textgrad.demos import Demo, render_demos
 
-LINES = st.lists(st.sampled_from(["", "a", "b", "c", "Say x."]), min_size=1, max_size=6).map("\n".join)
+LINES = st.lists(st.sampled_from(["", "a", "b", "c", "Say x."]), max_size=6).map(lambda lines: "\n".join(["Top.", *lines]))
 DEMOS = st.lists(st.builds(Demo, st.sampled_from("pqr"), st.sampled_from("st")), max_size=3)
 CANDIDATES = st.fixed_dictionaries({n: st.builds(render_demos, LINES, DEMOS) for n in ("one", "two")})
 
