@@ -402,6 +402,26 @@ def test_hook_that_fails_on_a_reply_is_mended_in_a_fork_that_pays_for_nothing_tw
         assert result.spent.usage.cached_calls >= paid
 
 
+@pytest.mark.parametrize("way", ["take_over", "reuse"])
+def test_what_another_run_kept_as_it_was_is_masked_before_it_is_used(server, tmp_path, way):
+    make(server, store=tmp_path / "old").fit(TRAIN, VAL)
+    assert "Bergen" in everything_in(tmp_path / "old")
+    before, options = len(server.chats), {"store": tmp_path / "new", "redact": mask_city}
+    with Store(tmp_path / "old", read_only=True) as old:
+        if way == "reuse":
+            result = make(server, reuse=old, **options).fit(TRAIN, VAL)
+        else:
+            for _ in range(2):  # as a script does that is started again
+                with Store(tmp_path / "new") as new:
+                    new.take_over(old)
+                result = make(server, **options).fit(TRAIN, VAL)
+    assert "Bergen" not in everything_in(tmp_path / "new")
+    asked = [json.dumps(body) for body in server.chats[before:] if desk.who(body)[0] != "rollout"]
+    assert not any("Bergen" in question for question in asked)
+    assert result.best.val == 1
+    assert result.spent.usage.cached_calls > 0
+
+
 async def test_runs_from_elsewhere_reach_the_critic_masked(server, monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", PASSWORD)
     example = tg.Example("e", {"message": f"I use {PASSWORD} at Bergen"})

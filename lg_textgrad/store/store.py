@@ -16,9 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lg_textgrad.errors import ConfigurationError, StoreError
 from lg_textgrad.parameter import Edit, Gradient
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
 from lg_textgrad.store import tables
-from lg_textgrad.store.copying import copy
+from lg_textgrad.store.copying import copy, mask
 from lg_textgrad.store.file import File
 from lg_textgrad.store.known import Known
 from lg_textgrad.store.places import Memory, Place, Write
@@ -115,10 +116,15 @@ class Store:
         """Copy all that `other` paid for: replies, runs and feedback. Returns how many replies.
 
         They are answers from the store here, and count towards no budget. Damaged rows are left
-        out.
+        out. A run with a redaction hook masks them before it uses any.
         """
         self._check_writable()
         return copy(other._place, self._put, other.where)
+
+    def mask_copies(self, redaction: Redaction) -> None:
+        """Mask what `take_over` has copied as the redaction's hook says, where it has one."""
+        if redaction.hook is not None:
+            mask(self._place, self._put, redaction)
 
     def check_room(self) -> None:
         """Raise `StoreError` where nothing new may begin: the disk is full.
@@ -395,16 +401,8 @@ class Store:
     def put_decision(
         self, step: int, number: int, candidate_hash: str, stage: str, payload: Any
     ) -> None:
-        self._put(
-            _row(
-                tables.decisions,
-                step=step,
-                candidate=candidate_hash,
-                stage=stage,
-                number=number,
-                payload=dump(payload),
-            )
-        )
+        made = {"step": step, "candidate": candidate_hash, "stage": stage, "number": number}
+        self._put(_row(tables.decisions, **made, payload=dump(payload)))
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the decisions in the order in which they were made."""
