@@ -212,6 +212,7 @@ class Store:
             model=fitting(model, 200),
             cached_tokens=usage.cached_tokens or None,
             usd=usage.dollars,
+            calls=None if usage.calls == 1 else usage.calls,
             reply=pack(reply),
             request=pack(request),
         )
@@ -242,16 +243,17 @@ class Store:
         # A request that a filter refused is kept, took nothing, and was no call when it was made.
         tokens = c.prompt_tokens + c.completion_tokens
         counts = sa.or_(sa.func.coalesce(c.usd, 1) != 0, tokens > 0, c.seconds > 0)
+        calls = sa.func.coalesce(c.calls, 1)
         query = (
             sa.select(
                 c.kind,
-                sa.func.count().label("calls"),
+                sa.func.sum(calls).label("calls"),
                 sa.func.sum(c.prompt_tokens).label("prompt_tokens"),
                 sa.func.sum(c.completion_tokens).label("completion_tokens"),
                 sa.func.sum(c.seconds).label("seconds"),
                 sa.func.sum(c.cached_tokens).label("cached_tokens"),
                 sa.func.sum(c.usd).label("usd"),
-                sa.func.count(c.usd).label("priced"),
+                sa.func.sum(sa.case((c.usd.is_(None), calls), else_=0)).label("unpriced"),
             )
             .where(c.origin.is_(None), c.kind != tables.TOOL, counts)
             .group_by(c.kind)
@@ -265,7 +267,7 @@ class Store:
                 row.seconds,
                 row.cached_tokens or 0,
                 row.usd or 0.0,
-                row.calls - row.priced,
+                row.unpriced,
             )
             for row in self._rows(query)
         }
