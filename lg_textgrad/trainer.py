@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -133,6 +134,7 @@ class Trainer:
         self.redaction = Redaction(redact)
         self._on_event = on_event
         tell_unused(optimizer, self.schedule, self.selection, self.screening)
+        self._at_work = threading.Lock()
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
 
@@ -176,13 +178,22 @@ class Trainer:
             if not splits[name]:
                 raise ConfigurationError(f"There are no {name} examples; training needs some.")
         check_policy(self.acceptance, splits["val"])
-        owned = not isinstance(self.store, Store)
-        store = Store(self.store) if not isinstance(self.store, Store) else self.store
+        # Two would pay twice, and take turns with one optimizer and the same parameters.
+        if not self._at_work.acquire(blocking=False):
+            raise ConfigurationError(
+                "This Trainer is in the middle of a fit, in another thread or task. Wait for it, or "
+                "make another Trainer, with a graph, an optimizer and a store of its own."
+            )
         try:
-            return await self._fit(store, splits, reference)
+            owned = not isinstance(self.store, Store)
+            store = Store(self.store) if not isinstance(self.store, Store) else self.store
+            try:
+                return await self._fit(store, splits, reference)
+            finally:
+                if owned:
+                    store.close()
         finally:
-            if owned:
-                store.close()
+            self._at_work.release()
 
     async def _fit(
         self, store: Store, splits: Mapping[str, list[Example]], reference: Mapping[str, str] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -133,6 +134,18 @@ def test_proposals_that_help_are_joined(trained):
     helped = [d for d in decisions(trained.trainer, "batch") if d.step == 1 and d.accepted]
     assert changed == set().union(*(d.proposal.changed(START_PROMPTS) for d in helped))
     assert len(changed) > 1
+
+
+async def test_second_fit_beside_the_first_is_refused_before_it_pays(serve):
+    server = serve()
+    trainer = make(server, schedule=Schedule(steps=1, batch_size=3))
+    first = asyncio.create_task(trainer.afit(TRAIN, VAL))
+    while not server.chats:
+        await asyncio.sleep(0.01)
+    with pytest.raises(ConfigurationError, match="in the middle of a fit.*make another Trainer"):
+        await asyncio.to_thread(trainer.fit, TRAIN, VAL)
+    assert (await first).spent.usage.calls == len(server.chats)
+    assert (await trainer.afit(TRAIN, VAL)).best.val == 1  # one after the other is no harm
 
 
 def test_nothing_is_asked_or_evaluated_twice(trained):
