@@ -34,6 +34,7 @@ from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged_
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.planning import (
     Schedule,
+    check_options,
     check_parts,
     check_reads,
     check_secrets,
@@ -111,6 +112,8 @@ class Trainer:
         redact: Redact | None = None,
     ) -> None:
         check_parts(graph, objective, critic, optimizer)
+        hooks = {"redact": redact, "on_event": on_event}
+        check_options(budget, schedule, patience, reuse, approve, **hooks)
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
         if not any(p.requires_grad for p in graph.parameters.values()):
@@ -181,8 +184,8 @@ class Trainer:
         # Two would pay twice, and take turns with one optimizer and the same parameters.
         if not self._at_work.acquire(blocking=False):
             raise ConfigurationError(
-                "This Trainer is in the middle of a fit, in another thread or task. Wait for it, or "
-                "make another Trainer, with a graph, an optimizer and a store of its own."
+                "This Trainer is in the middle of a fit, in another thread or task. Wait for it, "
+                "or make another Trainer, with a graph, an optimizer and a store of its own."
             )
         try:
             owned = not isinstance(self.store, Store)
