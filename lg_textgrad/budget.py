@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 from lg_textgrad.errors import BudgetExceededError, ConfigurationError
 from lg_textgrad.prices import Prices
@@ -21,7 +22,7 @@ class Budget:
     """The caps; None means no cap. `calls` and `tokens` count what is paid, not what was cached.
 
     Calls never go over their cap; tokens, seconds and dollars by no more than the calls in flight.
-    Raises `ConfigurationError` for a cap that is not above 0.
+    Raises `ConfigurationError` for a cap that is no number above 0.
     """
 
     calls: int | None = None
@@ -37,7 +38,11 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("calls", "tokens", "seconds", "usd"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ConfigurationError(
+                    f"The budget's {name} must be a number, not {value!r}; leave it out for no cap."
+                )
+            if value is not None and not float(value) > 0:
                 raise ConfigurationError(
                     f"The budget's {name} must be positive, not {value}; leave it out for no cap."
                 )

@@ -63,6 +63,7 @@ class Ledger:
         self._guard = threading.Lock()
         self._in_flight: dict[str, OfLoop[Paid]] = {}
         self._under_way = UnderWay()
+        self.store.mask_copies(self.redaction)
 
     @property
     def sent(self) -> int:
@@ -104,9 +105,9 @@ class Ledger:
         found = self.store.get_result(key)
         if found is None and self.reuse is not None:
             found = self.reuse.get_result(key)
-            if found is not None:  # so that this run stays whole when the other one is gone
-                found = self.redaction.answer(found[0]), found[1]
-                self.store.put_result(key, kind, request, *found, origin=self.reuse.where)
+            if found is not None:  # kept here, so that this run stays whole without the other
+                found, asked = self._masked(found, request)
+                self.store.put_result(key, kind, asked, *found, origin=self.reuse.where)
         return found
 
     async def _afound(self, key: str, kind: str, request: Any) -> Paid | None:
@@ -114,9 +115,12 @@ class Ledger:
         if found is None and self.reuse is not None:
             found = await self.reuse.aget_result(key)
             if found is not None:
-                found = self.redaction.answer(found[0]), found[1]
-                await self.store.aput_result(key, kind, request, *found, origin=self.reuse.where)
+                found, asked = self._masked(found, request)
+                await self.store.aput_result(key, kind, asked, *found, origin=self.reuse.where)
         return found
+
+    def _masked(self, paid: Paid, request: Any) -> tuple[Paid, Any]:
+        return (self.redaction.answer(paid[0]), paid[1]), self.redaction.answer(request)
 
     def _stored(self, key: str, kind: str, request: Any) -> Paid | None:
         found = self._found(key, kind, request)
@@ -209,7 +213,7 @@ class Ledger:
             usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
-                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                (reply, _), asked = self._masked(made, request)
                 due = self.account.due()
                 await self.store.aput_result(
                     key, kind, asked, reply, usage, model=route, elapsed=due
@@ -304,7 +308,7 @@ class Ledger:
             usage = self.account.prices.of(made[1], route)
             self.account.settle(usage, kind)
             try:
-                reply, asked = self.redaction.answer(made[0]), self.redaction.answer(request)
+                (reply, _), asked = self._masked(made, request)
                 due = self.account.due()
                 self.store.put_result(key, kind, asked, reply, usage, model=route, elapsed=due)
             finally:
@@ -317,7 +321,6 @@ class Ledger:
         raise AssertionError("the last attempt returns or raises")
 
     # What costs nothing, but must not be done twice: the graph's tools.
-
     def recorded(self, key: str, request: Any) -> Any:
         """Return what is recorded under `key`; None when nothing is."""
         found = self._found(key, TOOL, request)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lg_textgrad._given import check_critic, check_kind
-from lg_textgrad.budget import Account
+from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
 from lg_textgrad.discovery import FOUND
@@ -28,7 +28,7 @@ from lg_textgrad.run import Candidate, Example, Run
 from lg_textgrad.screening import OnBatch, Screening
 from lg_textgrad.selection import Incumbent, Selection
 from lg_textgrad.store import Store
-from lg_textgrad.traffic import Route
+from lg_textgrad.traffic import Patience, Route
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,34 @@ def check_parts(graph: Any, objective: Any, critic: Any, optimizer: Any) -> None
     check_kind(optimizer, Optimizer, "Trainer", "make one of tg.optim")
     if critic is not None:
         check_critic(critic, "Trainer")
+
+
+def check_options(
+    budget: Any, schedule: Any, patience: Any, reuse: Any, approve: Any, **hooks: Any
+) -> None:
+    """Raise `ConfigurationError` for an option of a trainer that is of another kind; None is none.
+
+    Before the first call: a store to reuse that is none would be met by each run by itself.
+    """
+    for name, given, kind, hint in (
+        ("budget", budget, Budget, "make one: tg.Budget(calls=500)"),
+        ("schedule", schedule, Schedule, "make one: tg.Schedule(steps=2)"),
+        ("patience", patience, Patience, "make one: tg.Patience(attempts=10)"),
+        ("reuse", reuse, Store, "open it: tg.Store(RUN_DIR, read_only=True)"),
+    ):
+        if given is not None:
+            check_kind(given, kind, f"`{name}` of Trainer", hint)
+    if approve is not None and (isinstance(approve, type) or not hasattr(approve, "areview")):
+        raise ConfigurationError(
+            "`approve` of Trainer must be an object with `areview`, such as "
+            f"lg_textgrad.approval.Terminal(show, ask), not {approve!r}."
+        )
+    for name, hook in hooks.items():
+        if hook is not None and not callable(hook):
+            raise ConfigurationError(
+                f"`{name}` of Trainer must be a function, not a {type(hook).__name__}; "
+                "`MODULE:NAME` is for the command line and files."
+            )
 
 
 def match(

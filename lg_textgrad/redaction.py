@@ -34,23 +34,59 @@ _SECRET_TEXT = re.compile(r"\bBearer\s+\S+|\b(?:sk|pk|lsv2|gsk|xai)[-_][\w*.-]{6
 # In a graph's own values a key has to look like one: `pk_customer_id` and the bearer of bad news
 # are part of the work.
 _DIGIT = r"(?=[\w.~+/-]*\d)"
+# Where a key may begin: also after what JSON or an address writes as a code, such as a line's end.
+_EDGE = r"(?:\b|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))"
+_UNDERLINED = (
+    "lsv2", "hf", "github_pat", "ghp", "gho", "ghu", "ghs", "ghr", "dckr_pat", "dop_v1", "shpat",
+    "whsec",
+)  # fmt: skip
+_HYPHENED = ("xai", "glpat", "nvapi", "pplx", "pypi", "tvly")
 _SECRET_VALUE = re.compile(
-    rf"\b[Bb]earer\s+{_DIGIT}[\w.~+/-]{{16,}}=*"
-    rf"|\b(?:sk|pk|rk)[-_]{_DIGIT}[\w-]{{20,}}"
-    rf"|\b(?:lsv2|gsk|xai|hf|github_pat|glpat|gh[pousr])[-_]{_DIGIT}[\w-]{{20,}}"
-    r"|\bxox[abeprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    rf"{_EDGE}(?:[Bb]earer\s+{_DIGIT}[\w.~+/-]{{16,}}=*"
+    rf"|(?:[gc]?sk[-_]|[pr]k[-_]|(?:{'|'.join(_UNDERLINED)})_|(?:{'|'.join(_HYPHENED)})-)"
+    rf"{_DIGIT}[\w-]{{20,}}"
+    rf"|(?:npm|r8)_{_DIGIT}[A-Za-z0-9]{{30,}}|ya29\.{_DIGIT}[\w.-]{{20,}}"
+    r"|SG\.[\w-]{16,}\.[\w-]{32,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}"
+    r"|A[KS]IA[0-9A-Z]{16}\b|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
+    r".*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
     re.DOTALL,
 )
-_NAMES = (
-    "sk", "pk", "rk", "lsv2", "xai", "hf", "github_pat", "glpat", "ghp", "gho", "ghu", "ghs", "ghr",
-)  # fmt: skip
 _BEGINNINGS = (
-    *(f"{name}{mark}" for name in _NAMES for mark in "-_"),
-    "earer", "xox", "AKIA", "AIza", "eyJ", "PRIVATE KEY",
+    "sk-", "sk_", "pk-", "pk_", "rk-", "rk_", *(f"{name}_" for name in _UNDERLINED),
+    *(f"{name}-" for name in _HYPHENED), "earer", "npm_", "r8_", "ya29.", "SG.", "xox", "xapp",
+    "AKIA", "ASIA", "AIza", "eyJ", "PRIVATE KEY",
 )  # fmt: skip
 """One of these is in every such secret: looking for them is what most texts cost."""
+
+# What is a secret only by what stands before it, which stays: `[` and the like begin a blank that
+# somebody is to fill in, or what was masked already.
+_SECRET_PART = re.compile(
+    r"(://[^\s/:@\"'<>]*:)(?![\[{$<*])[^\s/@\"'<>]{3,}(?=@[\w\[])"
+    r"|((?i:authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?(?i:basic|token|apikey)\s+)[\w.~+/=-]{8,}"
+    r"|((?:secret_access_key|SECRET_ACCESS_KEY|ecretAccessKey)\W{1,6})[\w+/]{40}"
+    r"|((?:Account|SharedAccess)Key=)[\w+/=]{20,}"
+    r"|([?&](?:api[_-]?key|apiKey|access_token|client_secret)=)(?![\[{$<*])[^\s&#\"'<>]{8,}"
+    r"|(hooks\.slack\.com/(?:services|workflows|triggers)/)[\w/]{20,}"
+)
+_BEFORE = (
+    "uthorization", "UTHORIZATION", "ccess_key", "CCESS_KEY", "ccessKey", "Key=", "key=", "oken=",
+    "ecret=", "hooks.slack.com",
+)  # fmt: skip
+
+
+def _without_keys(text: str) -> str:
+    """Return a text without what looks like a key, or is one by what stands before it."""
+    if any(beginning in text for beginning in _BEGINNINGS):
+        text = _SECRET_VALUE.sub(HIDDEN, text)
+    if ("@" in text and "://" in text) or any(before in text for before in _BEFORE):
+        text = _SECRET_PART.sub(_part_hidden, text)
+    return text
+
+
+def _part_hidden(found: re.Match[str]) -> str:
+    return f"{found[found.lastindex or 0]}{HIDDEN}"
+
 
 _SECRET_VARIABLE = re.compile(
     r"KEY(?!BOARD|MAP)|TOKEN(?!IZ)|SECRET|PASSW|CREDENTIAL|AUTHORIZATION|BEARER|HEADERS?$",
@@ -73,7 +109,7 @@ def _forms(secret: str) -> tuple[str, ...]:
 
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without the secrets, and without anything that looks like an API key."""
-    return _SECRET_TEXT.sub(HIDDEN, _without(text, _longest_first(secrets)))
+    return _SECRET_TEXT.sub(HIDDEN, _without_keys(_without(text, _longest_first(secrets))))
 
 
 def _longest_first(secrets: Iterable[str]) -> list[str]:
@@ -215,9 +251,7 @@ class Redaction:
     def _masked(self, text: str) -> str:
         if text in self._clean:
             return text
-        masked = text if len(text) < _SHORTEST else _without(text, self._secrets)
-        if any(beginning in masked for beginning in _BEGINNINGS):
-            masked = _SECRET_VALUE.sub(HIDDEN, masked)
+        masked = text if len(text) < _SHORTEST else _without_keys(_without(text, self._secrets))
         if masked != text:
             return masked
         self._room -= len(text) + _PLACE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,6 +35,7 @@ from lg_textgrad.optim.base import Attempt, Optimizer, Proposal, Search, merged_
 from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate_of
 from lg_textgrad.planning import (
     Schedule,
+    check_options,
     check_parts,
     check_reads,
     check_secrets,
@@ -113,6 +115,8 @@ class Trainer:
         redact: Redact | None = None,
     ) -> None:
         check_parts(graph, objective, critic, optimizer)
+        hooks = {"redact": redact, "on_event": on_event}
+        check_options(budget, schedule, patience, reuse, approve, **hooks)
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
         if not any(p.requires_grad for p in graph.parameters.values()):
@@ -136,6 +140,7 @@ class Trainer:
         self.redaction = Redaction(redact)
         self._on_event = Logged() if on_event is None else on_event
         tell_unused(optimizer, self.schedule, self.selection, self.screening)
+        self._at_work = threading.Lock()
         self._moved: tuple[Candidate, Candidate] | None = None
         """The values that the last `fit` began with, and those that it left."""
 
@@ -179,13 +184,22 @@ class Trainer:
             if not splits[name]:
                 raise ConfigurationError(f"There are no {name} examples; training needs some.")
         check_policy(self.acceptance, splits["val"])
-        owned = not isinstance(self.store, Store)
-        store = Store(self.store) if not isinstance(self.store, Store) else self.store
+        # Two would pay twice, and take turns with one optimizer and the same parameters.
+        if not self._at_work.acquire(blocking=False):
+            raise ConfigurationError(
+                "This Trainer is in the middle of a fit, in another thread or task. Wait for it, "
+                "or make another Trainer, with a graph, an optimizer and a store of its own."
+            )
         try:
-            return await self._fit(store, splits, reference)
+            owned = not isinstance(self.store, Store)
+            store = Store(self.store) if not isinstance(self.store, Store) else self.store
+            try:
+                return await self._fit(store, splits, reference)
+            finally:
+                if owned:
+                    store.close()
         finally:
-            if owned:
-                store.close()
+            self._at_work.release()
 
     async def _fit(
         self, store: Store, splits: Mapping[str, list[Example]], reference: Mapping[str, str] | None

@@ -95,6 +95,12 @@ def test_threads_never_exceed_the_cap():
         assert sum(pool.map(one, range(300))) == account.spent.calls == 50
 
 
+@pytest.mark.parametrize("cap", [{"calls": "500"}, {"usd": True}, {"seconds": [1]}])
+def test_cap_must_be_a_number(cap):
+    with pytest.raises(ConfigurationError, match=f"budget's {next(iter(cap))} must be a number, not"):
+        tg.Budget(**cap)
+
+
 @pytest.mark.parametrize("cap", [{"calls": 0}, {"tokens": -1}, {"seconds": 0.0}, {"usd": float("nan")}])
 def test_cap_must_be_positive(cap):
     with pytest.raises(ConfigurationError, match=f"budget's {next(iter(cap))} must be positive"):

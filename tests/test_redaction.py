@@ -20,7 +20,7 @@ from langgraph.graph import START, StateGraph
 import lg_textgrad as tg
 from lg_textgrad.errors import EvaluatorError, ParameterError, RedactionError
 from lg_textgrad.objective import Scored
-from lg_textgrad.redaction import _SECRET_VALUE, HIDDEN, Redaction, secrets_in, without_credentials
+from lg_textgrad.redaction import _SECRET_VALUE, HIDDEN, Redaction, scrub, secrets_in, without_credentials
 from lg_textgrad.store import Store, tables
 from tests import desk
 from tests.parts import Chat
@@ -94,10 +94,38 @@ def test_no_kind_of_key_is_passed_over_by_the_quick_look(text):
         "AKIAABCDEFGHIJKLMNOP", "Bearer abcdef0123456789.xyz", "lsv2_pt_0123456789abcdef0123456789",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
         "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nab\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQOY\n-----END PGP PRIVATE KEY BLOCK-----",
+        "ASIAABCDEFGHIJKLMNOP", "xapp-1-A0123456789-1234567890123-abcdef", f"npm_{'aB3d' * 9}",
+        f"tvly-dev-{'aB3d' * 8}", f"whsec_{'aB3d' * 8}", f"nvapi-{'aB3d' * 16}", f"csk-{'aB3d' * 12}",
+        f"pplx-{'aB3d' * 12}", f"r8_{'aB3d' * 9}", f"ya29.a0Af{'aB3d' * 20}", f"pypi-Ag{'aB3d' * 20}",
+        f"SG.{'aB3d' * 5}ab.{'aB3d' * 10}abc",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_key_is_masked(secret):
     assert Redaction(environment={}).text(f"before {secret} after") == f"before {HIDDEN} after"
+    assert scrub(f"before {secret} after") == f"before {HIDDEN} after"  # in errors, too
+    quoted = json.dumps({"log": f"\n{secret}\t", "=": f"\u2028{secret}"})
+    assert Redaction(environment={}).text(quoted) == json.dumps({"log": f"\n{HIDDEN}\t", "=": f"\u2028{HIDDEN}"})
+    assert Redaction(environment={}).text(f"?q=a%3D{secret}") == f"?q=a%3D{HIDDEN}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:hunter2@db:5432/x", f"postgresql://me:{HIDDEN}@db:5432/x"),
+        ("see https://u:p%40ss$@host/v1, redis://:pw1@[::1]", f"see https://u:{HIDDEN}@host/v1, redis://:{HIDDEN}@[::1]"),
+        ('{"Authorization": "Basic dXNlcjpodW50ZXIy"}', f'{{"Authorization": "Basic {HIDDEN}"}}'),
+        (r'{\"authorization\": \"Token abcdef12\"}', rf'{{\"authorization\": \"Token {HIDDEN}\"}}'),
+        (f"aws_secret_access_key = {'aB3/' * 10}", f"aws_secret_access_key = {HIDDEN}"),
+        (f"AccountName=x;AccountKey={'aB3/' * 21}ab==;", f"AccountName=x;AccountKey={HIDDEN};"),
+        ("GET /v1?q=a&api_key=0123456789&b", f"GET /v1?q=a&api_key={HIDDEN}&b"),
+        ("https://hooks.slack.com/services/T0123/B0123/abcdefghijklmnop", f"https://hooks.slack.com/services/{HIDDEN}"),
+    ],
+)  # fmt: skip
+def test_what_is_a_secret_by_what_stands_before_it_is_masked(text, shown):
+    redaction = Redaction(environment={})
+    assert redaction.text(text) == scrub(text) == shown
+    assert redaction.text(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -105,6 +133,10 @@ def test_what_looks_like_a_key_is_masked(secret):
     [
         "SELECT pk_customer_identification_number FROM t", "the bearer of bad news", "sk-learn pipelines",
         "hf_transfer", "a risk-averse-and-long-hyphenated-adjective", "ghosts",
+        "postgresql://{user}:{password}@{host}/x", "https://u:$PASSWORD@host", "ssh://git@host:22/a",
+        "https://host:8080/a@b", "at 10:30 mail me@host, see http://host", "task-2024-01-02-of-a-long-list",
+        "Authorization is basic knowledge", "?api_key=<YOUR_KEY_HERE>", "page?page_token=abcdef0123456789",
+        r"C:\new\task-2024-01-02-of-a-long-list", "npm_config_registry_1_and_more_of_a_long_name",
     ],
 )  # fmt: skip
 def test_ordinary_words_stay(text):
@@ -400,6 +432,26 @@ def test_hook_that_fails_on_a_reply_is_mended_in_a_fork_that_pays_for_nothing_tw
         result = make(server, store=new, redact=mask_city).fit(TRAIN, VAL)
         assert result.best.val == 1
         assert result.spent.usage.cached_calls >= paid
+
+
+@pytest.mark.parametrize("way", ["take_over", "reuse"])
+def test_what_another_run_kept_as_it_was_is_masked_before_it_is_used(server, tmp_path, way):
+    make(server, store=tmp_path / "old").fit(TRAIN, VAL)
+    assert "Bergen" in everything_in(tmp_path / "old")
+    before, options = len(server.chats), {"store": tmp_path / "new", "redact": mask_city}
+    with Store(tmp_path / "old", read_only=True) as old:
+        if way == "reuse":
+            result = make(server, reuse=old, **options).fit(TRAIN, VAL)
+        else:
+            for _ in range(2):  # as a script does that is started again
+                with Store(tmp_path / "new") as new:
+                    new.take_over(old)
+                result = make(server, **options).fit(TRAIN, VAL)
+    assert "Bergen" not in everything_in(tmp_path / "new")
+    asked = [json.dumps(body) for body in server.chats[before:] if desk.who(body)[0] != "rollout"]
+    assert not any("Bergen" in question for question in asked)
+    assert result.best.val == 1
+    assert result.spent.usage.cached_calls > 0
 
 
 async def test_runs_from_elsewhere_reach_the_critic_masked(server, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -133,6 +134,34 @@ def test_proposals_that_help_are_joined(trained):
     helped = [d for d in decisions(trained.trainer, "batch") if d.step == 1 and d.accepted]
     assert changed == set().union(*(d.proposal.changed(START_PROMPTS) for d in helped))
     assert len(changed) > 1
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"budget": 500}, r"`budget` of Trainer needs a Budget, not an int; make one: tg.Budget\(calls=500\)"),
+        ({"schedule": 3}, "`schedule` of Trainer needs a Schedule, not an int"),
+        ({"patience": 5}, "`patience` of Trainer needs a Patience, not an int"),
+        ({"reuse": "runs/old"}, r"`reuse` of Trainer needs a Store, not a str; open it: tg.Store\(RUN_DIR, read_only"),
+        ({"redact": "my_app:mask"}, "`redact` of Trainer must be a function, not a str"),
+        ({"approve": True}, "`approve` of Trainer must be an object with `areview`"),
+    ],
+)
+def test_option_of_another_kind_is_refused_with_what_to_give(serve, option, words):
+    with pytest.raises(ConfigurationError, match=words):
+        make(serve(), **option)
+
+
+async def test_second_fit_beside_the_first_is_refused_before_it_pays(serve):
+    server = serve()
+    trainer = make(server, schedule=Schedule(steps=1, batch_size=3))
+    first = asyncio.create_task(trainer.afit(TRAIN, VAL))
+    while not server.chats:
+        await asyncio.sleep(0.01)
+    with pytest.raises(ConfigurationError, match="in the middle of a fit.*make another Trainer"):
+        await asyncio.to_thread(trainer.fit, TRAIN, VAL)
+    assert (await first).spent.usage.calls == len(server.chats)
+    assert (await trainer.afit(TRAIN, VAL)).best.val == 1  # one after the other is no harm
 
 
 def test_nothing_is_asked_or_evaluated_twice(trained):

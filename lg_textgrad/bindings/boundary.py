@@ -333,24 +333,30 @@ def _schema_of(value: Any) -> Any:
 def _encode(result: ChatResult) -> Paid:
     if not result.generations:
         raise ModelError("The model's answer has no choices in it; ask again.", fault="garbled")
-    generation = result.generations[0]
+    first, *others = map(_choice, result.generations)
+    more = {"others": others} if others else {}  # of a model that is asked for n choices at once
+    said = {**first, **more, "llm_output": to_plain(result.llm_output)}
+    return said, usage_in(result.generations[0].message)
+
+
+def _choice(generation: ChatGeneration) -> dict[str, Any]:
     message = generation.message
     if isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
-    return (
-        {
-            "message": to_plain(message_to_dict(message)),
-            "info": to_plain(generation.generation_info),
-            "llm_output": to_plain(result.llm_output),
-        },
-        usage_in(message),
-    )
+    return {
+        "message": to_plain(message_to_dict(message)),
+        "info": to_plain(generation.generation_info),
+    }
 
 
 def _decode(stored: Any) -> ChatResult:
-    message = messages_from_dict([stored["message"]])[0]
+    choices = (stored, *stored.get("others", ()))
+    messages = messages_from_dict([choice["message"] for choice in choices])
     return ChatResult(
-        generations=[ChatGeneration(message=message, generation_info=stored["info"])],
+        generations=[
+            ChatGeneration(message=message, generation_info=choice["info"])
+            for message, choice in zip(messages, choices, strict=True)
+        ],
         llm_output=stored["llm_output"],
     )
 

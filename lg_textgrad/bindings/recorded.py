@@ -78,14 +78,25 @@ def encode(value: Any, call_id: str | None = None) -> Any:
     if isinstance(value, timedelta):
         return {_TAG: "timedelta", "v": [value.days, value.seconds, value.microseconds]}
     if isinstance(value, BaseMessage):
-        return {_TAG: "message", "v": again(message_to_dict(value))}
+        said = message_to_dict(value)
+        if getattr(value, "artifact", None) is not None:  # as it is: it would be a dict by now
+            said["data"]["artifact"] = value.artifact  # type: ignore[attr-defined]
+        return {_TAG: "message", "v": again(said)}
     if isinstance(value, Send):
         return {_TAG: "send", "v": [value.node, again(value.arg)]}
     if isinstance(value, Enum):
         return {_TAG: "enum", "t": _path(value), "v": again(value.value)}
     if isinstance(value, BaseModel):
-        parts = {name: again(getattr(value, name)) for name in type(value).model_fields}
-        return {_TAG: "model", "t": _path(value), "v": parts}
+        own = type(value).model_fields
+        parts = {name: again(getattr(value, name)) for name in own}
+        found = {_TAG: "model", "t": _path(value), "v": parts}
+        if value.model_extra:
+            found["extra"] = again(dict(value.model_extra))
+        if private := _as_far(value.__pydantic_private__ or {}, call_id):
+            found["private"] = private
+        if own.keys() - value.model_fields_set:
+            found["set"] = sorted(value.model_fields_set)
+        return found
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f.name for f in dataclasses.fields(value) if f.init]
         parts = {name: again(getattr(value, name)) for name in fields}
@@ -129,7 +140,11 @@ def decode(data: Any, call_id: str | None = None) -> Any:
         return kind(again(value))
     parts = {name: again(part) for name, part in value.items()}
     if tag == "model" and issubclass(kind, BaseModel):
-        return kind.model_construct(**parts)
+        given = {*data.get("set", parts), *data.get("extra", ())}
+        made = kind.model_construct(given, **parts, **again(data.get("extra", {})))
+        if made.__pydantic_private__ is not None:
+            made.__pydantic_private__.update(again(data.get("private", {})))
+        return made
     if tag == "dataclass" and hasattr(kind, "__dataclass_fields__"):
         return kind(**parts)
     raise UnrecordableError(data["t"])
@@ -140,18 +155,39 @@ def encode_error(error: Exception, call_id: str | None = None) -> dict[str, Any]
     found: dict[str, Any] = {"name": type(error).__name__, "text": str(error)}
     with suppress(UnrecordableError):  # its name and its text then stand for it
         found |= {"args": encode(list(error.args), call_id), "t": _path(error)}
+    if more := _as_far(vars(error), call_id):
+        found["more"] = more
+    return found
+
+
+def _as_far(values: Mapping[str, Any], call_id: str | None) -> dict[str, Any]:
+    """Return what has a form of values that nobody hands on, such as a client or a lock."""
+    found = {}
+    for name, value in values.items():
+        with suppress(UnrecordableError):
+            found[name] = encode(value, call_id)
     return found
 
 
 def decode_error(data: Mapping[str, Any], call_id: str | None = None) -> Exception:
     """Return the exception again; one of another class, with its name, where it can't be had."""
+    error = _rebuilt(data, call_id)
+    if error is None:
+        named: Any = type(str(data["name"]), (ReplayedToolError,), {})
+        error = named(data["text"])
+    for name, value in data.get("more", {}).items():  # such as a status, by which nodes decide
+        with suppress(Exception):
+            vars(error)[name] = decode(value, call_id)
+    assert isinstance(error, Exception), error
+    return error
+
+
+def _rebuilt(data: Mapping[str, Any], call_id: str | None) -> Exception | None:
     with suppress(Exception):  # whatever a constructor of somebody's does
         error = _class(data["t"])(*decode(data["args"], call_id))
         if isinstance(error, Exception) and str(error) == data["text"]:
             return error
-    named: Any = type(str(data["name"]), (ReplayedToolError,), {})
-    replayed: Exception = named(data["text"])
-    return replayed
+    return None
 
 
 def _path(value: object) -> str:

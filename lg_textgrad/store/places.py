@@ -99,7 +99,7 @@ def note(key: str, value: Any) -> Write:
 
 
 def put(connection: sa.Connection, rows: Sequence[Write]) -> None:
-    """Write rows. Results that are there stay as they are, other rows are replaced."""
+    """Write rows. Results that this run paid for stay as they are, other rows are replaced."""
     statements = _STATEMENTS[connection.dialect.name]
     for table, values in _by_table(rows):
         connection.execute(statements[table], values)
@@ -124,12 +124,14 @@ def _statements(insert: Any) -> dict[sa.Table, Any]:
     found = {}
     for table in tables.sorted_tables:
         statement = insert(table)
-        if table is results:
-            statement = statement.on_conflict_do_nothing()
-        elif table is not events:
-            keys = list(table.primary_key)
-            others = {c.name: statement.excluded[c.name] for c in table.c if c not in keys}
-            statement = statement.on_conflict_do_update(index_elements=keys, set_=others)
+        if table is not events:
+            keys, new = list(table.primary_key), statement.excluded
+            others = {c.name: new[c.name] for c in table.c if c not in keys}
+            # A copy of another run's result may be replaced by another copy, such as a masked one.
+            copies = table is results and table.c.origin.is_not(None) & new.origin.is_not(None)
+            statement = statement.on_conflict_do_update(
+                index_elements=keys, set_=others, where=copies if table is results else None
+            )
         found[table] = statement
     return found
 

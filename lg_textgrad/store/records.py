@@ -89,13 +89,14 @@ def decode_run(data: dict[str, Any], example: Example) -> Run:
 
 def usage_of(row: Any) -> Usage:
     """Return what a row of results cost."""
+    calls = 1 if row.calls is None else row.calls
     return Usage(
-        1,
+        calls,
         0,
         row.prompt_tokens,
         row.completion_tokens,
         row.seconds,
         row.cached_tokens or 0,
         row.usd or 0.0,
-        int(row.usd is None),
+        calls if row.usd is None else 0,
     )

@@ -214,9 +214,13 @@ def _by_page(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     by_width: dict[int, list[sa.Table]] = {}
     for table in tables.sorted_tables:
         by_width.setdefault(len(table.c), []).append(table)
+    by_width.setdefault(len(results.c) - 1, []).append(results)  # of layout 3, without calls
     for number, values in rows_in(path, _log_of(path)):
         for table in by_width.get(len(values), ()):
-            row = dict(zip(table.c.keys(), values, strict=True))
+            names = table.c.keys()
+            if len(names) > len(values):
+                names.remove("calls")
+            row = dict(zip(names, values, strict=True))
             if table is tables.tables["events"]:
                 row["number"] = number
             try:
@@ -224,7 +228,7 @@ def _by_page(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except (TypeError, ValueError):
                 continue
             if fits:
-                yield table.name, row
+                yield table.name, new_row(table, row, SCHEMA)
 
 
 def _swap(path: Path, new: Path) -> Path:

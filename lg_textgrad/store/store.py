@@ -16,9 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lg_textgrad.errors import ConfigurationError, StoreError
 from lg_textgrad.parameter import Edit, Gradient
+from lg_textgrad.redaction import Redaction
 from lg_textgrad.run import Candidate, Example, Feedback, Run, Usage
 from lg_textgrad.store import tables
-from lg_textgrad.store.copying import copy
+from lg_textgrad.store.copying import copy, mask
 from lg_textgrad.store.file import File
 from lg_textgrad.store.known import Known
 from lg_textgrad.store.places import Memory, Place, Write
@@ -115,10 +116,15 @@ class Store:
         """Copy all that `other` paid for: replies, runs and feedback. Returns how many replies.
 
         They are answers from the store here, and count towards no budget. Damaged rows are left
-        out.
+        out. A run with a redaction hook masks them before it uses any.
         """
         self._check_writable()
         return copy(other._place, self._put, other.where)
+
+    def mask_copies(self, redaction: Redaction) -> None:
+        """Mask what `take_over` has copied as the redaction's hook says, where it has one."""
+        if redaction.hook is not None:
+            mask(self._place, self._put, redaction)
 
     def check_room(self) -> None:
         """Raise `StoreError` where nothing new may begin: the disk is full.
@@ -206,6 +212,7 @@ class Store:
             model=fitting(model, 200),
             cached_tokens=usage.cached_tokens or None,
             usd=usage.dollars,
+            calls=None if usage.calls == 1 else usage.calls,
             reply=pack(reply),
             request=pack(request),
         )
@@ -236,16 +243,17 @@ class Store:
         # A request that a filter refused is kept, took nothing, and was no call when it was made.
         tokens = c.prompt_tokens + c.completion_tokens
         counts = sa.or_(sa.func.coalesce(c.usd, 1) != 0, tokens > 0, c.seconds > 0)
+        calls = sa.func.coalesce(c.calls, 1)
         query = (
             sa.select(
                 c.kind,
-                sa.func.count().label("calls"),
+                sa.func.sum(calls).label("calls"),
                 sa.func.sum(c.prompt_tokens).label("prompt_tokens"),
                 sa.func.sum(c.completion_tokens).label("completion_tokens"),
                 sa.func.sum(c.seconds).label("seconds"),
                 sa.func.sum(c.cached_tokens).label("cached_tokens"),
                 sa.func.sum(c.usd).label("usd"),
-                sa.func.count(c.usd).label("priced"),
+                sa.func.sum(sa.case((c.usd.is_(None), calls), else_=0)).label("unpriced"),
             )
             .where(c.origin.is_(None), c.kind != tables.TOOL, counts)
             .group_by(c.kind)
@@ -259,7 +267,7 @@ class Store:
                 row.seconds,
                 row.cached_tokens or 0,
                 row.usd or 0.0,
-                row.calls - row.priced,
+                row.unpriced,
             )
             for row in self._rows(query)
         }
@@ -395,16 +403,8 @@ class Store:
     def put_decision(
         self, step: int, number: int, candidate_hash: str, stage: str, payload: Any
     ) -> None:
-        self._put(
-            _row(
-                tables.decisions,
-                step=step,
-                candidate=candidate_hash,
-                stage=stage,
-                number=number,
-                payload=dump(payload),
-            )
-        )
+        made = {"step": step, "candidate": candidate_hash, "stage": stage, "number": number}
+        self._put(_row(tables.decisions, **made, payload=dump(payload)))
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the decisions in the order in which they were made."""

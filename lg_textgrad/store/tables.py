@@ -17,8 +17,9 @@ import sqlalchemy as sa
 
 from lg_textgrad._hashing import to_plain
 
-SCHEMA = 3
-"""The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were. 2 had no prices."""
+SCHEMA = 4
+"""The layout below. 1 was 0.1.0's: no checks, no origins, texts as they were. 2 had no prices, 3 no
+calls."""
 
 _COMPRESSED_FROM = 1024
 """Bytes: below, compression gains less than it costs, waiting for the interpreter included."""
@@ -44,6 +45,7 @@ results = sa.Table(
     sa.Column("model", sa.String(200)),  # which was asked, and where; only for people
     sa.Column("cached_tokens", sa.Integer),
     sa.Column("usd", sa.Float),  # None where the price is not known
+    sa.Column("calls", sa.Integer),  # None for one; a run on a server is several
     sa.Column("reply", sa.LargeBinary, nullable=False),
     sa.Column("request", sa.LargeBinary, nullable=False),
     sa.Column("crc", sa.BigInteger),
@@ -59,6 +61,7 @@ sa.Index(
     results.c.seconds,
     results.c.cached_tokens,
     results.c.usd,
+    results.c.calls,
 )
 runs = sa.Table(
     "runs",
@@ -124,8 +127,9 @@ TOOL = "tool"
 CONTENT_ADDRESSED = (results, runs, feedback)
 """The same key always means the same, in whichever run: these may go from one to another."""
 
-_ADDED = frozenset({"model", "cached_tokens", "usd"})
-"""Columns of results that layout 2 didn't have. Without a value they don't count for the check."""
+_ADDED = frozenset({"model", "cached_tokens", "usd", "calls"})
+"""Columns of results that earlier layouts didn't have. Without a value they don't count for the
+check."""
 
 _CHECKED = {
     table.name: [

@@ -198,6 +198,24 @@ async def test_stored_reply_is_the_same_message(make):
     assert stored.response_metadata["finish_reason"] == "tool_calls"
 
 
+class Several(Chat):
+    """One that gives several choices, as OpenAI's does for `n`."""
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        said = [super(Several, self)._generate([*messages, HumanMessage(str(i))]) for i in range(3)]
+        return ChatResult(generations=[g for one in said for g in one.generations])
+
+
+async def test_all_choices_of_a_model_reach_the_graph_from_the_store_too():
+    model, ledger = Several(answer=echo), tg.Ledger()
+    for _ in range(2):
+        with paying(ledger):
+            said = await model.agenerate([[HumanMessage("hi")]])
+        assert [g.text for g in said.generations[0]] == ["hi / 0", "hi / 1", "hi / 2"]
+    assert len(model.calls) == 3
+    assert ledger.account.spent.calls == 1
+
+
 async def test_structured_output_comes_back_from_the_store(make):
     class Team(BaseModel):
         name: str

@@ -17,7 +17,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import ToolException
 from langgraph.types import Command, Send
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from lg_textgrad.bindings.recorded import (
     ReplayedToolError,
@@ -36,6 +36,20 @@ class Colour(Enum):
 class Order(BaseModel):
     number: int
     tags: list[str] = []
+
+
+class Hit(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    title: str = ""
+    rank: int | None = None
+    _from: str = PrivateAttr(default="nowhere")
+    _lock: object = PrivateAttr(default=None)
+
+
+class Busy(ToolException):
+    def __init__(self, text, status=500):
+        super().__init__(text)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -131,3 +145,32 @@ def test_exception_that_cannot_be_rebuilt_keeps_its_name_and_text(error):
 def test_pure_paths_are_no_paths():
     with pytest.raises(UnrecordableError):
         encode(PurePosixPath("a"))
+
+
+def test_model_comes_back_with_what_it_has_besides_its_fields():
+    hit = Hit(title="a", url=Point(1))
+    hit._from, hit._lock = "there", object()  # what nobody hands on is left out
+    again = through(hit)
+    assert again.url == Point(1)
+    assert again._from == "there"
+    assert again.model_dump(exclude_unset=True) == hit.model_dump(exclude_unset=True)
+    assert through(Hit(title="b")) == Hit(title="b")
+    old = {name: part for name, part in encode(Hit(title="c", rank=1)).items() if name in ("$", "t", "v")}
+    assert decode(old) == Hit(title="c", rank=1)  # as earlier versions recorded it
+
+
+def test_artifact_is_the_object_that_it_was():
+    said = ToolMessage("x", tool_call_id="c", artifact=Point(1))
+    assert through(said).artifact == Point(1)
+    command = through(Command(update={"messages": [said]}))
+    assert command.update["messages"][0].artifact == Point(1)
+    with pytest.raises(UnrecordableError):
+        encode(ToolMessage("x", tool_call_id="c", artifact=object()))
+
+
+def test_exception_comes_back_with_its_attributes():
+    error = Busy("busy", status=429)
+    error.client = object()
+    again = decode_error(json.loads(json.dumps(encode_error(error))))
+    assert type(again) is Busy
+    assert vars(again) == {"status": 429}

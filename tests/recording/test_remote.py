@@ -33,6 +33,7 @@ from lg_textgrad.errors import (
     ParameterError,
 )
 from lg_textgrad.graph import as_examples
+from lg_textgrad.ledger import account_of
 from lg_textgrad.recording.remote import RemoteSource
 from lg_textgrad.trace import Trace
 from tests.servers import free_port
@@ -199,7 +200,9 @@ async def test_run_is_paid_once_and_counted_in_the_account(server, tmp_path):
         # Where only the stream was stored, as after a kill, it is told again without the server.
         with tg.use_ledger(tg.Ledger(tg.Store(), reuse=store)):
             [told] = await graph.arecord(batch)
-    assert told.usage == tg.Usage(cached_calls=1, saved_tokens=6)
+        # A session that goes on knows how many calls the run was.
+        assert account_of(store, tg.Budget()).spent == replace(spent, seconds=0)
+    assert told.usage == tg.Usage(cached_calls=2, saved_tokens=6)
     assert told.executions == first.executions
 
 

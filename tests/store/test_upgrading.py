@@ -1,4 +1,4 @@
-"""Run directories of older layouts are brought up to date: 1 had no checks, 2 had no prices."""
+"""Older run directories are brought up to date: layout 1 had no checks, 2 no prices, 3 no calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import lg_textgrad as tg
 from lg_textgrad.errors import CorruptStoreError, StoreError
 from lg_textgrad.run import Feedback, Run, Usage
-from lg_textgrad.store import tables, upgrading
+from lg_textgrad.store import salvage, tables, upgrading
 from lg_textgrad.store.records import encode_run
 from tests.store.parts import sql
 
@@ -234,3 +234,36 @@ def test_store_without_prices_is_salvaged(second):
         assert store.get_result("k1") is None
         assert store.paid()["critic"].calls == 1198
         assert store.get_meta("schema") == tables.SCHEMA
+
+
+# Layout 3: the present one without calls.
+
+
+@pytest.fixture
+def third(tmp_path):
+    folder = tmp_path / "third"
+    with tg.Store(folder) as store:
+        for n in range(3):
+            store.put_result(f"k{n}", "critic", {}, n, Usage(1, 0, 2, 3, 0.5, unpriced=1))
+    kept = {"key": "schema", "value": "3"}
+    sql(folder, "DROP INDEX results_cost")
+    sql(folder, "ALTER TABLE results DROP COLUMN calls")
+    sql(folder, f"UPDATE meta SET value = '3', crc = {tables.checksum(tables.meta, kept)} WHERE key = 'schema'")
+    return folder
+
+
+@pytest.mark.parametrize("salvaged", [False, True])
+def test_store_without_calls_is_brought_up_to_date(third, salvaged):
+    if salvaged:
+        assert tg.Store.salvage(third).rows["results"] == 3
+    with tg.Store(third) as store:
+        assert store.get_meta("schema") == tables.SCHEMA
+        store.put_result("on a server", "critic", {}, 9, Usage(5, 0, 20, 10, unpriced=5))
+        assert store.get_result("on a server")[1] == Usage(5, 0, 20, 10, unpriced=5)
+        assert store.get_result("k1") == (1, Usage(1, 0, 2, 3, 0.5, unpriced=1))
+        assert store.paid()["critic"] == Usage(8, 0, 26, 19, 1.5, unpriced=8)
+
+
+def test_pages_of_a_store_without_calls_are_read(third):
+    found = [row for name, row in salvage._by_page(third / "run.sqlite") if name == "results"]
+    assert {(row["key"], row["calls"]) for row in found} == {("k0", None), ("k1", None), ("k2", None)}
