@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lg_textgrad.acceptance import Outcomes
@@ -27,6 +27,28 @@ class Entry:
     def score(self) -> float:
         """Mean score in [0, 1]."""
         return math.fsum(o.score for o in self.outcomes.values()) / len(self.outcomes)
+
+
+@dataclass
+class Progress:
+    """Where the loop stands."""
+
+    baseline: Candidate
+    incumbent: Entry | None = None
+    """The best accepted candidate; None until the baseline is scored."""
+    pool: list[Entry] = field(default_factory=list)
+    refused_by_people: set[str] = field(default_factory=set)
+    lineage: list[str] = field(default_factory=list)
+    steps: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    idle: int = 0
+    decisions: int = 0
+
+    @property
+    def best(self) -> Entry:
+        assert self.incumbent is not None, "the baseline is scored before anything is compared"
+        return self.incumbent
 
 
 class Selection(Protocol):

@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,33 +47,11 @@ from lg_textgrad.redaction import Redact, Redaction
 from lg_textgrad.result import Result, Scores, Spent
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.screening import OnBatch, Screening
-from lg_textgrad.selection import Entry, Incumbent, Selection, merging
+from lg_textgrad.selection import Entry, Incumbent, Progress, Selection, merging
 from lg_textgrad.store import Store
 from lg_textgrad.traffic import Patience
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Progress:
-    """Where the loop stands."""
-
-    baseline: Candidate
-    incumbent: Entry | None = None
-    """The best accepted candidate; None until the baseline is scored."""
-    pool: list[Entry] = field(default_factory=list)
-    refused_by_people: set[str] = field(default_factory=set)
-    lineage: list[str] = field(default_factory=list)
-    steps: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    idle: int = 0
-    decisions: int = 0
-
-    @property
-    def best(self) -> Entry:
-        assert self.incumbent is not None, "the baseline is scored before anything is compared"
-        return self.incumbent
 
 
 class Trainer:
@@ -238,7 +215,7 @@ class Trainer:
             prices=prices,
             faults=ledger.traffic.faults,
         )
-        progress = _Progress(start)
+        progress = Progress(start)
         bench = Workbench(
             self.graph,
             self.objective,
@@ -345,7 +322,7 @@ class Trainer:
         graph, evaluators = self.graph.parts, self.objective.parts
         return {"graph": graph, "evaluators": evaluators, **row_details(splits)}
 
-    async def _baseline(self, store: Store, bench: Workbench, progress: _Progress) -> None:
+    async def _baseline(self, store: Store, bench: Workbench, progress: Progress) -> None:
         baseline = candidate_hash(progress.baseline)
         store.put_candidate(baseline, progress.baseline, parent=None, step=0, edits=())
         scored = await bench.ascore(bench.val, progress.baseline, "baseline")
@@ -357,7 +334,7 @@ class Trainer:
         progress.lineage.append(baseline)
         self._event("baseline", val=progress.best.score, scored=scored)
 
-    async def _steps(self, store: Store, bench: Workbench, progress: _Progress) -> str:
+    async def _steps(self, store: Store, bench: Workbench, progress: Progress) -> str:
         schedule = self.schedule
         stream = batches(bench.train, schedule.batch_size, schedule.seed)
         for step, batch in enumerate(islice(stream, schedule.steps), start=1):
@@ -379,7 +356,7 @@ class Trainer:
         step: int,
         batch: Sequence[Example],
         bench: Workbench,
-        progress: _Progress,
+        progress: Progress,
     ) -> None:
         dice = random.Random(f"{self.schedule.seed}/{step}")
         parent = self.selection.parent(progress.pool, progress.best, dice)
@@ -398,14 +375,14 @@ class Trainer:
         await self._gate(store, step, helped, joined, bench, parent, progress)
         self.optimizer.bind(self.graph.parameters)
 
-    def _working(self, parent: Entry, progress: _Progress) -> Mapping[str, Parameter]:
+    def _working(self, parent: Entry, progress: Progress) -> Mapping[str, Parameter]:
         """Return the parameters with the parent's texts: copies, where it is not the incumbent."""
         if parent.hash == progress.best.hash:
             return self.graph.parameters
         return {n: p.at(parent.candidate[n]) for n, p in self.graph.parameters.items()}
 
     async def _search(
-        self, store: Store, bench: Workbench, search: Search, progress: _Progress
+        self, store: Store, bench: Workbench, search: Search, progress: Progress
     ) -> str:
         """Let the optimizer's own loop run; each candidate that it yields goes to acceptance."""
         async for proposal in search.asearch(bench):
@@ -426,7 +403,7 @@ class Trainer:
         proposals: Sequence[Proposal],
         scored: Sequence[Scored],
         parent: Entry,
-        progress: _Progress,
+        progress: Progress,
     ) -> list[Proposal]:
         """Return the proposals that are worth a look on validation, the best first."""
         for proposal in proposals:
@@ -451,7 +428,7 @@ class Trainer:
         joined: Proposal | None,
         bench: Workbench,
         parent: Entry | None,
-        progress: _Progress,
+        progress: Progress,
     ) -> None:
         """Let the validation examples decide: what helped together, the best alone, the joined."""
         base = parent or progress.best
@@ -517,7 +494,7 @@ class Trainer:
         tell(self.critic, "observe", proposal.edits, verdict.gain)
 
     def _keep(
-        self, store: Store, step: int, proposal: Proposal, parent: Entry, progress: _Progress
+        self, store: Store, step: int, proposal: Proposal, parent: Entry, progress: Progress
     ) -> None:
         if proposal.hash not in progress.lineage:  # a step back is no new candidate
             made = proposal.hash, proposal.candidate
@@ -536,7 +513,7 @@ class Trainer:
         stage: str,
         proposal: Proposal,
         verdict: Verdict,
-        progress: _Progress,
+        progress: Progress,
         after: float | None,
     ) -> None:
         progress.decisions += 1
@@ -559,7 +536,7 @@ class Trainer:
         self,
         bench: Workbench,
         examples: Sequence[Example],
-        progress: _Progress,
+        progress: Progress,
         reference: Mapping[str, str] | None,
     ) -> tuple[Scores, Scores, Scores | None]:
         """Score what training never saw: baseline, best and reference, all at once."""
