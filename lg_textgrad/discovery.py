@@ -125,7 +125,7 @@ async def find_in(
     if len(failures) == len(runs):
         raise GraphError(
             f"The graph failed on every input that it was given to discover its prompts: "
-            f"{failures[0].why}. Correct the graph or the inputs."
+            f"{failures[0].why}. {plain.lacking or 'Correct the graph or the inputs.'}"
         )
     top = None if graph.name == "LangGraph" else graph.name
     found, findings = find_prompts(

@@ -12,6 +12,7 @@ from lg_textgrad.bindings.discovered import Finding, FoundPrompt, texts_of
 from lg_textgrad.bindings.skeleton import (
     Skeleton,
     align,
+    anywhere,
     from_format,
     from_mustache,
     from_placeholders,
@@ -137,7 +138,7 @@ def _uncovered(
     read: dict[tuple[int, str], dict[str, Skeleton]] = {}
     for run, execution in here:
         read[run, execution.id] = {
-            name: _anywhere(from_placeholders(text, declared[name].placeholders))
+            name: anywhere(from_placeholders(text, declared[name].placeholders))
             for name, text in execution.prompts.items()
             if name in declared and text
         }
@@ -148,12 +149,6 @@ def _uncovered(
         if not by:
             left.append(one)
     return left, list(covered)
-
-
-def _anywhere(skeleton: Skeleton) -> Skeleton:
-    """Return the skeleton of texts that have this one somewhere in them."""
-    names = tuple(str(n) for n in range(len(skeleton.names) + 2))
-    return Skeleton(("", *skeleton.constants, ""), names)
 
 
 def _prompts(

@@ -111,6 +111,12 @@ def from_placeholders(text: str, placeholders: Sequence[str]) -> Skeleton:
     return Skeleton(tuple(parts[::2]), tuple(parts[1::2]))
 
 
+def anywhere(skeleton: Skeleton) -> Skeleton:
+    """Return the skeleton of texts that have this one somewhere in them."""
+    names = tuple(str(n) for n in range(len(skeleton.names) + 2))
+    return Skeleton(("", *skeleton.constants, ""), names)
+
+
 def from_mustache(template: str) -> Skeleton | None:
     """Return the skeleton of a mustache template; None where it has more than variables."""
     parts = re.split(r"\{\{\{?\s*([\w.]+)\s*\}\}\}?", template)
