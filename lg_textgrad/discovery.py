@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -116,6 +117,7 @@ async def find_in(
     examples = as_examples(_row(row) for row in inputs)
     if not examples:
         raise DataError("Discovery needs at least one input to run the graph on, better two.")
+    began = datetime.now(UTC)
     async with ledger_at_hand() as ledger:
         done = await all_at_once(_run(graph, plain, example, ledger) for example in examples)
     runs = [run for run, _, _ in done]
@@ -133,6 +135,7 @@ async def find_in(
         [template for _, templates, _ in done for template in templates],
         plain.parameters,
         top,
+        (began, datetime.now(UTC)),
     )
     bindings: list[Discovered | DiscoveredTools] = [
         Discovered(found, [*findings, *failures, *_not_reached(plain, runs)])

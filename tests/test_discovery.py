@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypedDict
 
 import pytest
@@ -169,6 +170,23 @@ async def test_template_in_the_user_message_is_found_where_there_is_no_system_me
     assert graph.found[0].why == "found in the user message"
     [run] = await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": "TL;DR {q} ({team})"})
     assert run.outputs["a"] == "TL;DR why is it blue (billing)"
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%S.%f+00:00", "%B %d, %Y", "%a %b %d, %Y", "%H:%M"])
+async def test_date_and_time_in_a_prompt_are_variables_though_all_runs_have_the_same(form):
+    clock = [datetime.now(UTC)]
+    graph = await tg.adiscover(
+        saying(lambda s: SystemMessage(f"You help.\nIt is {clock[0]:{form}}."), user), TWO
+    )
+    [(name, text)] = values(graph).items()
+    kind = "time" if "%H" in form else "date"
+    assert (name, text) == ("writer", f"You help.\nIt is {{{kind}}}.")
+    [finding] = graph.found
+    assert finding.why == "found in the system message, with variables"
+    clock[0] += timedelta(days=40, hours=5, minutes=12)  # a run is resumed weeks later
+    [run] = await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": f"At {{{kind}}}: help well."})
+    assert run.warnings == ()
+    assert sent(run)[0] == f"At {clock[0]:{form}}: help well."
 
 
 async def test_users_own_words_are_no_prompt():

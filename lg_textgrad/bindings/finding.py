@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lg_textgrad.bindings.discovered import Finding, FoundPrompt, texts_of
+from lg_textgrad.bindings.moments import with_moments
 from lg_textgrad.bindings.skeleton import (
     Skeleton,
     align,
@@ -56,11 +58,13 @@ def find_prompts(
     templates: Iterable[Template] = (),
     declared: Mapping[str, Parameter] | None = None,
     top: str | None = None,
+    ran: tuple[datetime, datetime] | None = None,
 ) -> tuple[list[FoundPrompt], list[Finding]]:
     """Return the prompts that the runs show and what there is to say about each node.
 
     `declared` are parameters that the nodes read themselves: their texts are not found again. `top`
-    is the name of the graph, for an agent that is all of it.
+    is the name of the graph, for an agent that is all of it. `ran` is when the runs began and
+    ended: dates and times between in a prompt are variables, though all runs had the same.
     """
     declared = declared or {}
     templates = sorted(set(templates), key=lambda t: -sum(map(len, t.skeleton.constants)))
@@ -91,11 +95,14 @@ def find_prompts(
             if not prompts and not covered:
                 why = "it sends no system message, and no user message with a constant part"
                 findings.append(Finding(node, None, why))
-        for skeleton, how, worth in prompts:
+        texts = [one.text for one in _sent(here, "human" if user else "system")]
+        for made, kind, worth in prompts:
             if not worth:
                 why = "the system message differs from run to run and has no constant part"
-                findings.append(Finding(node, None, why, skeleton.text))
+                findings.append(Finding(node, None, why, made.text))
                 continue
+            skeleton = with_moments(made, texts, *ran) if ran is not None else made
+            how = f"{kind}, with variables" if skeleton.names and not made.names else kind
             name = _free(names[node], taken)
             taken.add(name)
             found.append(FoundPrompt(name, node, skeleton, how, user))

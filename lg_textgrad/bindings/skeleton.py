@@ -100,7 +100,7 @@ def from_format(template: str) -> Skeleton | None:
                 constants.append("")
     except ValueError:
         return None
-    return _tidy(constants, names)
+    return tidy(constants, names)
 
 
 def from_placeholders(text: str, placeholders: Sequence[str]) -> Skeleton:
@@ -122,7 +122,7 @@ def from_mustache(template: str) -> Skeleton | None:
     parts = re.split(r"\{\{\{?\s*([\w.]+)\s*\}\}\}?", template)
     if any("{{" in constant for constant in parts[::2]):
         return None
-    return _tidy(parts[::2], parts[1::2])
+    return tidy(parts[::2], parts[1::2])
 
 
 def align(samples: Iterable[tuple[str, Mapping[str, str]]]) -> Skeleton:
@@ -142,7 +142,7 @@ def align(samples: Iterable[tuple[str, Mapping[str, str]]]) -> Skeleton:
         tokens = _common(tokens, _TOKEN.findall(text))
     constants, names = _pieces(tokens)
     constants, names = _told_apart(constants, names, texts)
-    found = _tidy(constants, _named(constants, names, texts, states))
+    found = tidy(constants, _named(constants, names, texts, states))
     if all(found.match(text) is not None for text in texts):
         return found
     return Skeleton(found.constants, tuple(f"var{n + 1}" for n in range(len(found.names))))
@@ -290,7 +290,7 @@ def _named(
     return chosen
 
 
-def _tidy(constants: Sequence[str], names: Sequence[str]) -> Skeleton:
+def tidy(constants: Sequence[str], names: Sequence[str]) -> Skeleton:
     """Return the skeleton with names that placeholders may have, and no two variables in touch.
 
     A brace next to a variable becomes part of it: doubled braces are not placeholders.
