@@ -189,6 +189,35 @@ async def test_date_and_time_in_a_prompt_are_variables_though_all_runs_have_the_
     assert sent(run)[0] == f"At {clock[0]:{form}}: help well."
 
 
+async def test_words_that_upstream_replies_share_are_not_the_prompts_own():
+    class Notes(TypedDict, total=False):
+        q: str
+        notes: list[str]
+        a: str
+
+    async def reader(state):
+        return {"notes": [f"Here is what was found: {state['q']} is so."]}
+
+    async def writer(state):
+        notes = "\n".join(f"* {note}" for note in state["notes"])
+        return {"a": (await model.ainvoke([SystemMessage(f"You write.\n{notes}\nBe brief.")])).content}
+
+    model = Chat(answer=echo)
+    builder = StateGraph(Notes).add_sequence([reader, writer]).add_edge(START, "reader")
+    graph = await tg.adiscover(builder.compile(), [{"q": t["q"]} for t in TWO])
+    assert values(graph) == {"writer": "You write.\n* {notes}\nBe brief."}
+
+    async def other(state):  # as under a candidate of the reader
+        return {"notes": ["Nothing."]}
+
+    builder = StateGraph(Notes).add_node("reader", other).add_node("writer", writer)
+    builder.add_edge(START, "reader").add_edge("reader", "writer")
+    found = [b for b in graph.bindings if isinstance(b, Discovered)]
+    graph = tg.TrainableGraph(builder.compile(), bindings=found)
+    [run] = await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": "Write: {notes}"})
+    assert (run.warnings, sent(run)) == ((), ["Write: Nothing."])
+
+
 async def test_users_own_words_are_no_prompt():
     rows = [{"q": "how do I reset my password"}, {"q": "how do I change my plan"}]
     graph = await tg.adiscover(saying(user), rows)

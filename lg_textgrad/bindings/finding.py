@@ -18,7 +18,7 @@ from lg_textgrad.bindings.skeleton import (
     from_format,
     from_mustache,
     from_placeholders,
-    state_of,
+    shown_in,
 )
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.run import Execution
@@ -113,7 +113,6 @@ def find_prompts(
 def _sent(here: Sequence[tuple[int, Execution]], role: str) -> list[_Sent]:
     found = []
     for run, execution in here:
-        state = state_of(execution.inputs)
         given = set(_strings(execution.inputs))
         for call in execution.model_calls:
             messages = [m for m in call.messages if m["role"] == role]
@@ -121,6 +120,7 @@ def _sent(here: Sequence[tuple[int, Execution]], role: str) -> list[_Sent]:
                 for text in texts_of(message["content"]):
                     if text.strip():
                         data = text.strip() in given
+                        state = shown_in(text, execution.inputs)
                         found.append(_Sent(text, run, execution.id, state, data))
     return found
 
