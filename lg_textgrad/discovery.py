@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,6 +39,10 @@ FOUND: Mapping[str, type[Discovered | DiscoveredTools]] = {
     binding.__name__: binding for binding in (Discovered, DiscoveredTools)
 }
 """What discovery finds, by the name under which it is stored and travels."""
+
+_OF_A_STORE = re.compile(
+    "'NoneType' object has no attribute 'a?(get|put|search|delete|batch|list_namespaces)'"
+)
 
 
 _elsewhere: ContextVar[Sequence[Binding] | None] = ContextVar(
@@ -127,7 +132,7 @@ async def find_in(
     if len(failures) == len(runs):
         raise GraphError(
             f"The graph failed on every input that it was given to discover its prompts: "
-            f"{failures[0].why}. {plain.lacking or 'Correct the graph or the inputs.'}"
+            f"{failures[0].why}. {_advice(plain, failures[0].why)}"
         )
     top = None if graph.name == "LangGraph" else graph.name
     found, findings = find_prompts(
@@ -153,6 +158,17 @@ async def find_in(
         for run in runs
     ]
     return Discovery(tuple(bindings), tuple(examples), tuple(noted))
+
+
+def _advice(plain: TrainableGraph, why: str) -> str:
+    if plain.lacking is not None:
+        return plain.lacking
+    if getattr(plain.graph, "store", None) is None and _OF_A_STORE.search(why):
+        return (
+            "Its nodes may miss a store, which LangGraph's server gives every graph: name the "
+            "graph by its langgraph.json (FILE.json:NAME), or give a store where it is compiled."
+        )
+    return "Correct the graph or the inputs."
 
 
 def _noted(execution: Execution, bindings: Iterable[Discovered | DiscoveredTools]) -> Execution:

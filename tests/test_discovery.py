@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.discovered import Discovered
@@ -340,6 +341,14 @@ async def test_failed_run_is_reported_and_a_graph_that_always_fails_is_refused()
     ]
     with pytest.raises(GraphError, match="ValueError: closed"):
         await tg.adiscover(saying(system, user), TWO[1:])
+
+
+async def test_graph_that_fails_for_want_of_a_store_says_where_one_comes_from():
+    async def writer(state, runtime: Runtime):
+        return {"a": str(await runtime.store.asearch(("notes",)))}
+
+    with pytest.raises(GraphError, match=r"'asearch'\. Its nodes may miss a store, .*langgraph.json"):
+        await tg.adiscover(one(writer), TWO)
 
 
 async def test_wrong_arguments_are_refused():
