@@ -280,6 +280,24 @@ async def test_agents_are_named_after_themselves():
     assert [c for c in sent(run) if c in ("You add numbers.", "No law.")] == ["You add numbers.", "No law."]
 
 
+async def test_agents_that_one_node_calls_are_told_apart_by_their_names():
+    shared = "Reply in one line, in the customer's own language, and name no prices."
+    math, law = agent("math", f"You add numbers. {shared}"), agent("law", f"You know the law. {shared}")
+
+    async def desk(state):
+        called = math if state["q"] == "sum" else law
+        done = await called.ainvoke({"messages": [("user", state["q"])]})
+        return {"a": done["messages"][-1].content}
+
+    graph = await tg.adiscover(one(desk, "desk"), [{"q": "sum"}, {"q": "court"}])
+    assert values(graph) == {"desk/math": f"You add numbers. {shared}", "desk/law": f"You know the law. {shared}"}
+    [run] = await graph.arecord([{"inputs": {"q": "court"}}], prompts={"desk/law": "No law.", "desk/math": "No."})
+    assert [dict(e.prompts) for e in run.executions if e.model_calls] == [{"desk/law": "No law."}]
+    assert sent(run)[0] == "No law."
+    alone = await tg.adiscover(one(desk, "desk"), [{"q": "sum"}])
+    assert list(values(alone)) == ["desk"]
+
+
 async def test_agent_with_parameter_middleware_is_not_found_again():
     p = tg.Parameter("p", "You add.")
     compiled = create_agent(ToolChat(answer=echo), tools=[], middleware=[p.middleware()])
