@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage
 from langgraph.pregel import Pregel
 
 from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.bindings.base import Binding, with_readers
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding
-from lg_textgrad.bindings.discovered import Discovered, Finding
+from lg_textgrad.bindings.discovered import Discovered, Finding, texts_of
 from lg_textgrad.bindings.finding import Template, find_prompts, names_of, templates_in
 from lg_textgrad.bindings.patching import path_here
 from lg_textgrad.bindings.rewriting import rewriting
@@ -37,6 +40,10 @@ FOUND: Mapping[str, type[Discovered | DiscoveredTools]] = {
     binding.__name__: binding for binding in (Discovered, DiscoveredTools)
 }
 """What discovery finds, by the name under which it is stored and travels."""
+
+_OF_A_STORE = re.compile(
+    "'NoneType' object has no attribute 'a?(get|put|search|delete|batch|list_namespaces)'"
+)
 
 
 _elsewhere: ContextVar[Sequence[Binding] | None] = ContextVar(
@@ -116,23 +123,26 @@ async def find_in(
     examples = as_examples(_row(row) for row in inputs)
     if not examples:
         raise DataError("Discovery needs at least one input to run the graph on, better two.")
+    began = datetime.now(UTC)
     async with ledger_at_hand() as ledger:
         done = await all_at_once(_run(graph, plain, example, ledger) for example in examples)
-    runs = [run for run, _, _ in done]
+    runs = [one.run for one in done]
     failures = [_failure(run) for run in runs if run.error]
     for failure in failures:
         logger.warning("A run of discovery failed in '%s': %s", failure.node, failure.why)
     if len(failures) == len(runs):
         raise GraphError(
             f"The graph failed on every input that it was given to discover its prompts: "
-            f"{failures[0].why}. Correct the graph or the inputs."
+            f"{failures[0].why}. {_advice(plain, failures[0].why)}"
         )
     top = None if graph.name == "LangGraph" else graph.name
     found, findings = find_prompts(
         [run.executions for run in runs],
-        [template for _, templates, _ in done for template in templates],
+        [template for one in done for template in one.notes.templates],
         plain.parameters,
         top,
+        (began, datetime.now(UTC)),
+        {sent: agent for one in done for sent, agent in one.notes.agents.items()},
     )
     bindings: list[Discovered | DiscoveredTools] = [
         Discovered(found, [*findings, *failures, *_not_reached(plain, runs)])
@@ -142,7 +152,7 @@ async def find_in(
         taken = [*plain.parameters, *(one.name for one in found)]
         bindings.append(
             DiscoveredTools(
-                *find_tools([noted for _, _, noted in done], names_of(list(nodes), top), taken)
+                *find_tools([one.tools for one in done], names_of(list(nodes), top), taken)
             )
         )
     noted = [
@@ -150,6 +160,17 @@ async def find_in(
         for run in runs
     ]
     return Discovery(tuple(bindings), tuple(examples), tuple(noted))
+
+
+def _advice(plain: TrainableGraph, why: str) -> str:
+    if plain.lacking is not None:
+        return plain.lacking
+    if getattr(plain.graph, "store", None) is None and _OF_A_STORE.search(why):
+        return (
+            "Its nodes may miss a store, which LangGraph's server gives every graph: name the "
+            "graph by its langgraph.json (FILE.json:NAME), or give a store where it is compiled."
+        )
+    return "Correct the graph or the inputs."
 
 
 def _noted(execution: Execution, bindings: Iterable[Discovered | DiscoveredTools]) -> Execution:
@@ -191,13 +212,38 @@ def discover(
     )
 
 
-class _Templates(BaseCallbackHandler):
-    """Notes the prompt templates that run, and where."""
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """One run of discovery."""
+
+    run: Recorded
+    notes: _Notes
+    tools: list[Offered]
+
+
+class _Notes(BaseCallbackHandler):
+    """Notes the prompt templates that run, and where, and which agent sends what."""
 
     run_inline = True
 
     def __init__(self) -> None:
-        self.found: list[Template] = []
+        self.templates: list[Template] = []
+        self.agents: dict[tuple[str, str], str] = {}
+        """Path of the node and text of a system message -> name of the `create_agent` agent."""
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],  # noqa: ARG002
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,  # noqa: ARG002
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        name = (metadata or {}).get("lc_agent_name")
+        for message in (m for batch in messages for m in batch if name and m.type == "system"):
+            for text in texts_of(message.content):
+                self.agents[path_here(metadata), text] = str(name)
 
     def on_chain_start(
         self,
@@ -209,16 +255,16 @@ class _Templates(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         if kwargs.get("run_type") == "prompt":
-            self.found.extend(templates_in(serialized, path_here(metadata)))
+            self.templates.extend(templates_in(serialized, path_here(metadata)))
 
 
 async def _run(
     graph: AnyGraph, plain: TrainableGraph, example: Example, ledger: Ledger
-) -> tuple[Recorded, list[Template], list[Offered]]:
+) -> _Done:
     # Not through `arecord`: a run that the store has already would show no templates.
-    templates, tools, candidate = _Templates(), NotesTools(), plain.candidate()
+    notes, tools, candidate = _Notes(), NotesTools(), plain.candidate()
     scope = BoundaryScope(ledger)
-    source = LiveSource(graph, callbacks=[templates])
+    source = LiveSource(graph, callbacks=[notes])
     bindings = [b.at(example) if isinstance(b, ContextBinding) else b for b in plain.bindings]
     with rewriting(tools):
         recorded = await source.arun(example, candidate, bindings, scope)
@@ -227,7 +273,7 @@ async def _run(
     noted = replace(
         recorded, executions=with_readers(recorded.executions, bindings, candidate)
     )
-    return noted, templates.found, tools.found
+    return _Done(noted, notes, tools.found)
 
 
 def _failure(run: Recorded) -> Finding:

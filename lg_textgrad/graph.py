@@ -126,6 +126,11 @@ class TrainableGraph:
             if not node.startswith("__")
         )
 
+    @property
+    def lacking(self) -> str | None:
+        """What the nodes miss by which they may fail, for people; None where nothing is known."""
+        return self._context.lacking
+
     def unread(self, runs: Iterable[Run]) -> list[str]:
         """Return the trainable parameters that no execution of `runs` read."""
         read = {name for run in runs for e in run.executions for name in e.prompts}

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from langgraph.pregel import Pregel
+from langgraph.store.memory import InMemoryStore
+
 from lg_textgrad._sync import run_sync
 from lg_textgrad.errors import ConfigurationError, GraphError, LGTextGradError
 
@@ -54,14 +57,15 @@ def load_graph_object(spec: str) -> tuple[Any, ModuleType]:
     Besides `MODULE:NAME` and `FILE.py:NAME`, `FILE.json:NAME` takes a graph of a `langgraph.json`,
     and a bare `NAME` one of the `langgraph.json` in the current folder. A factory (a function, sync
     or async, or a context manager, with no argument or one for the config) is called, and a
-    `StateGraph` that it returns, or that a `langgraph.json` names, is compiled, as LangGraph's
-    server does. Raises `GraphError`.
+    `StateGraph` that it returns, or that a `langgraph.json` names, is compiled, and a graph of a
+    `langgraph.json` without a store gets one in memory, as LangGraph's server does. Raises
+    `GraphError`.
     """
     place, _, name = spec.rpartition(":")
     if place.endswith(".json") or (not place and name and Path(SERVER_FILE).is_file()):
-        target = _from_server_file(Path(place or SERVER_FILE), name)
+        target, store = _from_server_file(Path(place or SERVER_FILE), name)
         found, module = load_object(target, "graph")
-        return _compiled(_made(found, spec)), module
+        return _with_store(_compiled(_made(found, spec)), store, spec), module
     found, module = load_object(spec, "graph")
     made = _made(found, spec)
     return (made if made is found else _compiled(made)), module
@@ -135,8 +139,11 @@ def _module_of_file(path: Path, what: str, kind: type[LGTextGradError]) -> Modul
     return module
 
 
-def _from_server_file(path: Path, name: str) -> str:
-    """Return `FILE.py:NAME` of a graph in a `langgraph.json`, its environment prepared."""
+def _from_server_file(path: Path, name: str) -> tuple[str, Any]:
+    """Return `FILE.py:NAME` of a graph in a `langgraph.json`, its environment prepared.
+
+    And what the file says of the store.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -162,7 +169,35 @@ def _from_server_file(path: Path, name: str) -> str:
                 _importable((local / "src").resolve())
     _set_environment(document.get("env"), folder, path)
     place, _, attribute = target.rpartition(":")
-    return f"{folder / place}:{attribute}" if place.endswith(".py") else target
+    found = f"{folder / place}:{attribute}" if place.endswith(".py") else target
+    return found, _store_settings(document.get("store"), folder)
+
+
+def _store_settings(given: Any, folder: Path) -> Any:
+    """Return the settings with an embedding function's file where it is."""
+    index = given.get("index") if isinstance(given, Mapping) else None
+    place, _, attribute = str((index or {}).get("embed", "")).rpartition(":")
+    if not place.endswith(".py"):
+        return given
+    return {**given, "index": {**(index or {}), "embed": f"{folder / place}:{attribute}"}}
+
+
+def _with_store(graph: Any, settings: Any, spec: str) -> Any:
+    """Return a graph that has no store with one in memory, which finds by meaning if it is to."""
+    if not isinstance(graph, Pregel) or graph.store is not None:
+        return graph
+    index = settings.get("index") if isinstance(settings, Mapping) else None
+    if index and ".py:" in str(index.get("embed")):
+        index = {**index, "embed": load_object(str(index["embed"]), "embedding function")[0]}
+    try:
+        store = InMemoryStore(index=index) if index else InMemoryStore()
+    except Exception as error:  # whatever the embeddings' own package raises
+        raise GraphError(
+            f"The store that the graph '{spec}' is to have cannot be made: "
+            f"{type(error).__name__}: {error}. Correct 'store' in its langgraph.json, or give "
+            "the graph a store where it is compiled."
+        ) from error
+    return graph.copy({"store": store})
 
 
 def _set_environment(env: Any, folder: Path, path: Path) -> None:

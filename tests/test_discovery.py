@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypedDict
 
 import pytest
@@ -11,6 +12,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
 
 import lg_textgrad as tg
 from lg_textgrad.bindings.discovered import Discovered
@@ -171,6 +173,52 @@ async def test_template_in_the_user_message_is_found_where_there_is_no_system_me
     assert run.outputs["a"] == "TL;DR why is it blue (billing)"
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%S.%f+00:00", "%B %d, %Y", "%a %b %d, %Y", "%H:%M"])
+async def test_date_and_time_in_a_prompt_are_variables_though_all_runs_have_the_same(form):
+    clock = [datetime.now(UTC)]
+    graph = await tg.adiscover(
+        saying(lambda s: SystemMessage(f"You help.\nIt is {clock[0]:{form}}."), user), TWO
+    )
+    [(name, text)] = values(graph).items()
+    kind = "time" if "%H" in form else "date"
+    assert (name, text) == ("writer", f"You help.\nIt is {{{kind}}}.")
+    [finding] = graph.found
+    assert finding.why == "found in the system message, with variables"
+    clock[0] += timedelta(days=40, hours=5, minutes=12)  # a run is resumed weeks later
+    [run] = await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": f"At {{{kind}}}: help well."})
+    assert run.warnings == ()
+    assert sent(run)[0] == f"At {clock[0]:{form}}: help well."
+
+
+async def test_words_that_upstream_replies_share_are_not_the_prompts_own():
+    class Notes(TypedDict, total=False):
+        q: str
+        notes: list[str]
+        a: str
+
+    async def reader(state):
+        return {"notes": [f"Here is what was found: {state['q']} is so."]}
+
+    async def writer(state):
+        notes = "\n".join(f"* {note}" for note in state["notes"])
+        return {"a": (await model.ainvoke([SystemMessage(f"You write.\n{notes}\nBe brief.")])).content}
+
+    model = Chat(answer=echo)
+    builder = StateGraph(Notes).add_sequence([reader, writer]).add_edge(START, "reader")
+    graph = await tg.adiscover(builder.compile(), [{"q": t["q"]} for t in TWO])
+    assert values(graph) == {"writer": "You write.\n* {notes}\nBe brief."}
+
+    async def other(state):  # as under a candidate of the reader
+        return {"notes": ["Nothing."]}
+
+    builder = StateGraph(Notes).add_node("reader", other).add_node("writer", writer)
+    builder.add_edge(START, "reader").add_edge("reader", "writer")
+    found = [b for b in graph.bindings if isinstance(b, Discovered)]
+    graph = tg.TrainableGraph(builder.compile(), bindings=found)
+    [run] = await graph.arecord([{"inputs": TWO[0]}], prompts={"writer": "Write: {notes}"})
+    assert (run.warnings, sent(run)) == ((), ["Write: Nothing."])
+
+
 async def test_users_own_words_are_no_prompt():
     rows = [{"q": "how do I reset my password"}, {"q": "how do I change my plan"}]
     graph = await tg.adiscover(saying(user), rows)
@@ -230,6 +278,24 @@ async def test_agents_are_named_after_themselves():
     by = {e.path: dict(e.prompts) for e in run.executions if e.model_calls}
     assert by == {"math/model": {"math": "You add numbers."}, "law/model": {"law": "No law."}}
     assert [c for c in sent(run) if c in ("You add numbers.", "No law.")] == ["You add numbers.", "No law."]
+
+
+async def test_agents_that_one_node_calls_are_told_apart_by_their_names():
+    shared = "Reply in one line, in the customer's own language, and name no prices."
+    math, law = agent("math", f"You add numbers. {shared}"), agent("law", f"You know the law. {shared}")
+
+    async def desk(state):
+        called = math if state["q"] == "sum" else law
+        done = await called.ainvoke({"messages": [("user", state["q"])]})
+        return {"a": done["messages"][-1].content}
+
+    graph = await tg.adiscover(one(desk, "desk"), [{"q": "sum"}, {"q": "court"}])
+    assert values(graph) == {"desk/math": f"You add numbers. {shared}", "desk/law": f"You know the law. {shared}"}
+    [run] = await graph.arecord([{"inputs": {"q": "court"}}], prompts={"desk/law": "No law.", "desk/math": "No."})
+    assert [dict(e.prompts) for e in run.executions if e.model_calls] == [{"desk/law": "No law."}]
+    assert sent(run)[0] == "No law."
+    alone = await tg.adiscover(one(desk, "desk"), [{"q": "sum"}])
+    assert list(values(alone)) == ["desk"]
 
 
 async def test_agent_with_parameter_middleware_is_not_found_again():
@@ -293,6 +359,14 @@ async def test_failed_run_is_reported_and_a_graph_that_always_fails_is_refused()
     ]
     with pytest.raises(GraphError, match="ValueError: closed"):
         await tg.adiscover(saying(system, user), TWO[1:])
+
+
+async def test_graph_that_fails_for_want_of_a_store_says_where_one_comes_from():
+    async def writer(state, runtime: Runtime):
+        return {"a": str(await runtime.store.asearch(("notes",)))}
+
+    with pytest.raises(GraphError, match=r"'asearch'\. Its nodes may miss a store, .*langgraph.json"):
+        await tg.adiscover(one(writer), TWO)
 
 
 async def test_wrong_arguments_are_refused():

@@ -93,6 +93,59 @@ def test_graph_of_a_server_file_is_loaded_with_its_environment(app):
     assert list(load_graph("app/langgraph.json:made").parameters) == ["answer"]
 
 
+SHELF = """
+from langgraph.graph import START, StateGraph
+from langgraph.store.base import BaseStore
+from langgraph.store.memory import InMemoryStore
+
+async def node(state, *, store: BaseStore):
+    known = await store.asearch(("notes",), query="tea")
+    await store.aput(("notes",), "a", {"text": "likes tea"})
+    found = await store.asearch(("notes",), query="tea")
+    return {"before": len(known), "after": [(n.value["text"], n.score) for n in found]}
+
+def embed(texts):
+    return [[1.0, 0.0] for _ in texts]
+
+builder = StateGraph(dict).add_node("node", node).add_edge(START, "node")
+graph = builder.compile()
+own = builder.compile(store=InMemoryStore())
+"""
+
+
+@pytest.mark.parametrize(
+    ("store", "score"),
+    [
+        (None, None),
+        ({"index": {"dims": 2, "embed": "./source/shelf.py:embed"}}, 1.0),
+        ({"ttl": {"default_ttl": 60}}, None),
+    ],
+)
+def test_graph_of_a_server_file_gets_the_store_that_a_server_gives_it(app, store, score):
+    (app / "source" / "shelf.py").write_text(SHELF)
+    document = {
+        "graphs": {n: f"./source/shelf.py:{n}" for n in ("graph", "own", "builder")}, "store": store,
+    }  # fmt: skip
+    (app / "langgraph.json").write_text(json.dumps(document))
+    for name in ("graph", "builder"):
+        for _ in range(2):  # each run's notes are its own
+            [run] = load_graph(f"app/langgraph.json:{name}").record([{"inputs": {}}])
+            assert (run.error, run.outputs) == (None, {"before": 0, "after": [("likes tea", score)]})
+    own = load_graph("app/langgraph.json:own").graph.store
+    assert getattr(own, "index_config", None) is None
+
+
+def test_store_that_cannot_be_made_is_told(app):
+    (app / "source" / "shelf.py").write_text(SHELF)
+    document = {
+        "graphs": {"graph": "./source/shelf.py:graph"},
+        "store": {"index": {"dims": 2, "embed": "nobody:model"}},
+    }
+    (app / "langgraph.json").write_text(json.dumps(document))
+    with pytest.raises(GraphError, match=r"(?s)is to have cannot be made: .*Correct 'store' in its"):
+        load_graph("app/langgraph.json:graph")
+
+
 def test_bare_name_is_looked_up_in_the_folder_s_server_file(app, monkeypatch):
     monkeypatch.chdir(app)
     assert list(load_graph("agent").parameters) == ["answer"]

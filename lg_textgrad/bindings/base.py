@@ -44,7 +44,10 @@ class Binding(Protocol):
         ...
 
     def invocation(self, candidate: Mapping[str, str]) -> Mapping[str, Any]:
-        """Return further keyword arguments for the graph's `ainvoke`, such as `context`."""
+        """Return further keyword arguments for the graph's `ainvoke`, such as `context`.
+
+        Of a `config` among them only what is `configurable` counts.
+        """
         ...
 
 

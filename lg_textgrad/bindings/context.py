@@ -2,14 +2,16 @@
 
 Fields whose metadata say `langgraph_type: "prompt"` (LangGraph Studio's convention) are parameters
 as they are; others are by name. Each run gets a context with the candidate's texts, which notes
-under the execution that reads them which fields were read.
+under the execution that reads them which fields were read. Like LangGraph's server, it gives a
+context where no value was given, with the schema's defaults, and has the values in the run's
+`config["configurable"]` too, where nodes of a graph with a `config_schema` look for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import (
@@ -27,10 +29,12 @@ from pydantic.fields import FieldInfo
 from typing_extensions import ReadOnly, is_typeddict
 
 from lg_textgrad.bindings.base import Held
+from lg_textgrad.bindings.discovered import texts_of
+from lg_textgrad.bindings.skeleton import anywhere, from_format
 from lg_textgrad.copies import anew
 from lg_textgrad.errors import DataError, ParameterError
 from lg_textgrad.parameter import Parameter, prompts
-from lg_textgrad.run import Example
+from lg_textgrad.run import Example, Execution
 from lg_textgrad.tracking import ReadTrackingDict
 
 _NOTHING: Any = object()
@@ -57,6 +61,8 @@ class ContextSchema:
     fields: Mapping[str, ContextField]
     cls: type | None = None
     """The class that nodes expect; None where they get a dict, or run elsewhere."""
+    remote: bool = False
+    """Whether the nodes run on a server, which does by itself what is done here for others."""
 
     @classmethod
     def of(cls, schema: type) -> ContextSchema:
@@ -89,7 +95,7 @@ class ContextSchema:
             name: _field([said], said.get("default", _NOTHING))
             for name, said in (schema.get("properties") or {}).items()
         }
-        return cls(str(schema.get("title") or "context"), found)
+        return cls(str(schema.get("title") or "context"), found, remote=True)
 
     def make(self, values: Mapping[str, Any]) -> Any:
         return dict(values) if self.cls is None else self.cls(**values)
@@ -192,7 +198,7 @@ class ContextBinding:
         return prompts({n: t for n, t in candidate.items() if n in self._parameters})
 
     def invocation(self, candidate: Mapping[str, str]) -> Mapping[str, Any]:
-        """Return `context=` with the candidate's texts.
+        """Return `context=` with the candidate's texts, and `config=` with the same values.
 
         Raises `DataError` when the values don't make what the schema asks for.
         """
@@ -202,15 +208,58 @@ class ContextBinding:
         }
         values = {**self.values, **texts}
         if not values:
-            return {}
+            return self._of_defaults()
         try:
-            return {"context": self._make(anew(values))}
+            made: dict[str, Any] = {"context": self._make(anew(values))}
+            if not self.schema.remote:
+                made["config"] = {"configurable": anew(values)}
+            return made
         except (TypeError, ValueError) as error:
             why = str(error).replace("\n", " ")
             raise DataError(
                 f"The context does not fit {self.schema.name} ({why}); give the fields that it "
                 "needs in context={...}, or in each example's metadata under 'context'."
             ) from error
+
+
+    @property
+    def lacking(self) -> str | None:
+        """What to say of a graph that gets no context, since its schema has no default for all."""
+        given = self.values or self._parameters
+        if given or self.schema.cls is None or self._of_defaults():
+            return None
+        without = [f"'{n}'" for n, f in self.schema.fields.items() if f.default is _NOTHING]
+        return (
+            f"Its nodes get no context: {self.schema.name} can't be made without "
+            f"{', '.join(without) or 'values'}. Give them in each example's metadata, as "
+            '{"context": {...}}, or as context={...} of a TrainableGraph.'
+        )
+
+    def _of_defaults(self) -> Mapping[str, Any]:
+        """Return `context=` as the schema makes it of nothing; nothing where it doesn't."""
+        if self.schema.cls is None:
+            return {}
+        try:
+            return {"context": self.schema.make({})}
+        except (TypeError, ValueError):  # fields without a default
+            return {}
+
+    def readers(
+        self, candidate: Mapping[str, str], executions: Sequence[Execution]
+    ) -> Iterator[tuple[str, str, str]]:
+        """Yield who sent a text that nobody was seen reading: of the configuration, that is."""
+        noted = {name for execution in executions for name in execution.prompts}
+        for name, parameter in self._parameters.items():
+            text = candidate.get(name, parameter.full)
+            skeleton = from_format(text)
+            if name in noted or skeleton is None or not skeleton.words or self.schema.remote:
+                continue
+            sent = anywhere(skeleton)
+            for execution in executions:
+                said = [m["content"] for c in execution.model_calls for m in c.messages]
+                texts = (text for content in said for text in texts_of(content))
+                if any(sent.spans(text) is not None for text in texts):
+                    yield execution.id, name, text
 
 
 class _NotedReads(set[str]):

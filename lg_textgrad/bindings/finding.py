@@ -6,16 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lg_textgrad.bindings.discovered import Finding, FoundPrompt, texts_of
+from lg_textgrad.bindings.moments import with_moments
 from lg_textgrad.bindings.skeleton import (
     Skeleton,
     align,
+    anywhere,
     from_format,
     from_mustache,
     from_placeholders,
-    state_of,
+    shown_in,
 )
 from lg_textgrad.parameter import Parameter
 from lg_textgrad.run import Execution
@@ -55,11 +58,16 @@ def find_prompts(
     templates: Iterable[Template] = (),
     declared: Mapping[str, Parameter] | None = None,
     top: str | None = None,
+    ran: tuple[datetime, datetime] | None = None,
+    agents: Mapping[tuple[str, str], str] | None = None,
 ) -> tuple[list[FoundPrompt], list[Finding]]:
     """Return the prompts that the runs show and what there is to say about each node.
 
     `declared` are parameters that the nodes read themselves: their texts are not found again. `top`
-    is the name of the graph, for an agent that is all of it.
+    is the name of the graph, for an agent that is all of it. `ran` is when the runs began and
+    ended: dates and times between in a prompt are variables, though all runs had the same.
+    `agents` says of node and system message which agent it was: those that the same code of a node
+    calls have one path.
     """
     declared = declared or {}
     templates = sorted(set(templates), key=lambda t: -sum(map(len, t.skeleton.constants)))
@@ -75,13 +83,17 @@ def find_prompts(
             Finding(node, name, "read by the node itself", declared[name].value)
             for name in covered
         )
-        prompts = list(_prompts(system, [t for t in templates if t.role != "human"], node))
+        prompts = [
+            (agent, *one)
+            for agent, said in _by_agent(system, node, agents or {}).items()
+            for one in _prompts(said, [t for t in templates if t.role != "human"], node)
+        ]
         user = not system and not covered
         if user:
             first, covered = _uncovered(_sent(here, "human"), here, declared)
             said = [s for s in first if not s.data]
             prompts = [
-                (skeleton, "found in the user message", worth)
+                ("", skeleton, "found in the user message", worth)
                 for skeleton, _, worth in _prompts(
                     said, [t for t in templates if t.role != "system"], node
                 )
@@ -90,22 +102,35 @@ def find_prompts(
             if not prompts and not covered:
                 why = "it sends no system message, and no user message with a constant part"
                 findings.append(Finding(node, None, why))
-        for skeleton, how, worth in prompts:
+        texts = [one.text for one in _sent(here, "human" if user else "system")]
+        for agent, made, kind, worth in prompts:
             if not worth:
                 why = "the system message differs from run to run and has no constant part"
-                findings.append(Finding(node, None, why, skeleton.text))
+                findings.append(Finding(node, None, why, made.text))
                 continue
-            name = _free(names[node], taken)
+            skeleton = with_moments(made, texts, *ran) if ran is not None else made
+            how = f"{kind}, with variables" if skeleton.names and not made.names else kind
+            own = f"{node.rpartition('/')[0]}/{agent}".lstrip("/") if agent else names[node]
+            name = _free(own, taken)
             taken.add(name)
             found.append(FoundPrompt(name, node, skeleton, how, user))
             findings.append(Finding(node, name, how, skeleton.text))
     return found, findings
 
 
+def _by_agent(
+    sent: Sequence[_Sent], node: str, agents: Mapping[tuple[str, str], str]
+) -> dict[str, list[_Sent]]:
+    """Return the texts by the agent that sent them; all under "" where it was always the same."""
+    groups: dict[str, list[_Sent]] = {}
+    for one in sent:
+        groups.setdefault(agents.get((node, one.text), ""), []).append(one)
+    return groups if len(groups) > 1 else {"": list(sent)}
+
+
 def _sent(here: Sequence[tuple[int, Execution]], role: str) -> list[_Sent]:
     found = []
     for run, execution in here:
-        state = state_of(execution.inputs)
         given = set(_strings(execution.inputs))
         for call in execution.model_calls:
             messages = [m for m in call.messages if m["role"] == role]
@@ -113,6 +138,7 @@ def _sent(here: Sequence[tuple[int, Execution]], role: str) -> list[_Sent]:
                 for text in texts_of(message["content"]):
                     if text.strip():
                         data = text.strip() in given
+                        state = shown_in(text, execution.inputs)
                         found.append(_Sent(text, run, execution.id, state, data))
     return found
 
@@ -137,7 +163,7 @@ def _uncovered(
     read: dict[tuple[int, str], dict[str, Skeleton]] = {}
     for run, execution in here:
         read[run, execution.id] = {
-            name: _anywhere(from_placeholders(text, declared[name].placeholders))
+            name: anywhere(from_placeholders(text, declared[name].placeholders))
             for name, text in execution.prompts.items()
             if name in declared and text
         }
@@ -148,12 +174,6 @@ def _uncovered(
         if not by:
             left.append(one)
     return left, list(covered)
-
-
-def _anywhere(skeleton: Skeleton) -> Skeleton:
-    """Return the skeleton of texts that have this one somewhere in them."""
-    names = tuple(str(n) for n in range(len(skeleton.names) + 2))
-    return Skeleton(("", *skeleton.constants, ""), names)
 
 
 def _prompts(

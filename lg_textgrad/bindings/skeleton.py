@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -13,6 +14,8 @@ from lg_textgrad.parameter import find_placeholders
 
 _TOKEN = re.compile(r"\x00[^\x00]+\x00|\w+|\s+|[^\w\s]")
 _NAME = re.compile(r"[^A-Za-z0-9_]")
+_MOST_PARTS = 200
+"""More parts of a state are not looked for in a text."""
 _MOST_TOKENS = 4_000
 """Texts that differ in more than this are not aligned inside: the work is quadratic."""
 
@@ -100,7 +103,7 @@ def from_format(template: str) -> Skeleton | None:
                 constants.append("")
     except ValueError:
         return None
-    return _tidy(constants, names)
+    return tidy(constants, names)
 
 
 def from_placeholders(text: str, placeholders: Sequence[str]) -> Skeleton:
@@ -111,12 +114,18 @@ def from_placeholders(text: str, placeholders: Sequence[str]) -> Skeleton:
     return Skeleton(tuple(parts[::2]), tuple(parts[1::2]))
 
 
+def anywhere(skeleton: Skeleton) -> Skeleton:
+    """Return the skeleton of texts that have this one somewhere in them."""
+    names = tuple(str(n) for n in range(len(skeleton.names) + 2))
+    return Skeleton(("", *skeleton.constants, ""), names)
+
+
 def from_mustache(template: str) -> Skeleton | None:
     """Return the skeleton of a mustache template; None where it has more than variables."""
     parts = re.split(r"\{\{\{?\s*([\w.]+)\s*\}\}\}?", template)
     if any("{{" in constant for constant in parts[::2]):
         return None
-    return _tidy(parts[::2], parts[1::2])
+    return tidy(parts[::2], parts[1::2])
 
 
 def align(samples: Iterable[tuple[str, Mapping[str, str]]]) -> Skeleton:
@@ -136,7 +145,7 @@ def align(samples: Iterable[tuple[str, Mapping[str, str]]]) -> Skeleton:
         tokens = _common(tokens, _TOKEN.findall(text))
     constants, names = _pieces(tokens)
     constants, names = _told_apart(constants, names, texts)
-    found = _tidy(constants, _named(constants, names, texts, states))
+    found = tidy(constants, _named(constants, names, texts, states))
     if all(found.match(text) is not None for text in texts):
         return found
     return Skeleton(found.constants, tuple(f"var{n + 1}" for n in range(len(found.names))))
@@ -284,7 +293,7 @@ def _named(
     return chosen
 
 
-def _tidy(constants: Sequence[str], names: Sequence[str]) -> Skeleton:
+def tidy(constants: Sequence[str], names: Sequence[str]) -> Skeleton:
     """Return the skeleton with names that placeholders may have, and no two variables in touch.
 
     A brace next to a variable becomes part of it: doubled braces are not placeholders.
@@ -318,6 +327,52 @@ def state_of(inputs: Any) -> dict[str, str]:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             found[str(key)] = str(value)
     return found
+
+
+def shown_in(text: str, inputs: Any) -> dict[str, str]:
+    """Return `state_of` a node's input, and what of its lists and objects stands in `text`.
+
+    Of an object or list that is the whole of it, in the first of the usual ways to write one that
+    the text has, else its parts: `order_id`, `notes_0`. A part in an upstream reply would else be
+    taken for the node's own words where several replies have it.
+    """
+    found = state_of(inputs)
+    if isinstance(inputs, Mapping):
+        left = [_MOST_PARTS]
+        for key, value in inputs.items():
+            if isinstance(value, Mapping | list) and not _messages(value):
+                for name, part in _parts(str(key), value, text, left):
+                    found.setdefault(name, part)
+    return found
+
+
+def _parts(name: str, value: Any, text: str, left: list[int]) -> Iterator[tuple[str, str]]:
+    left[0] -= 1
+    if left[0] < 0:
+        return
+    if isinstance(value, str):
+        if value.strip() and value in text:
+            yield name, value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, str(value)
+    elif isinstance(value, Mapping | list) and value:
+        written = next((form for form in _written(value) if form in text), None)
+        if written is not None:
+            yield name, written
+            return
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in pairs:
+            yield from _parts(f"{name}_{key}", part, text, left)
+
+
+def _written(value: Any) -> Iterator[str]:
+    """Yield the usual ways in which an object or a list is put into a prompt."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        yield from (between.join(value) for between in ("\n", "\n\n", "\n- ", ", ", " "))
+    yield str(value)
+    for indent in (None, 2, 4):
+        for ascii_only in (True, False):
+            yield json.dumps(value, indent=indent, ensure_ascii=ascii_only)
 
 
 def _messages(value: Any) -> bool:

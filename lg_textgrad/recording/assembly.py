@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import BaseMessage, RemoveMessage
+from langchain_core.messages import BaseMessage, RemoveMessage, convert_to_messages
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Send
 
@@ -297,6 +297,16 @@ def _first_writers(tasks: Iterable[Task]) -> dict[int, Task]:
     return found
 
 
+def _as_message(written: Any) -> BaseMessage | None:
+    """Return the message that was written; None where `add_messages` gives it its id."""
+    if isinstance(written, Mapping) and written.get("id"):
+        try:
+            return convert_to_messages([dict(written)])[0]
+        except (ValueError, NotImplementedError):  # `add_messages` has refused it, too
+            return None
+    return written if isinstance(written, BaseMessage) else None
+
+
 class _Holding:
     """The messages in a channel, by id, and how many are left of each who wrote them."""
 
@@ -323,8 +333,9 @@ class _Holding:
         if isinstance(value, list | tuple) and not value:
             self.left.setdefault(task, 0)
             self.lost.add(task)
-        for message in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(message, BaseMessage):
+        for written in value if isinstance(value, list | tuple) else [value]:
+            message = _as_message(written)
+            if message is None:
                 self.add(task)  # it becomes a message that nobody can know here
                 continue
             number = str(message.id)

@@ -92,16 +92,19 @@ class LiveSource:
         if saves and not isinstance(graph.checkpointer, BaseCheckpointSaver):
             graph = graph.copy({"checkpointer": own.saver()})
         graph = own.graph(graph)
-        config: Any = {
-            "callbacks": [recorder, *self._callbacks],
-            "configurable": {"thread_id": f"lg_textgrad-{uuid4()}"},
-        }
         # A node may change in place what it is given; the next run starts from the same again.
         given = anew(dict(example.inputs))
         more: dict[str, Any] = {}
+        configured: dict[str, Any] = {}
         for binding in bindings:
             given = dict(binding.inputs(candidate, given))
-            more.update(binding.invocation(candidate))
+            asked = dict(binding.invocation(candidate))
+            configured.update(asked.pop("config", {}).get("configurable", {}))
+            more.update(asked)
+        config: Any = {
+            "callbacks": [recorder, *self._callbacks],
+            "configurable": {**configured, "thread_id": f"lg_textgrad-{uuid4()}"},
+        }
         inputs = given["__root__"] if given.keys() == {"__root__"} else given
         notes: list[str] = []
 

@@ -12,6 +12,7 @@ from typing import Annotated, NotRequired, TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime, get_runtime
 from pydantic import BaseModel, Field
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field
 import lg_textgrad as tg
 from lg_textgrad.bindings.base import Held
 from lg_textgrad.bindings.context import ContextBinding, ContextSchema
-from lg_textgrad.errors import DataError, ParameterError
+from lg_textgrad.errors import DataError, GraphError, ParameterError
 from lg_textgrad.parameter import observe_reads
 from tests.parts import Chat, echo
 
@@ -361,3 +362,73 @@ async def test_wrong_context_of_an_example(context, words):
     graph = tg.TrainableGraph(two_nodes(Marked))
     with pytest.raises(DataError, match=words):
         await graph.arecord([tg.Example("e", {"q": "q"}, metadata={"context": context})])
+
+
+# As LangGraph's server hands it on.
+
+
+@pytest.mark.parametrize("schema", [Marked, Model])
+async def test_graph_that_is_given_no_context_gets_the_defaults_of_its_schema(schema):
+    def node(s: S, runtime: Runtime):
+        return {"one": runtime.context.user}
+
+    compiled = StateGraph(S, context_schema=schema).add_node(node).add_edge(START, "node").compile()
+    graph = tg.TrainableGraph(compiled, context_prompts=())
+    assert graph.lacking is None
+    [run] = await graph.arecord(BATCH)
+    assert (run.error, run.outputs["one"]) == (None, "nobody")
+
+
+async def test_graph_whose_context_needs_values_says_so_when_discovery_fails():
+    @dataclass
+    class Needs:
+        user: str
+        hint: str = ""
+
+    async def node(s: S, runtime: Runtime):
+        return {"one": runtime.context.user}
+
+    compiled = StateGraph(S, context_schema=Needs).add_node(node).add_edge(START, "node").compile()
+    words = r"'NoneType' object has no attribute 'user'. Its nodes get no context: Needs can't be made without 'user'. Give them in each example's metadata"
+    with pytest.raises(GraphError, match=words):
+        await tg.adiscover(compiled, [{"q": "q"}])
+    given = {"inputs": {"q": "q"}, "metadata": {"context": {"user": "ann"}}}
+    [run] = await tg.TrainableGraph(compiled).arecord([given])
+    assert run.outputs["one"] == "ann"
+
+
+def configured():
+    """`one` and `two` look for their prompts in the run's configuration."""
+    model = Chat(answer=echo)
+
+    def texts(config, name):
+        found = {"triage": "Triage.", "answer": "Answer.", **config["configurable"]}
+        prompt = found[name].format(user=found.get("user", "nobody"))
+        return [SystemMessage(prompt), HumanMessage("q")]
+
+    async def one(s: S, config: RunnableConfig):
+        return {"one": (await model.ainvoke(texts(config, "triage"))).content}
+
+    async def two(s: S, config: RunnableConfig):
+        return {"two": (await model.ainvoke(texts(config, "answer"))).content}
+
+    builder = StateGraph(S, context_schema=Marked).add_node("one", one).add_node("two", two)
+    return builder.add_edge(START, "one").add_edge(START, "two").compile()
+
+
+async def test_fields_reach_nodes_that_look_for_them_in_the_configuration():
+    graph = tg.TrainableGraph(configured(), context={"user": "ann"})
+    [run] = await graph.arecord(BATCH, prompts={"answer": "Help {user}."})
+    assert (run.outputs["one"], run.outputs["two"]) == ("Triage. / q", "Help ann. / q")
+    assert reads(run) == {("one", "triage", "Triage."), ("two", "answer", "Help {user}.")}
+    runs = await asyncio.gather(*(graph.arecord(BATCH, prompts={"answer": f"a{i}"}) for i in range(20)))
+    assert [run.outputs["two"] for [run] in runs] == [f"a{i} / q" for i in range(20)]
+
+
+async def test_thread_of_a_run_is_its_own_whatever_the_context_names():
+    async def node(s: S, config: RunnableConfig):
+        return {"one": config["configurable"]["thread_id"]}
+
+    compiled = StateGraph(S).add_node(node).add_edge(START, "node").compile()
+    [run] = await tg.TrainableGraph(compiled, context={"thread_id": "t"}).arecord(BATCH)
+    assert run.outputs["one"].startswith("lg_textgrad-")

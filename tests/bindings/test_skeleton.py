@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from lg_textgrad.bindings.skeleton import (
     from_format,
     from_mustache,
     from_placeholders,
+    shown_in,
     state_of,
 )
 from lg_textgrad.parameter import Parameter
@@ -170,3 +172,24 @@ def test_state_is_what_a_prompt_would_show():
     }
     assert state_of(inputs) == {"team": "billing", "n": "3", "messages": "last"}
     assert state_of("text") == {}
+
+
+def test_lists_and_objects_of_the_state_are_known_as_a_prompt_shows_them():
+    order = {"id": 7, "items": ["a red lamp", "two chairs"]}
+    inputs = {"order": order, "notes": ["It is late.", "It is due."], "team": "sales", "empty": []}
+
+    def shown(text):
+        found = shown_in(text, inputs)
+        assert found.pop("team") == "sales"
+        return found
+
+    for text in (str(order), json.dumps(order), json.dumps(order, indent=2)):
+        assert shown(f"Look at {text} now.") == {"order": text}
+    assert shown("Notes:\nIt is late.\nIt is due.") == {
+        "notes": "It is late.\nIt is due.", "order_id": "7",
+    }  # fmt: skip
+    assert shown("Say It is due. of a red lamp") == {
+        "notes_1": "It is due.", "order_items_0": "a red lamp", "order_id": "7",
+    }  # fmt: skip
+    assert shown_in("text", "text") == {}
+    assert len(shown_in("1", {"many": [[n] for n in range(10_000)]})) < 300

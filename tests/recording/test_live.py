@@ -798,3 +798,36 @@ async def test_users_checkpointer_of_a_subgraph_stays_empty():
     run = await run_of(build(nodes={"sub": inner}, edges=[(START, "sub")]))
     assert run.outputs["b"] == "hi"
     assert list(saver.list(None)) == []
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda m: AIMessage("Better.", id=m.id),
+        lambda m: {"role": "assistant", "id": m.id, "content": "Better."},
+        lambda m: {"type": "ai", "id": m.id, "content": "Better."},
+        lambda m: {
+            "role": "assistant", "id": m.id, "content": "Better.",
+            "tool_calls": [{"name": "send", "args": {"text": "Better."}, "id": "call"}],
+        },
+    ],
+    ids=["message", "role", "type", "tool call"],
+)  # fmt: skip
+@pytest.mark.parametrize("draft", [{"role": "assistant", "id": "1", "content": "Draft."}, AIMessage("Draft.")])
+async def test_message_that_was_replaced_is_nobodys_however_the_messages_are_written(draft, again):
+    class Talk(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+
+    def write(s):
+        return {"messages": [draft]}
+
+    def better(s):
+        return {"messages": again(s["messages"][-1])}
+
+    def end(s):
+        return {"messages": [("user", s["messages"][-1].content)]}
+
+    builder = StateGraph(Talk).add_sequence([write, better, end]).add_edge(START, "write")
+    [run] = await tg.TrainableGraph(builder.compile()).arecord([{"inputs": {"messages": []}}])
+    assert [m.content for m in run.outputs["messages"]] == ["Better.", "Better."]
+    assert edges(run) == {("write#0", "better#0", "messages"), ("better#0", "end#0", "messages")}
