@@ -221,7 +221,6 @@ class ContextBinding:
                 "needs in context={...}, or in each example's metadata under 'context'."
             ) from error
 
-
     @property
     def lacking(self) -> str | None:
         """What to say of a graph that gets no context, since its schema has no default for all."""
