@@ -271,7 +271,8 @@ def test_embeddings_that_a_store_has_by_name_are_not_made_for_each_run(monkeypat
         return DeterministicFakeEmbedding(size=3)
 
     names: list[str] = []
-    monkeypatch.setattr("langchain.embeddings.init_embeddings", made)
+    # LangGraph looks langchain's function up once, and keeps it.
+    monkeypatch.setattr("langgraph.store.base.embed._get_init_embeddings", lambda: made)
     store = InMemoryStore(index={"dims": 3, "embed": "openai:text-embedding-3-small"})
     own = RunStore(store)
     own.put(("a",), "tea", {"text": "likes tea"})
