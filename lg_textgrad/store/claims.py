@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from lg_textgrad.errors import StoreError
 
 LOCK_NAME, OWNER_NAME = "run.lock", "run.owner"
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 
 
 class _Lock(FileLock):
@@ -51,8 +53,13 @@ class Claim:
                 "--out."
             ) from None
         except OSError as error:
+            where = (
+                " Its file system has no locks, as some network drives; use a directory on a local "
+                "disk, or a PostgreSQL URL."
+            )
             raise StoreError(
                 f"The run directory '{directory}' cannot be written: {error}."
+                f"{where if error.errno in _NO_LOCKS else ''}"
             ) from None
         with suppress(OSError):  # only for the message above
             self._owner.write_text(json.dumps(me()), encoding="utf-8")

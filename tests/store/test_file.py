@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import random
@@ -442,6 +444,16 @@ def test_directory_that_is_a_file(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         tg.Store(tmp_path / "f")
+
+
+def test_directory_without_locks_is_refused_with_what_to_use_instead(tmp_path, monkeypatch):
+    def refused(_file, operation):
+        if operation & fcntl.LOCK_EX:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(StoreError, match=r"No locks available\. Its file system has no locks.*PostgreSQL URL"):
+        tg.Store(tmp_path / "run")
 
 
 def test_reading_where_no_run_is(tmp_path):
