@@ -41,7 +41,7 @@ async def arun_resumed(
 ) -> tuple[Any, list[str]]:
     """Return the graph's output after its interrupts were answered, and what there is to warn of.
 
-    Each interrupt takes the next value, several at once in the order in which LangGraph lists them.
+    Each interrupt takes the next value, several at once in the order of their nodes' tasks.
     A breakpoint (`interrupt_before`, `interrupt_after`) takes one too, whatever it is. Where no
     value is left the run ends as it stands.
     """
@@ -49,6 +49,11 @@ async def arun_resumed(
     outputs = await invoke(inputs)
     while left:
         pending = _pending(outputs)
+        if len(pending) > 1 and graph.checkpointer:
+            # They are listed as they come, which with nodes in threads is now so, now otherwise.
+            tasks = (await graph.aget_state(config)).tasks
+            order = [interrupt.id for task in tasks for interrupt in task.interrupts]
+            pending.sort(key=lambda one: order.index(one) if one in order else len(order))
         if pending:
             answers = dict(zip(pending, left, strict=False))
             del left[: len(answers)]

@@ -8,6 +8,7 @@ import operator
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -749,9 +750,14 @@ async def test_other_values_to_resume_with_make_another_run():
     assert first.id != second.id
 
 
-async def test_interrupts_at_once_take_their_values_in_order():
+@pytest.mark.parametrize("late", [0, 0.1])  # seconds after which the first one asks
+async def test_interrupts_at_once_take_their_values_in_order(late):
+    def left(_state):
+        time.sleep(late)
+        return {"a": interrupt("l")}
+
     graph = build(
-        nodes={"l": lambda s: {"a": interrupt("l")}, "r": lambda s: {"b": interrupt("r")},
+        nodes={"l": left, "r": lambda s: {"b": interrupt("r")},
                "end": lambda s: {"c": s["a"] + s["b"]}},
         edges=[(START, "l"), (START, "r"), (["l", "r"], "end")],
     )  # fmt: skip
