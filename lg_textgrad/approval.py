@@ -19,7 +19,8 @@ from lg_textgrad.parameter import Edit, candidate_hash
 from lg_textgrad.run import Candidate
 from lg_textgrad.store import Store
 
-_NUMBERS = re.compile(r"\d+(?:(?:\s*,\s*|\s+)(?:and\s+)?\d+)*")
+NUMBERS = r"\d+(?:(?:\s*,\s*|\s+)(?:and\s+)?\d+)*"
+"""A pattern: how people write which changes they mean, such as `2, 3 and 5`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def numbers_in(text: str, count: int) -> tuple[int, ...]:
 
     There are `count` changes; a number beyond them makes it no such text.
     """
-    if _NUMBERS.fullmatch(text.strip()) is None:
+    if re.fullmatch(NUMBERS, text.strip()) is None:
         return ()
     numbers = sorted({int(number) for number in re.findall(r"\d+", text)})
     return tuple(numbers) if numbers[0] >= 1 and numbers[-1] <= count else ()

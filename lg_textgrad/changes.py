@@ -86,9 +86,11 @@ class Refused:
         """Return the refused change that `after` makes of the parameter's text `before`, if any."""
         had, has = _parts(before), _parts(after)
         for change in self._changes.get(name, ()):
-            part, side = (change.before, had) if change.after is None else (change.after, has)
-            assert part is not None, "a change puts in or takes out"
-            if _same(part) in side - (has if change.after is None else had):
+            if change.after is not None:
+                made = _same(change.after) in has - had
+            else:
+                made = change.before is not None and _same(change.before) in had - has
+            if made:
                 return change
         return None
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lg_textgrad.changes import Change, Refused, changes_of, numbered, without
-from lg_textgrad.demos import Demo, render_demos
+from lg_textgrad.demos import Demo, render_demos, split_demos
 
 LINES = st.lists(st.sampled_from(["", "a", "b", "c", "Say x."]), max_size=6).map(lambda lines: "\n".join(["Top.", *lines]))
 DEMOS = st.lists(st.builds(Demo, st.sampled_from("pqr"), st.sampled_from("st")), max_size=3)
@@ -36,8 +36,6 @@ def test_what_is_left_out_is_undone_and_the_rest_is_done(before, after, data):
 
 
 def _size(text):
-    from lg_textgrad.demos import split_demos
-
     instruction, demos = split_demos(text)
     return len(instruction.split("\n")) + len(demos)
 

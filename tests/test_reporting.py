@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import lg_textgrad as tg
+from lg_textgrad.acceptance import Outcome, Verdict
 from lg_textgrad.approval import Approval, Review, areviewed
+from lg_textgrad.parameter import Edit, candidate_hash
 from lg_textgrad.reporting import report
 from lg_textgrad.store import Store
 from tests.test_approval import Says, adds, rated, trained
@@ -71,11 +75,6 @@ def test_no_text_of_a_run_breaks_out_of_its_place(old, new, comment, why):
 
 
 def _decided(store, before, after, comment, why):
-    import asyncio
-
-    from lg_textgrad.acceptance import Outcome, Verdict
-    from lg_textgrad.parameter import Edit, candidate_hash
-
     edit = Edit("a", "add", 1, after["a"].split("\n")[0], why=why)
     store.put_meta("start", before)
     store.put_meta("configuration", {"graph": "0123"})

@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 
 from langsmith.utils import LangSmithNotFoundError
 
-from lg_textgrad.approval import Approval, Review, numbers_in
+from lg_textgrad.approval import NUMBERS, Approval, Review, numbers_in
 from lg_textgrad.errors import (
     DataError,
     InterruptedRunError,
@@ -35,9 +35,7 @@ _RUBRIC = (
     "left is measured anew."
 )
 
-_WITHOUT = re.compile(
-    r"\s*without\s+(\d+(?:(?:\s*,\s*|\s+)(?:and\s+)?\d+)*)\s*(?:[.:;]\s*|$)", re.IGNORECASE
-)
+_WITHOUT = re.compile(rf"\s*without\s+({NUMBERS})\s*(?:[.:;]\s*|$)", re.IGNORECASE)
 """How a comment begins that refuses some changes. "Without 2 examples I can't say" does not."""
 
 
