@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 from lg_textgrad.errors import ConfigurationError
@@ -31,6 +33,26 @@ def check_kind(given: Any, kind: type[Any], who: str, hint: str) -> None:
     """Raise `ConfigurationError` for what is no `kind`."""
     if not isinstance(given, kind):
         raise _refused(who, _article(kind.__name__), given, hint)
+
+
+def check_counts(who: str, least: int = 1, /, **counts: Any) -> None:
+    """Raise `ConfigurationError` for what is no whole number of at least `least`."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
+            raise ConfigurationError(
+                f"`{name}` of {who} must be a whole number of at least {least}, not {count!r}."
+            )
+
+
+def check_numbers(
+    who: str, fits: Callable[[Any], bool], words: str, /, **numbers: Any
+) -> None:
+    """Raise `ConfigurationError` for what is no number, or does not fit, which `words` say."""
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or isinstance(number, bool) or not fits(number):
+            raise ConfigurationError(
+                f"`{name}` of {who} must be a number {words}, not {number!r}."
+            )
 
 
 def _refused(who: str, wanted: str, given: Any, hint: str) -> ConfigurationError:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.objective import Loss, Scored
 from lg_textgrad.run import Example
@@ -128,7 +129,7 @@ class Better:
     min_gain: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_gain(self.min_gain)
+        _check_part("Better", min_gain=self.min_gain)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -157,12 +158,9 @@ class Significant:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.tries < 1:
-            raise ConfigurationError(
-                f"alpha must be between 0 and 1 and tries at least 1, not {self.alpha} and "
-                f"{self.tries}."
-            )
-        _check_gain(self.min_gain)
+        _check_alpha("Significant", self.alpha)
+        check_counts("Significant", tries=self.tries)
+        _check_part("Significant", min_gain=self.min_gain)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -181,9 +179,12 @@ class Significant:
         return counted.verdict(better and p <= self.alpha / self.tries, f"p = {p:.3f}")
 
 
-def _check_gain(min_gain: float) -> None:
-    if not 0 <= min_gain < 1:
-        raise ConfigurationError(f"min_gain must be in [0, 1), not {min_gain}.")
+def _check_alpha(who: str, alpha: Any) -> None:
+    check_numbers(who, lambda n: 0 < n < 1, "between 0 and 1", alpha=alpha)
+
+
+def _check_part(who: str, **parts: Any) -> None:
+    check_numbers(who, lambda n: 0 <= n < 1, "of at least 0 and below 1", **parts)
 
 
 def p_value(incumbent: Outcomes, candidate: Outcomes, seed: int = 0) -> float:
@@ -213,10 +214,9 @@ class Sequential:
     """The smallest gain that is worth waiting for."""
 
     def __post_init__(self) -> None:
-        if self.chunk < 1 or not 0 < self.alpha < 1 or not 0 <= self.hope < 1:
-            raise ConfigurationError(
-                "Sequential needs a chunk of at least 1, alpha between 0 and 1, hope in [0, 1)."
-            )
+        check_counts("Sequential", chunk=self.chunk)
+        _check_alpha("Sequential", self.alpha)
+        _check_part("Sequential", hope=self.hope)
         if _has(self.last, Priced):
             raise ConfigurationError(_AT_ODDS)
 
@@ -263,8 +263,7 @@ class Guarded:
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
-            raise ConfigurationError(f"tolerance must be at least 0, not {self.tolerance}.")
+        check_numbers("Guarded", lambda n: n >= 0, "of at least 0", tolerance=self.tolerance)
         for name in ("anchors", "slices", "keys"):
             if isinstance(one := getattr(self, name), str):
                 raise ConfigurationError(f"{name} is a list of names, not one text: ({one!r},).")
@@ -363,10 +362,8 @@ class Priced:
     inner: Acceptance = field(default_factory=Better)
 
     def __post_init__(self) -> None:
-        if not all(0 <= price < math.inf for price in (self.per_1k_tokens, self.per_second)):
-            raise ConfigurationError(
-                "Prices of tokens and seconds must not be negative, infinite or nan."
-            )
+        prices = {"per_1k_tokens": self.per_1k_tokens, "per_second": self.per_second}
+        check_numbers("Priced", lambda n: 0 <= n < math.inf, "of at least 0, and finite", **prices)
         if _has(self.inner, Sequential):
             raise ConfigurationError(_AT_ODDS)
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lg_textgrad._given import check_kind
+from lg_textgrad._given import check_counts, check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import all_at_once, run_sync, task_group
 from lg_textgrad.bindings.boundary import BoundaryScope, pay_through
@@ -136,8 +136,7 @@ class Objective:
         summary: Iterable[Evaluator] = (),
         repeats: int = 1,
     ) -> None:
-        if repeats < 1:
-            raise ConfigurationError(f"repeats must be at least 1, not {repeats}.")
+        check_counts("Objective", repeats=repeats)
         for name, given in (("evaluators", evaluators), ("summary", summary)):
             check_kind(given, Iterable, f"`{name}` of Objective", "write a list: [evaluator]")
         self.repeats = repeats

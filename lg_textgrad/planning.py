@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lg_textgrad._given import check_critic, check_kind
+from lg_textgrad._given import check_counts, check_critic, check_kind
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
@@ -47,10 +47,9 @@ class Schedule:
     """Stop after this many steps in a row without an accepted candidate; None never does."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {value}.")
+        check_counts("Schedule", steps=self.steps, batch_size=self.batch_size)
+        if self.patience is not None:
+            check_counts("Schedule", patience=self.patience)
 
 
 def check_parts(graph: Any, objective: Any, critic: Any, optimizer: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from langgraph.pregel import Pregel
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_kind
+from lg_textgrad._given import check_counts, check_kind, check_numbers
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.asking import Writer
@@ -239,12 +239,8 @@ def _example(inputs: Any, reference_outputs: Any) -> Example:
 def _check(
     rounds: int, patience: int, votes: int, enough: float, constraints: Sequence[str]
 ) -> None:
-    if min(rounds, patience, votes) < 1:
-        raise ConfigurationError("refine needs rounds, patience and votes of at least 1.")
-    if not 0 < enough <= 1:
-        raise ConfigurationError(
-            f"refine stops at a score of `enough`, above 0 and at most 1, not {enough}."
-        )
+    check_counts("refine", rounds=rounds, patience=patience, votes=votes)
+    check_numbers("refine", lambda n: 0 < n <= 1, "above 0 and at most 1", enough=enough)
     if isinstance(constraints, str):
         raise ConfigurationError(
             f"Constraints are a list of sentences, not one text: write [{constraints!r}]."

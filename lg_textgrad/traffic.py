@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, wait_random_exponential
 
+from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad._straight import straight
 from lg_textgrad._sync import shared
 from lg_textgrad.errors import (
     SYSTEMIC,
-    ConfigurationError,
     LGTextGradError,
     ModelBusyError,
     ModelDownError,
@@ -85,15 +85,12 @@ class Patience:
     """A server that asks to wait longer than these seconds is not waited for."""
 
     def __post_init__(self) -> None:
-        for name in ("attempts", "timeouts", "timeout"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"Patience needs {name} above 0, not {value}.")
+        check_counts("Patience", attempts=self.attempts, timeouts=self.timeouts)
+        if self.timeout is not None:
+            check_numbers("Patience", lambda n: n > 0, "of seconds above 0", timeout=self.timeout)
         for name in ("first_pause", "longest_pause", "longest_wait"):
-            if not getattr(self, name) >= 0:
-                raise ConfigurationError(
-                    f"Patience needs {name} of 0 or more seconds, not {getattr(self, name)}."
-                )
+            pause = {name: getattr(self, name)}
+            check_numbers("Patience", lambda n: n >= 0, "of seconds of at least 0", **pause)
 
 
 _lane: ContextVar[Lane | None] = ContextVar("lg_textgrad_lane", default=None)
@@ -398,8 +395,7 @@ class Traffic:
     """
 
     def __init__(self, max_concurrency: int, patience: Patience | None = None) -> None:
-        if not max_concurrency >= 1:
-            raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
+        check_counts("Ledger", max_concurrency=max_concurrency)
         self.patience = patience or Patience()
         self.faults: Counter[str] = Counter()
         """How often each kind of fault happened, those that an SDK's own retries hid not counted:

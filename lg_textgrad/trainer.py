@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lg_textgrad._given import check_counts
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict, check_policy
@@ -94,8 +95,7 @@ class Trainer:
         check_parts(graph, objective, critic, optimizer)
         hooks = {"redact": redact, "on_event": on_event}
         check_options(budget, schedule, patience, reuse, approve, **hooks)
-        if max_concurrency < 1:
-            raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}.")
+        check_counts("Trainer", max_concurrency=max_concurrency)
         if not any(p.requires_grad for p in graph.parameters.values()):
             raise ParameterError(
                 "There is nothing to train: the graph has no parameter with requires_grad=True."

@@ -59,7 +59,7 @@ class Desk(TypedDict, total=False):
     answer: str
 
 
-@functools.lru_cache
+@functools.cache
 def chat(base_url, key, model):
     # Clients of its own: langchain-openai would share one with every other test's event loop.
     return ChatOpenAI(
@@ -341,7 +341,7 @@ def command_line(arguments, folder, log, environment):
     sys.exit(main(arguments))
 
 
-@functools.lru_cache
+@functools.cache
 def _processes():
     """Processes of their own that can be killed, without each importing everything again."""
     context = multiprocessing.get_context("forkserver")

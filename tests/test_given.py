@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
 import lg_textgrad as tg
@@ -65,3 +68,60 @@ def test_part_of_another_kind_is_refused(make, said):
 
 def test_optimizer_without_gradients_needs_no_critic():
     assert trainer(critic=None, optimizer=tg.optim.FewShot()).critic is None
+
+
+COUNTED = [
+    (tg.Schedule, {"steps": "2"}),
+    (tg.Schedule, {"batch_size": 2.5}),
+    (tg.Schedule, {"patience": 0}),
+    (tg.Patience, {"attempts": True}),
+    (tg.Ledger, {"max_concurrency": "4"}),
+    (tg.Objective, {"repeats": 0}),
+    (TGD, {"beam": 0}),
+    (TGD, {"momentum": -1}),
+    (tg.optim.FewShot, {"sizes": (0,)}),
+    (tg.optim.FewShot, {"sets": "1"}),
+    (tg.optim.MIPRO, {"gate_every": 0}),
+    (tg.optim.MIPRO, {"instructions": -1}),
+    (tg.optim.Promptbreeder, {"population": 1}),
+    (tg.optim.GEPA, {"merges": -1}),
+    (tg.optim.Portfolio, {"rounds": "3"}),
+    (tg.SelfRewardingCritic, {"every": 0}),
+    (tg.SelfRewardingCritic, {"history": 1}),
+    (tg.acceptance.Significant, {"tries": 0}),
+    (tg.acceptance.Sequential, {"chunk": 0}),
+    (tg.models.OpenAI, {"max_retries": -1}),
+    (tg.models.Local, {"slots": 0}),
+    (tg.executors.Ray, {"runs_per_worker": 0}),
+]
+NUMBERED = [
+    (tg.Patience, {"timeout": "60"}),
+    (tg.Patience, {"timeout": math.nan}),
+    (tg.Patience, {"first_pause": -1}),
+    (tg.AutoCritic, {"share": 0}),
+    (tg.optim.Portfolio, {"keep": 1}),
+    (tg.acceptance.Better, {"min_gain": "0.1"}),
+    (tg.acceptance.Significant, {"alpha": 1}),
+    (tg.acceptance.Sequential, {"hope": -0.1}),
+    (tg.acceptance.Guarded, {"tolerance": math.nan}),
+    (tg.acceptance.Priced, {"per_second": math.inf}),
+    (tg.models.OpenAI, {"timeout": 0}),
+]
+NEEDED = {
+    tg.Objective: ([len],), tg.models.OpenAI: ("m",), tg.SelfRewardingCritic: (CRITIC,),
+    **dict.fromkeys((TGD, tg.optim.MIPRO, tg.optim.Promptbreeder, tg.optim.GEPA), (MODEL,)),
+    tg.executors.Ray: (GRAPH, "m:g"), tg.optim.Portfolio: (MODEL,), tg.AutoCritic: (MODEL,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [(*each, "a whole number of at least") for each in COUNTED]
+    + [(*each, "a number") for each in NUMBERED],
+)
+def test_a_number_that_cannot_work_is_named_with_whose_it_is(kind, given, words):
+    [(name, value)] = given.items()
+    value = value[0] if isinstance(value, tuple) else value
+    said = rf"^`{name}` of {kind.__name__} must be {words} .*, not {re.escape(repr(value))}\.$"
+    with pytest.raises(ConfigurationError, match=said):
+        kind(*NEEDED.get(kind, ()), **given)

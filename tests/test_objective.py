@@ -520,7 +520,7 @@ async def test_repeats_of_several_keys_are_joined_by_key():
 def test_repeats_make_another_objective_and_one_must_be_there():
     assert tg.Objective([by_name]).fingerprint == tg.Objective([by_name], repeats=1).fingerprint
     assert tg.Objective([by_name], repeats=2).fingerprint != tg.Objective([by_name]).fingerprint
-    with pytest.raises(ConfigurationError, match="repeats must be at least 1, not 0"):
+    with pytest.raises(ConfigurationError, match="`repeats` of Objective must be .* at least 1, not 0"):
         tg.Objective([by_name], repeats=0)
 
 

@@ -514,8 +514,8 @@ def test_graph_that_fails_and_unreachable_models_are_raised():
     [
         ({"variable": "leter"}, "no text under 'leter'; there are topic, letter, draft."),
         ({"variable": "notes"}, "no text under 'notes'"),
-        ({"rounds": 0}, "rounds, patience and votes of at least 1"),
-        ({"votes": 0}, "rounds, patience and votes of at least 1"),
+        ({"rounds": 0}, "`rounds` of refine .* at least 1"),
+        ({"votes": 0}, "`votes` of refine .* at least 1"),
         ({"enough": 2}, "above 0 and at most 1, not 2"),
         ({"constraints": "Write English."}, r"not one text: write \['Write English.'\]"),
         ({"reference_outputs": "tea"}, "takes `reference_outputs` as a mapping, like the graph itself, not a str"),

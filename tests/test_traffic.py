@@ -568,8 +568,8 @@ async def test_reply_that_breaks_the_schema_is_not_asked_for_again():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"attempts": 0}, "attempts above 0"), ({"timeout": -1}, "timeout above 0"),
-     ({"timeout": float("nan")}, "timeout above 0"), ({"first_pause": -1}, "first_pause of 0 or more")],
+    [({"attempts": 0}, "`attempts` of Patience .* at least 1"), ({"timeout": -1}, "`timeout` of Patience .* above 0"),
+     ({"timeout": float("nan")}, "`timeout` of Patience .* above 0"), ({"first_pause": -1}, "`first_pause` of Patience .* at least 0")],
 )  # fmt: skip
 def test_patience_that_cannot_work_is_refused(options, says):
     with pytest.raises(ConfigurationError, match=says):
@@ -578,7 +578,7 @@ def test_patience_that_cannot_work_is_refused(options, says):
 
 @pytest.mark.parametrize("places", [0, -1])
 def test_ledger_without_places_is_refused_in_place_of_waiting_for_ever(places):
-    with pytest.raises(ConfigurationError, match="max_concurrency must be at least 1"):
+    with pytest.raises(ConfigurationError, match="`max_concurrency` of .* at least 1"):
         tg.Ledger(max_concurrency=places)
 
 

@@ -66,7 +66,7 @@ class Research(Question, Report):
     notes: Annotated[list[Note], operator.add]
 
 
-@functools.lru_cache
+@functools.cache
 def model(max_tokens: int) -> ChatOpenAI:
     return ChatOpenAI(
         model=os.environ.get("RESEARCH_MODEL", "local"),

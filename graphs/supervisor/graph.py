@@ -137,7 +137,7 @@ def _schema(tools: Sequence[BaseTool]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "tool_call", "schema": schema}}
 
 
-@functools.lru_cache
+@functools.cache
 def model(max_tokens: int) -> ChatOpenAI:
     return ChatOpenAI(
         model=os.environ.get("SUPERVISOR_MODEL", "local"),

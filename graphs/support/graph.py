@@ -72,7 +72,7 @@ class Outgoing(TypedDict):
     answer: str
 
 
-@functools.lru_cache
+@functools.cache
 def model(max_tokens: int) -> ChatOpenAI:
     return ChatOpenAI(
         model=os.environ.get("SUPPORT_MODEL", "local"),

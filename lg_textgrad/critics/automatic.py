@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lg_textgrad._given import check_model
+from lg_textgrad._given import check_model, check_numbers
 from lg_textgrad.critics.base import CriticRequest, Critique, RunRequest
 from lg_textgrad.critics.compact import size
 from lg_textgrad.critics.node import LLMCritic
 from lg_textgrad.critics.whole import TraceCritic
-from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.parameter import Gradient
@@ -39,10 +38,7 @@ class AutoCritic:
         max_trace_tokens: int = 2000,
         share: float = 0.1,
     ) -> None:
-        if not 0 < share <= 1:
-            raise ConfigurationError(
-                f"`share` of AutoCritic is {share}; give a part of the budget above 0, 1 at most."
-            )
+        check_numbers("AutoCritic", lambda n: 0 < n <= 1, "above 0 and at most 1", share=share)
         check_model(model, "AutoCritic")
         self.model = model
         self.share = share

@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_critic, check_kind, check_model
+from lg_textgrad._given import check_counts, check_critic, check_kind, check_model
 from lg_textgrad._hashing import to_plain
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.critics.asking import aask_twice, an_object
@@ -93,8 +93,7 @@ class ProvenCredit:
                 "Credit is proven by running the graph again in this process, and this graph runs "
                 "elsewhere; use its critic without ProvenCredit."
             )
-        if most < 1:
-            raise ConfigurationError(f"`most` of ProvenCredit is {most}; 1 is the least.")
+        check_counts("ProvenCredit", most=most)
         self.critic = critic
         self.graph = graph
         self.objective = objective

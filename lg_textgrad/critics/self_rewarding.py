@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_critic
+from lg_textgrad._given import check_counts, check_critic
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.critics.base import CriticRequest, Critique
@@ -105,11 +105,9 @@ class SelfRewardingCritic:
                 f"A {type(critic).__name__} has no instruction that SelfRewardingCritic could "
                 "rewrite; give it tg.LLMCritic(model)."
             )
-        if every < 1 or not 2 <= least <= history:
-            raise ConfigurationError(
-                "SelfRewardingCritic needs every of at least 1, and least between 2 and history, "
-                f"not every={every}, least={least}, history={history}."
-            )
+        check_counts("SelfRewardingCritic", every=every)
+        check_counts("SelfRewardingCritic", 2, least=least)
+        check_counts("SelfRewardingCritic", least, history=history)
         self.critic = critic
         self.every = every
         self.history = history

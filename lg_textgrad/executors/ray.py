@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from lg_textgrad._given import check_counts
 from lg_textgrad._version import __version__
 from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope
@@ -84,13 +85,8 @@ class Ray:
         env: Sequence[str] = (),
         runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, count in (
-            ("runs_per_worker", runs_per_worker), ("workers_per_node", workers_per_node)
-        ):  # fmt: skip
-            if type(count) is not int or count < 1:
-                raise ConfigurationError(
-                    f"The executor's {name} must be a whole number of at least 1, not {count!r}."
-                )
+        counts = {"runs_per_worker": runs_per_worker, "workers_per_node": workers_per_node}
+        check_counts("Ray", **counts)
         if address is not None and address.startswith("ray://"):
             raise ConfigurationError(
                 f"'{address}' is an address for Ray's client, which cannot carry a run; start on a "

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from lg_textgrad._given import check_counts
 from lg_textgrad._sync import in_daemon
 from lg_textgrad.errors import (
     ConfigurationError,
@@ -79,9 +80,8 @@ class Local:
         progress: Progress | None = None,
         share: bool = True,
     ) -> None:
-        for name, value in (("slots", slots), ("context", context), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"`{name}` of the local model is {value}; 1 is the least.")
+        counts = {"slots": slots, "context": context, "threads": threads}
+        check_counts("Local", **{name: n for name, n in counts.items() if n is not None})
         self._slots = slots
         self._context = context
         self._threads = threads

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, finalize
 import openai
 from openai.types.chat import ChatCompletion
 
+from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad._hashing import canonical
 from lg_textgrad._sync import close_at_end, run_sync
 from lg_textgrad.errors import (
@@ -139,10 +140,8 @@ class OpenAI:
     ) -> None:
         if not model:
             raise ConfigurationError("The model has no name; name one that the server has.")
-        if timeout <= 0:
-            raise ConfigurationError(f"timeout must be more than 0 seconds, not {timeout:g}.")
-        if max_retries < 0:
-            raise ConfigurationError(f"max_retries must be 0 or more, not {max_retries}.")
+        check_numbers("OpenAI", lambda n: n > 0, "of seconds above 0", timeout=timeout)
+        check_counts("OpenAI", 0, max_retries=max_retries)
         self.model = model
         self._base_url = _checked_url(
             base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lg_textgrad._given import check_counts
 from lg_textgrad.demos import Demo, readings_of, render_demos
 from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.guards import words
@@ -47,8 +48,11 @@ class FewShot(Optimizer):
         seed: int = 0,
     ) -> None:
         super().__init__(parameters)
-        if not sizes or min(sizes) < 1 or sets < 1:
-            raise ConfigurationError("FewShot needs sizes and sets of at least 1.")
+        if not sizes:
+            raise ConfigurationError("FewShot needs at least one of `sizes`, such as (4,).")
+        for size in sizes:
+            check_counts("FewShot", sizes=size)
+        check_counts("FewShot", sets=sets)
         self.sizes = tuple(sorted(sizes))
         self.sets = sets
         self.max_tokens = max_tokens

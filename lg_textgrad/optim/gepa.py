@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_counts
 from lg_textgrad._sync import task_group
 from lg_textgrad.asking import Writer
-from lg_textgrad.errors import ConfigurationError, MissingExtraError, ParameterError
+from lg_textgrad.errors import MissingExtraError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Bench, Proposal, Search, Sizes
@@ -74,11 +75,9 @@ class GEPA(Search):
     ) -> None:
         if importlib.util.find_spec("gepa") is None:
             raise MissingExtraError("GEPA needs gepa: pip install 'lg-textgrad[gepa]'.")
-        if min(iterations, minibatch, max_records) < 1 or merges < 0:
-            raise ConfigurationError(
-                "GEPA needs iterations, minibatch and max_records of at least 1, and merges of at "
-                "least 0."
-            )
+        counts = {"iterations": iterations, "minibatch": minibatch, "max_records": max_records}
+        check_counts("GEPA", **counts)
+        check_counts("GEPA", 0, merges=merges)
         super().__init__(parameters)
         self.model = model
         self.iterations = iterations

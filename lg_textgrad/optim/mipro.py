@@ -11,11 +11,12 @@ from itertools import cycle, islice
 from typing import Any
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_counts
 from lg_textgrad._sync import task_group
 from lg_textgrad.asking import Writer, quoting
 from lg_textgrad.data import batches
 from lg_textgrad.demos import Demo, render_demos, split_demos
-from lg_textgrad.errors import ConfigurationError, MissingExtraError, ParameterError
+from lg_textgrad.errors import MissingExtraError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Attempt, Bench, Proposal, Search, Sizes
@@ -91,13 +92,9 @@ class MIPRO(Search):
     ) -> None:
         if importlib.util.find_spec("optuna") is None:
             raise MissingExtraError("MIPRO needs optuna: pip install 'lg-textgrad[mipro]'.")
-        if instructions < 0 or sets < 0 or min(bootstrap, trials, parallel, minibatch) < 1:
-            raise ConfigurationError(
-                "MIPRO needs bootstrap, trials, parallel and minibatch of at least 1, and "
-                "instructions and sets of at least 0."
-            )
-        if gate_every < 1:
-            raise ConfigurationError(f"gate_every must be at least 1, not {gate_every}.")
+        counts = {"bootstrap": bootstrap, "trials": trials, "parallel": parallel}
+        check_counts("MIPRO", **counts, minibatch=minibatch, gate_every=gate_every)
+        check_counts("MIPRO", 0, instructions=instructions, sets=sets)
         super().__init__(parameters)
         self.model = model
         self.instructions = instructions

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
+from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad._hashing import canonical
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.data import batches
@@ -78,11 +79,9 @@ class Portfolio(Search):
                 TextualGradientDescent(model, seed=seed),
                 Strategies(),
             ]
-        if min(rounds, batch_size, heat, max_proposals) < 1 or not 0 < keep < 1:
-            raise ConfigurationError(
-                "Portfolio needs rounds, batch_size, heat and max_proposals of at least 1, and "
-                "keep between 0 and 1."
-            )
+        counts = {"rounds": rounds, "batch_size": batch_size, "heat": heat}
+        check_counts("Portfolio", **counts, max_proposals=max_proposals)
+        check_numbers("Portfolio", lambda n: 0 < n < 1, "between 0 and 1", keep=keep)
         self.members = tuple(members)
         super().__init__(parameters)
         self.rounds = rounds

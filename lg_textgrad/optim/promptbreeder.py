@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lg_textgrad import templates
+from lg_textgrad._given import check_counts
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer
 from lg_textgrad.data import batches
@@ -91,11 +92,8 @@ class Promptbreeder(Search):
         temperature: float = 0.8,
         seed: int = 0,
     ) -> None:
-        if population < 2 or min(generations, minibatch) < 1:
-            raise ConfigurationError(
-                "Promptbreeder needs a population of at least 2, and generations and minibatch of "
-                "at least 1."
-            )
+        check_counts("Promptbreeder", 2, population=population)
+        check_counts("Promptbreeder", generations=generations, minibatch=minibatch)
         unknown = [name for name in operators if name not in OPERATORS]
         if unknown or not operators:
             raise ConfigurationError(

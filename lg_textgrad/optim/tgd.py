@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_model
+from lg_textgrad._given import check_counts, check_model
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import (
@@ -78,8 +78,8 @@ class TextualGradientDescent(Optimizer):
     ) -> None:
         if edits not in ("lines", "whole"):
             raise ConfigurationError(f"`edits` is 'lines' or 'whole', not {edits!r}.")
-        if beam < 1 or momentum < 0:
-            raise ConfigurationError("`beam` must be at least 1, and `momentum` at least 0.")
+        check_counts("TextualGradientDescent", beam=beam)
+        check_counts("TextualGradientDescent", 0, momentum=momentum)
         super().__init__(parameters)
         check_model(model, "TextualGradientDescent")
         self.model = model

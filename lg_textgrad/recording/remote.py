@@ -181,6 +181,7 @@ class RemoteSource:
 
     async def _stream(self, assistant_id: str, inputs: Any, context: Any) -> list[Any]:
         parts: list[Any] = []
+        begun: set[str] = set()
         started = time.monotonic()
         async with self._connected() as client, self._explained():
             stream = client.runs.stream(
@@ -193,12 +194,19 @@ class RemoteSource:
                 on_disconnect="cancel",
             )
             async for part in stream:
+                if part.event == "debug" and part.data.get("type") == "task":
+                    begun.add(part.data["payload"]["id"])
                 kept = slim(part.event, part.data, time.monotonic() - started)
                 if kept is not None:
                     parts.append(kept)
         for part in parts:
             if part["event"] == "error" and (failure := self._permanent(part["data"])):
                 raise failure
+        if not parts or _cut(begun, parts):
+            raise ModelBusyError(
+                f"The stream of the LangGraph server at {self._at} ended before the run did, so "
+                "nothing of it was kept; look into the server's log, and resume."
+            )
         return parts
 
     def _permanent(self, error: Any) -> LGTextGradError | None:
@@ -331,6 +339,15 @@ class _Description:
                 source = str(edge["source"]).replace(":", "/")
                 target = str(edge["target"]).split(":")[-1]
                 self.routers.setdefault(source, set()).add(target)
+
+
+def _cut(begun: set[str], parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a task of the graph itself was left without its result in a run without error.
+
+    A server or proxy that is shut down ends its stream just as it ends that of a whole run.
+    """
+    ended = {part["data"]["id"] for part in parts if part["event"] == "debug"}
+    return not begun <= ended and all(part["event"] != "error" for part in parts)
 
 
 def said(error: Any) -> str:

@@ -145,7 +145,7 @@ async def test_calls_of_node_mode_are_foreseen_exactly_when_all_is_blamed(data):
 
 
 def test_share_must_be_one():
-    with pytest.raises(ConfigurationError, match="`share` of AutoCritic is 1.5"):
+    with pytest.raises(ConfigurationError, match="`share` of AutoCritic must be .* at most 1, not 1.5"):
         tg.AutoCritic(Both(), share=1.5)
 
 

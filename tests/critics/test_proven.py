@@ -477,7 +477,7 @@ async def test_what_proven_credit_needs_is_said():
     desk = Desk("b")
     with pytest.raises(ConfigurationError, match="pass it: ProvenCredit"):
         tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective)
-    with pytest.raises(ConfigurationError, match="1 is the least"):
+    with pytest.raises(ConfigurationError, match="`most` of ProvenCredit .* at least 1"):
         tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=corrector(), most=0)
     critic = tg.ProvenCredit(BlamesAll(), desk.graph, desk.objective, model=corrector())
     loss = await desk.scored()

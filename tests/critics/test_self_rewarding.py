@@ -200,5 +200,5 @@ def test_fingerprint_follows_the_critic_and_the_options():
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"least": 1}, {"least": 20}])
 def test_options_that_cannot_work_are_refused(options):
-    with pytest.raises(ConfigurationError, match="SelfRewardingCritic needs every of at least 1"):
+    with pytest.raises(ConfigurationError, match="of SelfRewardingCritic must be a whole number"):
         SelfRewardingCritic(LLMCritic(Scripted(None)), **options)

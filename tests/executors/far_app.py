@@ -44,7 +44,7 @@ class State(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
 
 
-@functools.lru_cache
+@functools.cache
 def chat(url):
     return ChatOpenAI(
         model="test-model", base_url=url, api_key=os.environ.get("FAR_KEY", "k"), max_retries=0,

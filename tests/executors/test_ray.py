@@ -360,8 +360,8 @@ def test_missing_extra_is_said_with_the_command_that_mends_it(monkeypatch):
     ("options", "said"),
     [
         ({"address": "ray://10.0.0.1:10001"}, "an address for Ray's client"),
-        ({"runs_per_worker": 0}, "runs_per_worker must be a whole number of at least 1"),
-        ({"workers_per_node": 1.5}, "workers_per_node must be a whole number"),
+        ({"runs_per_worker": 0}, "`runs_per_worker` of Ray must be a whole number of at least 1"),
+        ({"workers_per_node": 1.5}, "`workers_per_node` of Ray must be a whole number"),
         ({"runtime_env": {"env_vars": {"A": "b"}}}, "name the variables in the executor's env"),
         ({"env": "OPENAI_API_KEY"}, "env is a list of names"),
     ],

@@ -137,5 +137,5 @@ def test_without_the_package_it_says_how_to_install_it(monkeypatch):
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"minibatch": 0}, {"merges": -1}, {"max_records": 0}])
 def test_options_that_cannot_work_are_refused(options):
-    with pytest.raises(ConfigurationError, match="GEPA needs"):
+    with pytest.raises(ConfigurationError, match=f"`{next(iter(options))}` of GEPA must be"):
         GEPA(Scripted(reflects), **options)

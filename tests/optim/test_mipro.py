@@ -190,10 +190,10 @@ def test_without_optuna_it_says_how_to_install_it(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"trials": 0}, "MIPRO needs"),
-        ({"minibatch": 0}, "MIPRO needs"),
-        ({"instructions": -1}, "MIPRO needs"),
-        ({"gate_every": 0}, "gate_every must be at least 1"),
+        ({"trials": 0}, "`trials` of MIPRO .* at least 1"),
+        ({"minibatch": 0}, "`minibatch` of MIPRO"),
+        ({"instructions": -1}, "`instructions` of MIPRO .* at least 0"),
+        ({"gate_every": 0}, "`gate_every` of MIPRO .* at least 1"),
         ({"sizes": []}, "sizes"),
     ],
 )

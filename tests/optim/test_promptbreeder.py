@@ -169,8 +169,8 @@ def test_best_of_a_generation_is_judged_once_and_only_when_it_is_better():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"population": 1}, "population of at least 2"),
-        ({"generations": 0}, "generations and minibatch"),
+        ({"population": 1}, "`population` of .* at least 2, not 1"),
+        ({"generations": 0}, "`generations` of .* at least 1"),
         ({"operators": ["first_order", "magic"]}, "no operator 'magic'; there are zero_order"),
         ({"operators": []}, "at least one operator"),
     ],

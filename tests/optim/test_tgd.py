@@ -391,8 +391,8 @@ async def test_retries_and_samples_never_share_a_request():
     ("options", "why"),
     [
         ({"edits": "all"}, "`edits` is 'lines' or 'whole', not 'all'"),
-        ({"beam": 0}, "`beam` must be at least 1"),
-        ({"momentum": -1}, "`momentum` at least 0"),
+        ({"beam": 0}, "`beam` of TextualGradientDescent .* at least 1"),
+        ({"momentum": -1}, "`momentum` of TextualGradientDescent .* at least 0"),
         ({"constraints": "Write English."}, r"`constraints` is a list of texts, not one text: write \['Write English.'\]"),
         ({"in_context_examples": "You sort."}, "`in_context_examples` is a list"),
     ],

@@ -284,7 +284,7 @@ def test_nobody_answers(monkeypatch):
 
 
 @contextmanager
-def answering(statuses):
+def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n'):
     """A server that knows one assistant, and answers its runs with these statuses, the last for good."""
     asked = []
 
@@ -299,7 +299,7 @@ def answering(statuses):
                 status = statuses[min(len(asked), len(statuses)) - 1]
                 if status == 200:
                     kind, body = "text/event-stream", None
-            said = b'event: values\ndata: {"a": 1}\n\n' if body is None else json.dumps(body).encode()
+            said = (stream if body is None else json.dumps(body)).encode()
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(said)))
@@ -336,6 +336,20 @@ async def test_gateway_that_ran_out_of_time_is_not_asked_for_a_second_run(monkey
         with tg.use_ledger(tg.Ledger()), pytest.raises(ModelBusyError, match="status 504.*wait and resume"):
             await tg.TrainableGraph(RemoteSource(url, "g", api_key="k")).arecord(ROW)
     assert len(asked) == 1  # the first may be under way, and is paid for
+
+
+BEGUN = 'event: debug\ndata: {"type": "task", "payload": {"id": "t1", "name": "answer"}}\n\n'
+
+
+@pytest.mark.parametrize("stream", ["", f'event: values\ndata: {{"a": 1}}\n\n{BEGUN}'])
+async def test_stream_that_ends_before_its_run_is_no_run(stream):
+    ledger = tg.Ledger()
+    with answering([200], stream) as (url, asked):
+        graph = tg.TrainableGraph(RemoteSource(url, "g", api_key="k"))
+        with tg.use_ledger(ledger), pytest.raises(ModelBusyError, match="ended before the run did.*resume"):
+            await graph.arecord(ROW)
+    assert len(asked) == 1  # what ran may be paid for
+    assert ledger.store.get_run(graph.run_id(as_examples(ROW)[0], {}), None) is None
 
 
 async def test_server_that_stays_busy_stops_the_run_and_leaves_nothing_behind(monkeypatch):
