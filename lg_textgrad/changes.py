@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -78,32 +79,57 @@ class Refused:
         self._changes: dict[str, list[Change]] = {}
 
     def add(self, changes: Iterable[Change]) -> None:
-        """Take changes that were refused. Of a line for another one, the new line is."""
+        """Take changes that were refused. Of a line for another one, the new line is.
+
+        A blank line says nothing that could come back, and stands in prompts of all kinds.
+        """
         for change in changes:
-            self._changes.setdefault(change.parameter, []).append(change)
+            if not (_blank(change.before) and _blank(change.after)):
+                self._changes.setdefault(change.parameter, []).append(change)
 
     def find(self, name: str, before: str, after: str) -> Change | None:
         """Return the refused change that `after` makes of the parameter's text `before`, if any."""
+        refused = self._changes.get(name)
+        if not refused:
+            return None
+        made = changes_of({name: before}, {name: after})
         had, has = _parts(before), _parts(after)
-        for change in self._changes.get(name, ()):
-            if change.after is not None:
-                made = _same(change.after) in has - had
+        for change in refused:
+            if _blank(change.after):
+                gone = _same(change.before)
+                again = has[gone] < had[gone]
             else:
-                made = change.before is not None and _same(change.before) in had - has
-            if made:
+                again = any(_brings(one, change.after, had) for one in made)
+            if again:
                 return change
         return None
 
 
-def _parts(text: str) -> set[Any]:
+def _brings(made: Change, refused: Any, had: Counter[Any]) -> bool:
+    """Return whether a change puts in what was refused, and not what is the same as it replaces.
+
+    What consists of marks, such as a bracket, comes back only where there was none.
+    """
+    if made.after is None or _same(made.after) != _same(refused):
+        return False
+    if isinstance(refused, str) and not words(refused):
+        return not had[_same(refused)]
+    return made.after == refused or made.before is None or _same(made.before) != _same(refused)
+
+
+def _parts(text: str) -> Counter[Any]:
     instruction, demos = split_demos(text)
     parts: list[str | Demo] = [*instruction.split("\n"), *demos]
-    return {_same(part) for part in parts}
+    return Counter(_same(part) for part in parts)
 
 
-def _same(part: str | Demo) -> Any:
+def _blank(part: str | Demo | None) -> bool:
+    return part is None or (isinstance(part, str) and not part.strip())
+
+
+def _same(part: str | Demo | None) -> Any:
     """Return what lines have in common that differ in capitals and spaces, marks and bullets."""
-    if isinstance(part, Demo):
+    if not isinstance(part, str):
         return part
     return " ".join(words(part)) or part.strip()
 
@@ -139,7 +165,8 @@ def _aligned(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
 
     What is like nothing else came or went by itself, so that it can be refused by itself.
     """
-    like = [[_likeness(one, other) for other in new] for one in old]
+    ours, theirs = ([_grams(shown(part)) for part in side] for side in (old, new))
+    like = [[_likeness(one, other) for other in theirs] for one in ours]
     best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i in range(len(old) - 1, -1, -1):
         for j in range(len(new) - 1, -1, -1):
@@ -160,7 +187,21 @@ def _aligned(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
     return found
 
 
-def _likeness(one: str | Demo, other: str | Demo) -> float:
-    """Return how much two have in common, from 0 to 1; 0 where it is less than half."""
-    ratio = SequenceMatcher(None, shown(one), shown(other), autojunk=False).ratio()
-    return ratio if ratio >= 0.5 else 0.0
+def _grams(text: str) -> frozenset[tuple[str, int]]:
+    """Return each three characters in a row, the ends included, with the how manieth these are."""
+    whole, seen = f" {text.strip()} ", Counter[str]()
+    found = set()
+    for at in range(max(1, len(whole) - 2)):
+        gram = whole[at : at + 3]
+        found.add((gram, seen[gram]))
+        seen[gram] += 1
+    return frozenset(found)
+
+
+def _likeness(one: frozenset[tuple[str, int]], other: frozenset[tuple[str, int]]) -> float:
+    """Return how much two have in common, from 0 to 1; 0 where it is little.
+
+    Counted and not aligned: a person waits for it, and prompts may have long lines.
+    """
+    share = 2 * len(one & other) / (len(one) + len(other))
+    return share if share >= 0.4 else 0.0

@@ -50,6 +50,10 @@ class Progress:
         assert self.incumbent is not None, "the baseline is scored before anything is compared"
         return self.incumbent
 
+    def was_tried(self, candidate: str) -> bool:
+        """Whether a candidate of this hash is in the pool, or was refused by a person."""
+        return candidate in self.refused_by_people or any(e.hash == candidate for e in self.pool)
+
 
 class Selection(Protocol):
     """A policy. `pool` has every candidate that was tried on all validation examples, in order.

@@ -438,18 +438,17 @@ class Trainer:
             tries = {together.hash: together, helped[0].hash: helped[0]}
         if joined is not None and bench.refusal(joined) is None:
             tries.setdefault(joined.hash, joined)
-        known = {entry.hash for entry in progress.pool} | progress.refused_by_people
         waiting = list(tries.values())
         while waiting:
             proposal = waiting.pop(0)
-            if proposal.hash in known:
+            if progress.was_tried(proposal.hash):  # what was left of another may be the same
                 continue
             self._keep(store, step, proposal, base, progress)
             verdict, outcomes, scored = await bench.acompare(
                 progress.best.outcomes, proposal.candidate, bench.val, self.acceptance
             )
             stage = "val"
-            if verdict.accepted and self.approve is not None:
+            if verdict.accepted:
                 best = progress.best
                 seen = Review.of(
                     step, best.candidate, proposal.candidate, verdict, best.outcomes, outcomes

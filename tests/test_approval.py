@@ -236,3 +236,36 @@ async def test_reviewers_comment_is_told_to_the_rewriter_of_the_prompts_that_wer
     [about_b] = [text for text in asked.values() if "1: Same." in text]
     assert "The last proposal was refused by a reviewer: Too long." in about_a
     assert "reviewer" not in about_b
+
+
+@pytest.mark.parametrize("selection", [None, tg.Pareto(merge_every=0)])
+def test_what_is_left_that_another_proposal_is_too_is_tried_once(tmp_path, selection):
+    def score(text):  # together they are better, and one of them alone is not
+        return {"Be kind.": 0.3}.get(text, 0.1) + 0.5 * ("sell" in text)
+
+    says = Says(Approval(False, without=(2,)))
+    proposals = [lambda text: Proposal({"say": f"{text}\nStay brief.\nAlways sell."}), lambda text: Proposal({"say": f"{text}\nStay brief."})]
+
+    class Both:
+        """A policy that joins: what it proposes is tried beside the step's own."""
+
+        fingerprint = {"selection": "both"}
+
+        def parent(self, pool, incumbent, random):
+            return (selection or tg.Incumbent()).parent(pool, incumbent, random)
+
+        def merge(self, pool, incumbent, random):
+            return proposals[1]("Be kind.")
+
+    result = trained(proposals[:1], says, score, selection=Both(), schedule=tg.Schedule(steps=2, batch_size=1), store=tmp_path)
+    assert result.after == {"say": "Be kind."}
+    with Store(tmp_path, read_only=True) as store:
+        on_val = [d["candidate"] for d in store.decisions() if d["stage"] == "val"]
+    assert len(on_val) == len(set(on_val)) == 2
+
+
+def test_refusal_holds_where_a_run_goes_on_with_nobody_to_ask(tmp_path):
+    schedule = tg.Schedule(steps=1, batch_size=1)
+    rules = adds("Stay brief.", "Always sell a plan.")
+    first = trained([rules], Says(Approval(False)), rated, schedule=schedule, store=tmp_path)
+    assert first.after == trained([rules], None, rated, schedule=schedule, store=tmp_path).after == {"say": "Be kind."}

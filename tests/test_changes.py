@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +75,47 @@ def test_refused_changes_are_known_again_whatever_their_marks_and_capitals():
     assert refused.find("b", "Old.", "Other.") is None  # the old line may go for another one
     assert refused.find("b", "Old.", render_demos("Old.", [shown])) == demo
     assert refused.find("c", "Be kind.", "New.\nAlways sell a plan.") is None
+
+
+def test_refused_line_does_not_come_back_as_a_variant_of_a_line_that_stays_or_as_a_copy_of_it():
+    refused = Refused()
+    swap, copy = Change(1, "a", "Be polite.", "- BE POLITE!"), Change(1, "b", None, "Be brief.")
+    refused.add([swap, copy])
+    assert refused.find("a", "Be polite.\nTop.", "- BE POLITE!\nTop.\nMore.") == swap
+    assert refused.find("a", "Be polite.", "Be polite.\nMore.") is None
+    assert refused.find("b", "Be brief.\nTop.", "Be brief.\nTop.\nBe brief.") == copy
+    assert refused.find("b", "Be brief.\nTop.", "Be brief.\nTop.\nMore.") is None
+
+
+def test_move_of_a_line_that_was_refused_does_not_come_back():
+    before, after = {"a": "One.\nTwo.\nThree."}, {"a": "Two.\nThree.\nOne."}
+    refused = Refused()
+    refused.add(changes_of(before, after))
+    assert refused.find("a", before["a"], "Two.\nThree.\nOne.\nMore.") is not None
+    assert refused.find("a", before["a"], "One.\nTwo.\nThree.\nMore.") is None
+
+
+def test_refused_loss_of_a_line_is_no_refusal_to_move_it():
+    refused = Refused()
+    refused.add([Change(1, "a", "One.", None)])
+    assert refused.find("a", "One.\nTwo.\nThree.", "Two.\nThree.\nOne.") is None
+
+
+def test_blank_lines_that_were_refused_with_others_are_no_reason_to_refuse_what_follows():
+    refused = Refused()
+    gone = Change(3, "a", "Old.", "")
+    refused.add([Change(1, "a", None, ""), Change(2, "a", None, "Sell."), gone])
+    assert refused.find("a", "Top.\nOld.", "Top.\nOld.\n\nBe brief.") is None
+    assert refused.find("a", "Top.\n\nOld.", "Top.\n\n") == gone  # whatever blank lines there are
+
+
+def test_changes_of_long_prompts_are_found_while_a_person_waits():
+    words = "answer team parcel bill refund order name number date reply brief polite customer".split()
+    dice = random.Random(0)
+
+    def text(lines):
+        return "\n".join(" ".join(dice.choices(words, k=40)) for _ in range(lines))
+
+    began = time.process_time()
+    assert changes_of({"a": text(40)}, {"a": text(45)})
+    assert time.process_time() - began < 10  # aligned character by character it took minutes

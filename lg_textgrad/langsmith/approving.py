@@ -31,8 +31,8 @@ _RUBRIC = (
     "A tuned prompt waits for your word. The outputs have the diff, the scores on the validation "
     f"examples, and which of these it won and lost. Give '{KEY}' 1 to accept it or 0 to refuse it; "
     "say in the comment why not, and the next proposal will be told. To refuse some of the changes "
-    "only, begin the comment with their numbers and a full stop, as in 'without 2, 3.'; what is "
-    "left is measured anew."
+    "only, give 0 and begin the comment with their numbers and a full stop, as in "
+    "'without 2, 3.'; what is left is measured anew."
 )
 
 _WITHOUT = re.compile(rf"\s*without\s+({NUMBERS})\s*(?:[.:;]\s*|$)", re.IGNORECASE)
@@ -145,8 +145,9 @@ class Queue:
         source = last.feedback_source
         by = str((source and (source.user_name or source.user_id)) or "")
         comment, approved = str(last.comment or ""), float(last.score) >= 0.5
-        some = None if approved else _WITHOUT.match(comment)
+        some = _WITHOUT.match(comment)
         numbers = numbers_in(some[1], count) if some else ()
+        approved = approved and not some  # who leaves something out has not accepted all of it
         if some and numbers:
             comment = comment[some.end() :].strip()
         return Approval(approved, comment, by, numbers)

@@ -50,7 +50,8 @@ def queue(langsmith, person=None, **more):
     (0, "without 1", Approval(False, without=(1,))),
     (0, "without 7.", Approval(False, "without 7.")),  # there is no such change
     (0, "Without 1 example I can't say.", Approval(False, "Without 1 example I can't say.")),
-    (1, "without 1.", Approval(True, "without 1.")),
+    (1, "without 1.", Approval(False, without=(1,))),  # all of it was not accepted
+    (1, "without 7.", Approval(False, "without 7.")),
 ])  # fmt: skip
 async def test_review_waits_in_the_queue_until_somebody_decides(server, langsmith, score, comment, expected):
     person = Person(server, score, comment, at=3)
