@@ -188,7 +188,7 @@ def _aligned(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def _grams(text: str) -> frozenset[tuple[str, int]]:
-    """Return each three characters in a row, the ends included, with the how manieth these are."""
+    """Return the runs of three characters, the ends included, numbered where they come again."""
     whole, seen = f" {text.strip()} ", Counter[str]()
     found = set()
     for at in range(max(1, len(whole) - 2)):
