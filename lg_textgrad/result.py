@@ -28,7 +28,7 @@ class Spent:
     faults: Mapping[str, int] = field(default_factory=dict)
     """What went wrong on the way to models in this session, by kind; see `Traffic.faults`."""
     unpriced: Sequence[str] = ()
-    """Names of models that this session asked and whose price is not known."""
+    """Names of models that were asked and whose price is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the `spent` of `lg-textgrad optimize --json`."""

@@ -277,7 +277,7 @@ class Trainer:
                 account.by_kind,
                 account.elapsed,
                 dict(ledger.traffic.faults),
-                account.prices.unknown,
+                sorted({*account.prices.unknown, *store.unpriced()}),
             ),
         )
         store.put_meta("result", result.to_json())
