@@ -105,6 +105,7 @@ class Watch:
         account: Any,
         faults: Mapping[str, int],
         prices: Mapping[str, str],
+        **_: Any,
     ) -> None:
         self._account, self._faults, self._calls = account, faults, estimate["calls"] or 0
         self._work = (0.0, float(self._calls))
@@ -199,7 +200,10 @@ def show_result(console: Console, result: Result) -> None:
         line = f"[bold]test[/bold]  {score(result.baseline.test)} → {score(result.best.test)}"
         if result.reference is not None:
             line += f"   (hand-written reference: {score(result.reference.test)})"
-        console.print(line + "   [dim]rows that training never saw[/dim]")
+        seen = "rows that training never saw"
+        if count := result.shared.get("test"):
+            seen = f"{count} of its rows are in train or val"
+        console.print(f"{line}   [dim]{seen}[/dim]")
     for name, before in result.before.items():
         if before != result.after[name]:
             console.print(f"\n[bold]{escape(name)}[/bold]")

@@ -72,7 +72,9 @@ def outcome(store: Store) -> dict[str, Any]:
         "steps": max((d["step"] for d in decisions), default=0),
         "accepted": len(accepted),
         "rejected": sum(not d["accepted"] for d in decisions),
-        "spent": spent_json(spent, float(store.get_meta("elapsed") or 0.0)),
+        "spent": spent_json(
+            spent, float(store.get_meta("elapsed") or 0.0), store.unpriced()
+        ),
         "faults": {},
     }  # fmt: skip
 

@@ -23,7 +23,9 @@ class Notices:
 
     def of_event(self, kind: str, data: Mapping[str, Any]) -> Iterator[str]:
         """Yield what a trainer's event gives reason to say."""
-        if kind == "baseline":
+        if kind == "start":
+            yield from of_shared(data["shared"])
+        elif kind == "baseline":
             yield from self.of_all(data["scored"])
         elif kind == "run" and data["purpose"] != "baseline":  # of which all is told at its end
             run = data["scored"].run
@@ -59,6 +61,20 @@ class Notices:
             yield text
         elif len(self._told) == MOST_WARNINGS + 1:
             yield "what else runs warn of is not told"
+
+
+def of_shared(shared: Mapping[str, int]) -> Iterator[str]:
+    """Yield what `Result.shared` means for the scores."""
+    if count := shared.get("val"):
+        yield (
+            f"{count} of the val examples have the inputs of train examples, so what is learned by "
+            "heart looks better there; take other rows for val"
+        )
+    if count := shared.get("test"):
+        yield (
+            f"{count} of the test examples have the inputs of train or val examples, so the test "
+            "score doesn't tell how other rows fare; take other rows for test"
+        )
 
 
 class Logged:

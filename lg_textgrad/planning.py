@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lg_textgrad._given import check_counts, check_critic, check_kind
+from lg_textgrad._hashing import digest
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic, most_calls
 from lg_textgrad.differences import Details, changes
@@ -165,6 +166,20 @@ def estimate(
         "calls": most,
         "budget_calls": budget if budget is not None and most == budget else None,
     }
+
+
+def shared_inputs(splits: Mapping[str, Sequence[Example]]) -> dict[str, int]:
+    """Return how many examples of `val` and `test` have the inputs of one before them, if any do.
+
+    Those of `test` count where training has them, or validation, which decides.
+    """
+    seen = {digest(e.inputs) for e in splits["train"]}
+    found = {}
+    for name in ("val", "test"):
+        inputs = [digest(e.inputs) for e in splits[name]]
+        found[name] = sum(one in seen for one in inputs)
+        seen.update(inputs)
+    return {name: count for name, count in found.items() if count}
 
 
 def tell_unused(

@@ -11,7 +11,7 @@ from typing import Any
 from lg_textgrad._version import __version__
 from lg_textgrad.approval import approvals
 from lg_textgrad.explaining import explain, outcome
-from lg_textgrad.noticing import word_for
+from lg_textgrad.noticing import of_shared, word_for
 from lg_textgrad.store import Store, run_name
 
 _SHORT = 16
@@ -60,10 +60,16 @@ def _summary(
     money = "" if not spent.get("usd") else f", {spent['usd']:.4f} dollars"
     yield (
         f"Paid for: {spent['calls']} model calls, {spent['prompt_tokens']} + "
-        f"{spent['completion_tokens']} tokens{money}. Validation decided; test examples decided "
-        "nothing and were in no training."
+        f"{spent['completion_tokens']} tokens{money}. {_decided(result)}"
     )
     yield ""
+
+
+def _decided(result: Mapping[str, Any]) -> str:
+    """Return what the examples of each score had to do with the training."""
+    if told := list(of_shared(result.get("shared") or {})):
+        return f"Validation decided. Note that {'; '.join(told)}."
+    return "Validation decided; test examples decided nothing and were in no training."
 
 
 def _prompts(changes: Mapping[str, Any]) -> Iterator[str]:

@@ -28,7 +28,7 @@ class Spent:
     faults: Mapping[str, int] = field(default_factory=dict)
     """What went wrong on the way to models in this session, by kind; see `Traffic.faults`."""
     unpriced: Sequence[str] = ()
-    """Names of models that this session asked and whose price is not known."""
+    """Names of models that were asked and whose price is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the `spent` of `lg-textgrad optimize --json`."""
@@ -73,6 +73,9 @@ class Result:
     accepted: int
     rejected: int
     spent: Spent
+    shared: Mapping[str, int] = field(default_factory=dict)
+    """`val`, `test` -> how many of its examples have the inputs of one that training saw; those of
+    `test` also the inputs of one that validation decided with. Only what has some."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `lg-textgrad optimize --json` ends with."""
@@ -97,4 +100,6 @@ class Result:
         }
         if self.reference is not None:
             document["reference"] = {"val": self.reference.val, "test": self.reference.test}
+        if self.shared:
+            document["shared"] = dict(self.shared)
         return document

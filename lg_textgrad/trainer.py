@@ -41,6 +41,7 @@ from lg_textgrad.planning import (
     check_secrets,
     estimate,
     match,
+    shared_inputs,
     tell_unused,
     told_prices,
 )
@@ -214,6 +215,7 @@ class Trainer:
             account=account,
             prices=prices,
             faults=ledger.traffic.faults,
+            shared=(shared := shared_inputs(splits)),
         )
         progress = Progress(start)
         bench = Workbench(
@@ -272,12 +274,13 @@ class Trainer:
             steps=progress.steps,
             accepted=progress.accepted,
             rejected=progress.rejected,
+            shared=shared,
             spent=Spent(
                 account.spent,
                 account.by_kind,
                 account.elapsed,
                 dict(ledger.traffic.faults),
-                account.prices.unknown,
+                sorted({*account.prices.unknown, *store.unpriced()}),
             ),
         )
         store.put_meta("result", result.to_json())

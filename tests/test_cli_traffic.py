@@ -118,6 +118,12 @@ def test_unknown_price_is_told_and_refused_under_a_cap_in_dollars(here):  # noqa
     assert "test-model at http" in done.err
     assert "price unknown: test-model" in done.err
     asked = len(here.server.chats)
+    again = here.run("resume", "a", "--json")
+    assert json.loads(again.out)["spent"]["unpriced"] == ["test-model"]
+    assert "price unknown: test-model" in again.err
+    with Store(here.folder / "a") as store:
+        store.put_meta("result", None)  # as a run has it that has not ended
+    assert json.loads(here.run("show", "a", "--json").out)["spent"]["unpriced"] == ["test-model"]
     done = here.run("optimize", "optimize.toml", "--budget-usd", "1", "--out", "b")
     assert done.code == 2
     assert "The price of test-model at" in done.err

@@ -169,3 +169,11 @@ def test_store_keeps_what_each_result_cost(tmp_path):
         assert store.paid() == {
             "critic": Usage(2, 0, 10, 3, cached_tokens=2, usd=0.25, unpriced=1)
         }
+
+
+def test_store_names_the_models_that_it_has_paid_without_a_known_price(tmp_path):
+    with tg.Store(tmp_path) as store:
+        store.put_result("a", "critic", {}, "r", Usage(1, prompt_tokens=1, usd=0.25), model=MINI)
+        store.put_result("b", "critic", {}, "r", Usage(1, prompt_tokens=1, unpriced=1), model=OWN)
+        store.put_result("c", "rollout", {}, "r", Usage(1, prompt_tokens=1, unpriced=1))
+        assert store.unpriced() == (OWN.model,)

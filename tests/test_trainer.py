@@ -13,8 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 from langgraph.graph import START, StateGraph
+from rich.console import Console
 
 import lg_textgrad as tg
+from lg_textgrad._render import Watch, show_result
 from lg_textgrad.acceptance import Better
 from lg_textgrad.cli import main
 from lg_textgrad.errors import (
@@ -25,6 +27,7 @@ from lg_textgrad.errors import (
     RunMismatchError,
     StoreError,
 )
+from lg_textgrad.reporting import report
 from lg_textgrad.store import Store
 from lg_textgrad.trainer import Schedule
 from tests import desk
@@ -416,6 +419,25 @@ def test_without_a_listener_what_is_wrong_with_runs_and_how_it_goes_on_is_logged
     assert changed.startswith("in 2 of 3 runs: ") and "route" in changed
     assert weight.startswith("no evaluator said anything of tone, which `weights` names; the keys are team")
     assert [re.match(r"[a-z]+", line)[0] for line in said["INFO"]] == ["baseline", "step", "helps", "accepted", "test"]
+
+
+def test_examples_that_training_saw_are_told_where_they_are_scored_again(serve, tmp_path, capsys):
+    seen, other = desk.rows(3), desk.rows(2, 3)
+    again = [{**row, "id": f"again {row['id']}"} for row in (*seen[:2], other[0])]
+    trainer = make(serve(), schedule=Schedule(steps=1, batch_size=3), store=tmp_path)
+    trainer._on_event = Watch(console := Console(width=200))
+    result = trainer.fit(seen, [*other, again[0]], again)
+    assert result.shared == result.to_json()["shared"] == {"val": 1, "test": 3}
+    show_result(console, result)
+    said = capsys.readouterr().out
+    assert "1 of the val examples have the inputs of train examples" in said
+    assert "3 of the test examples have the inputs of train or val examples" in said
+    assert "3 of its rows are in train or val" in said
+    assert "never saw" not in said
+    with tg.Store(tmp_path, read_only=True) as store:
+        told = report(store)
+    assert "3 of the test examples have the inputs of train or val examples" in told
+    assert "in no training" not in told
 
 
 def test_error_of_the_graph_is_told_when_no_node_came_to_read(serve):

@@ -96,6 +96,5 @@ def spent_of(ledger: Ledger) -> Spent:
     """Return what went through a ledger."""
     account = ledger.account
     faults = dict(ledger.traffic.faults)
-    return Spent(
-        account.spent, account.by_kind, account.elapsed, faults, account.prices.unknown
-    )
+    unpriced = sorted({*account.prices.unknown, *ledger.store.unpriced()})
+    return Spent(account.spent, account.by_kind, account.elapsed, faults, unpriced)

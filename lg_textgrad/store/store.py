@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -240,9 +240,6 @@ class Store:
     def paid(self) -> dict[str, Usage]:
         """Return what this run's own results cost, by kind of call; checks are not verified."""
         c = tables.results.c
-        # A request that a filter refused is kept, took nothing, and was no call when it was made.
-        tokens = c.prompt_tokens + c.completion_tokens
-        counts = sa.or_(sa.func.coalesce(c.usd, 1) != 0, tokens > 0, c.seconds > 0)
         calls = sa.func.coalesce(c.calls, 1)
         query = (
             sa.select(
@@ -255,22 +252,20 @@ class Store:
                 sa.func.sum(c.usd).label("usd"),
                 sa.func.sum(sa.case((c.usd.is_(None), calls), else_=0)).label("unpriced"),
             )
-            .where(c.origin.is_(None), c.kind != tables.TOOL, counts)
+            .where(*tables.paid_here())
             .group_by(c.kind)
         )
         return {
-            row.kind: Usage(
-                row.calls,
-                0,
-                row.prompt_tokens,
-                row.completion_tokens,
-                row.seconds,
-                row.cached_tokens or 0,
-                row.usd or 0.0,
-                row.unpriced,
-            )
-            for row in self._rows(query)
+            row.kind: replace(usage_of(row), unpriced=row.unpriced) for row in self._rows(query)
         }
+
+    def unpriced(self) -> tuple[str, ...]:
+        """Return the names of the models in `paid` whose price was not known when they replied."""
+        c = tables.results.c
+        query = sa.select(c.model).distinct().where(*tables.paid_here(), c.usd.is_(None))
+        # The column has a route, `MODEL at SERVER`; what was asked on a graph's server has none.
+        routes = [row.model for row in self._rows(query) if row.model]
+        return tuple(sorted({route.rpartition(" at ")[0] or route for route in routes}))
 
     # Runs and what evaluators said of them.
 

@@ -127,6 +127,17 @@ TOOL = "tool"
 CONTENT_ADDRESSED = (results, runs, feedback)
 """The same key always means the same, in whichever run: these may go from one to another."""
 
+
+
+def paid_here() -> tuple[sa.ColumnElement[bool], ...]:
+    """Return what holds for results that are calls which the run itself has paid for."""
+    c = results.c
+    # A request that a filter refused is kept, took nothing, and was no call when it was made.
+    tokens = c.prompt_tokens + c.completion_tokens
+    counts = sa.or_(sa.func.coalesce(c.usd, 1) != 0, tokens > 0, c.seconds > 0)
+    return c.origin.is_(None), c.kind != TOOL, counts
+
+
 _ADDED = frozenset({"model", "cached_tokens", "usd", "calls"})
 """Columns of results that earlier layouts didn't have. Without a value they don't count for the
 check."""
