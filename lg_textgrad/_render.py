@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from lg_textgrad.noticing import Notices, word_for
+from lg_textgrad.changes import lines_of
+from lg_textgrad.noticing import Notices, name_of, word_for
 from lg_textgrad.objective import Loss
 from lg_textgrad.result import Result, Spent
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Salvaged
+
+COLOURS = {"+": "green", "-": "red", " ": "dim"}
+"""Of the lines of a diff."""
 
 
 class Watch:
@@ -159,10 +162,9 @@ class Watch:
     ) -> None:
         colour = "green" if accepted else "yellow"
         word = word_for(stage, accepted)
-        names = ", ".join(dict.fromkeys(e.parameter for e in proposal.edits))
         self._say(
-            f"[{colour}]{word}[/{colour}] on {stage}: {escape(names)} ({proposal.hash[:8]}), "
-            f"{escape(reason)}"
+            f"[{colour}]{word}[/{colour}] on {stage}: {escape(name_of(proposal))} "
+            f"({proposal.hash[:8]}), {escape(reason)}"
         )
         if stage == "val" and accepted:
             self._best = more["val_after"]
@@ -281,13 +283,9 @@ def _dollars(usage: Usage) -> str:
 
 
 def _print_diff(console: Console, before: str, after: str) -> None:
-    for line in difflib.ndiff(before.split("\n"), after.split("\n")):
-        if line.startswith("+ "):
-            console.print(f"[green]{escape(line)}[/green]", highlight=False)
-        elif line.startswith("- "):
-            console.print(f"[red]{escape(line)}[/red]", highlight=False)
-        elif line.startswith("  "):
-            console.print(f"[dim]{escape(line)}[/dim]", highlight=False)
+    for sign, text in lines_of(before, after):
+        colour = COLOURS[sign]
+        console.print(f"[{colour}]{escape(f'{sign} {text}')}[/{colour}]", highlight=False)
 
 
 def show_explained(console: Console, changes: Mapping[str, Any]) -> None:
@@ -297,13 +295,11 @@ def show_explained(console: Console, changes: Mapping[str, Any]) -> None:
             continue
         console.print(f"\n[bold]{escape(name)}[/bold]")
         reasons = {(line["op"], line["text"]): line["because"] for line in change["lines"]}
-        for line in difflib.ndiff(change["before"].split("\n"), change["after"].split("\n")):
-            if line[:2] == "? ":
-                continue
-            colour = {"+": "green", "-": "red"}.get(line[0], "dim")
-            console.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)
-            for reason in reasons.get((line[0], line[2:]), ()):
-                if line[0] == "-" and reason["op"] != "delete":
+        for sign, text in lines_of(change["before"], change["after"]):
+            colour = COLOURS[sign]
+            console.print(f"[{colour}]{escape(f'{sign} {text}')}[/{colour}]", highlight=False)
+            for reason in reasons.get((sign, text), ()):
+                if sign == "-" and reason["op"] != "delete":
                     continue  # it stands under the new line
                 console.print(
                     f"      [dim]step {reason['step']}: val {reason['gain']:+.3f}, "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import in_daemon
 from lg_textgrad.acceptance import Outcomes, Verdict
@@ -183,6 +184,7 @@ async def areviewed(
         if approver is None:
             return review.verdict, ()
         approval = await approver.areview(review)
+        check_kind(approval, Approval, "`approve`", "return tg.Approval(True)")
         count = len(review.changes)
         if not set(approval.without) <= set(range(1, count + 1)):
             raise ConfigurationError(

@@ -26,6 +26,7 @@ from lg_textgrad.parameter import Gradient, Parameter, candidate_hash, candidate
 from lg_textgrad.planted import outward, planted
 from lg_textgrad.provenance import Provenance
 from lg_textgrad.run import Candidate, Example
+from lg_textgrad.selection import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +225,20 @@ class Workbench:
                 logger.info("%s", why)
                 return why
         return None
+
+    def unrefused(self, pool: Sequence[Entry]) -> list[Entry]:
+        """Return the entries without those that have what a person has refused since.
+
+        All that a step proposes from such a one would be refused, after it was paid for. The first
+        one stays: it is what was there before anybody proposed anything.
+        """
+        now = candidate_of(self.graph.parameters)
+        return [
+            entry
+            for number, entry in enumerate(pool)
+            if number == 0
+            or not any(self.refused.find(n, now[n], t) for n, t in entry.candidate.items())
+        ]
 
     def _objection(self, name: str, before: str, after: str) -> str | None:
         try:

@@ -49,6 +49,19 @@ def numbered(before: Candidate, after: Candidate) -> Iterator[tuple[str, str, st
                 yield name, sign, shown(part), change.number
 
 
+def lines_of(before: str, after: str) -> Iterator[tuple[str, str]]:
+    """Yield `+`, `-` or a space, and the line, of two whole texts: what became what side by side.
+
+    difflib's `ndiff` aligns each line with each other one letter by letter, which takes it seconds
+    for two prompts of thirty lines.
+    """
+    for old, new, same in _pairs(before.split("\n"), after.split("\n")):
+        if same:
+            yield " ", old
+        else:
+            yield from ((sign, one) for sign, one in (("-", old), ("+", new)) if one is not None)
+
+
 def without(before: Candidate, after: Candidate, numbers: Collection[int]) -> Candidate:
     """Return `after` with the changes of these numbers undone."""
     lines: dict[str, list[str]] = {}

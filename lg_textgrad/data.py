@@ -13,6 +13,9 @@ from lg_textgrad._hashing import digest
 from lg_textgrad.errors import ConfigurationError, DataError
 from lg_textgrad.run import Example
 
+_UTF_8 = "utf-8-sig"
+"""Of files that people write: some editors put a byte-order mark at the beginning."""
+
 
 def example_from(row: Any, where: str) -> Example:
     """Return one row as an Example. `where` names it in errors: `data/train.jsonl, line 17`."""
@@ -41,7 +44,7 @@ def read_examples(path: str | Path) -> list[Example]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=_UTF_8)
     except FileNotFoundError:
         raise DataError(f"There is no data file '{path}'.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -106,7 +109,7 @@ def read_prompts(path: str | Path) -> dict[str, str]:
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return what a TOML file holds. `what` names its kind in errors, all `ConfigurationError`s."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding=_UTF_8))
     except FileNotFoundError:
         raise ConfigurationError(f"There is no {what} '{path}'.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -128,8 +129,9 @@ async def find_in(
         done = await all_at_once(_run(graph, plain, example, ledger) for example in examples)
     runs = [one.run for one in done]
     failures = [_failure(run) for run in runs if run.error]
-    for failure in failures:
-        logger.warning("A run of discovery failed in '%s': %s", failure.node, failure.why)
+    for (node, why), number in Counter((f.node, f.why) for f in failures).items():
+        where = f" in '{node}'" if node else ""
+        logger.warning("In discovery, %d of %d: %s%s", number, len(runs), why, where)
     if len(failures) == len(runs):
         raise GraphError(
             f"The graph failed on every input that it was given to discover its prompts: "

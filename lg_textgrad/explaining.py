@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lg_textgrad.changes import lines_of
 from lg_textgrad.result import spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
@@ -28,8 +28,8 @@ def explain(store: Store) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name, before in start.items():
         lines = []
-        for line in difflib.ndiff(before.split("\n"), after.get(name, before).split("\n")):
-            if line[:2] not in ("+ ", "- "):
+        for sign, line in lines_of(before, after.get(name, before)):
+            if sign == " ":
                 continue
             reasons = [
                 _reason(edit, gradients, decision)
@@ -37,12 +37,12 @@ def explain(store: Store) -> dict[str, Any]:
                 for one in _unaccepted(candidate, candidates, accepted, made_of)
                 for edit in candidates[one]["edits"]
                 if edit.parameter == name
-                and line[2:] == (_new(edit) if line[0] == "+" else _gone(edit, one, candidates))
+                and line == (_new(edit) if sign == "+" else _gone(edit, one, candidates))
             ]
             if not reasons:
                 texts = [before, *(candidates[c]["texts"].get(name, "") for c in accepted)]
-                reasons = _let_in(line, texts, list(accepted.values()))
-            lines.append({"op": line[0], "text": line[2:], "because": reasons})
+                reasons = _let_in(sign, line, texts, list(accepted.values()))
+            lines.append({"op": sign, "text": line, "because": reasons})
         changes[name] = {"before": before, "after": after.get(name, before), "lines": lines}
     return changes
 
@@ -106,12 +106,12 @@ def _unaccepted(
 
 
 def _let_in(
-    line: str, texts: Sequence[str], decisions: Sequence[Mapping[str, Any]]
+    sign: str, line: str, texts: Sequence[str], decisions: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the decision that first let a line in, or took it away, as the only reason for it."""
     for then, now, decision in zip(texts, texts[1:], decisions, strict=False):
-        had, has = (line[2:] in text.split("\n") for text in (then, now))
-        if (line[0] == "+") == has and had != has:
+        had, has = (line in text.split("\n") for text in (then, now))
+        if (sign == "+") == has and had != has:
             op = "add" if has else "delete"
             return [_decided(decision, op, decision.get("kind", ""))]
     return []

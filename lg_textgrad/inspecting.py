@@ -332,7 +332,10 @@ def summary(graph: TrainableGraph) -> str:
     """Return in one line which prompts were found, and of which nodes none."""
     found = [f.parameter for f in graph.found if f.parameter is not None]
     missing = dict.fromkeys(f.node or "graph" for f in graph.found if f.parameter is None)
-    said = f"found the prompts {', '.join(dict.fromkeys(found))}" if found else "found no prompts"
+    names = list(dict.fromkeys(found))
+    said = "found no prompts"
+    if names:
+        said = f"found the prompt{'s' if len(names) > 1 else ''} {', '.join(names)}"
     return f"{said}; none for {', '.join(missing)}" if missing else said
 
 

@@ -283,6 +283,10 @@ class Config:
                 "is 'local', the embedded one, which has no server of yours. Name the server's "
                 "model with --model, or leave the base_url out."
             )
+        if not self.call_timeout > 0:
+            raise ConfigurationError(
+                f"'call_timeout' must be more than 0 seconds, not {self.call_timeout}."
+            )
         if self.retries < 0:
             raise ConfigurationError(f"'retries' must be 0 or more, not {self.retries}.")
 

@@ -39,7 +39,7 @@ def load_object(spec: str, what: str) -> tuple[Any, ModuleType]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise kind(
-            f"'{spec}' does not name a {what}; write MODULE:NAME, as in my_app.agent:{what}."
+            f"'{spec}' names no {what}; write MODULE:NAME, as in my_app.agent:{what}."
         )
     _importable(Path.cwd())
     module = _module(place, spec, what, kind)

@@ -95,10 +95,15 @@ class Logged:
             logger.info("step %d of %d", data["step"], data["steps"])
         elif kind == "decision":
             stage, accepted = data["stage"], data["accepted"]
-            names = ", ".join(dict.fromkeys(e.parameter for e in data["proposal"].edits))
-            logger.info("%s on %s: %s, %s", word_for(stage, accepted), stage, names, data["reason"])
+            what = name_of(data["proposal"])
+            logger.info("%s on %s: %s, %s", word_for(stage, accepted), stage, what, data["reason"])
         elif kind == "test":
             logger.info("test: %s", ", ".join(f"{n} {s:.3f}" for n, s in data["scores"].items()))
+
+
+def name_of(proposal: Any) -> str:
+    """Return what a proposal is called: the parameters that it edits, else what made it."""
+    return ", ".join(dict.fromkeys(e.parameter for e in proposal.edits)) or str(proposal.kind)
 
 
 def word_for(stage: str, accepted: bool) -> str:

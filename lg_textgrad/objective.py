@@ -267,11 +267,17 @@ class Objective:
                 f"All scores for example '{run.example.id}' have the weight 0 "
                 f"({', '.join(scored)}); give one that counts a weight above 0."
                 if scored
-                else f"No evaluator gave a score for example '{run.example.id}'; at least one must "
-                "return a number between 0 and 1, or a dict with 'score'.",
+                else f"No evaluator gave a score for example '{run.example.id}'"
+                f"{_said_only(feedback)}; at least one must return a number between 0 and 1, or a "
+                "dict with 'score'.",
                 run_id=run.id,
             )
         return total / weight
+
+
+def _said_only(feedback: Sequence[Feedback]) -> str:
+    said = [f"'{f.key}' said only {f.comment[:80]!r}" for f in feedback if f.comment]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def feedback_key(fingerprint: str, example: Example) -> str:
@@ -373,9 +379,9 @@ async def _paid(
         led_to_it = "".join(traceback.format_exception(error))
         raise EvaluatorError(
             f"The evaluator '{name}' raised {type(error).__name__} on {where}: "
-            f"{redaction.text(str(error))}. Mend it; the runs are kept. With other code it is "
-            "another run, which takes them over: `lg-textgrad optimize --fork RUN_DIR --out NEW`, "
-            "in Python Store(new).take_over(Store(old)). Where its code is the same, resume.",
+            f"{redaction.text(str(error))}. Mend it; what a run directory has is kept. With other "
+            "code it is another run, which takes that over: `lg-textgrad optimize --fork RUN_DIR "
+            "--out NEW`, in Python Store(new).take_over(Store(old)). Where its code is the same, resume.",
             run_id=run_id,
         ) from (error if redaction.text(led_to_it) == led_to_it else None)
 

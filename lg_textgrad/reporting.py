@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 from lg_textgrad._version import __version__
 from lg_textgrad.approval import approvals
+from lg_textgrad.changes import lines_of
 from lg_textgrad.explaining import explain, outcome
 from lg_textgrad.noticing import of_shared, word_for
 from lg_textgrad.store import Store, run_name
@@ -82,8 +82,8 @@ def _prompts(changes: Mapping[str, Any]) -> Iterator[str]:
             yield "Unchanged."
             yield ""
             continue
-        lines = difflib.ndiff(change["before"].split("\n"), change["after"].split("\n"))
-        yield from _fenced("\n".join(line for line in lines if not line.startswith("? ")), "diff")
+        lines = lines_of(change["before"], change["after"])
+        yield from _fenced("\n".join(f"{sign} {text}" for sign, text in lines), "diff")
         for line in change["lines"]:
             yield from _why(line)
         yield ""

@@ -269,3 +269,31 @@ def test_refusal_holds_where_a_run_goes_on_with_nobody_to_ask(tmp_path):
     rules = adds("Stay brief.", "Always sell a plan.")
     first = trained([rules], Says(Approval(False)), rated, schedule=schedule, store=tmp_path)
     assert first.after == trained([rules], None, rated, schedule=schedule, store=tmp_path).after == {"say": "Be kind."}
+
+
+def test_word_that_is_no_approval_is_refused_with_what_to_return():
+    class Bare:
+        async def areview(self, review):
+            return True
+
+    with pytest.raises(ConfigurationError, match=r"`approve` needs an Approval, not a bool; return tg\.Approval\(True\)"):
+        trained([adds("Stay brief.")], Bare(), rated, schedule=tg.Schedule(steps=1, batch_size=1))
+
+
+def test_candidate_with_what_a_person_refused_later_is_no_parent():
+    seen = []
+
+    class Seeing:
+        fingerprint = {"selection": "seeing"}
+
+        def parent(self, pool, incumbent, random):
+            seen.append([e.candidate["say"] for e in pool])
+            return incumbent
+
+    made = iter([adds("Always sell."), adds("Always sell.", "Stay brief.", "Stay polite."), adds("Stay short.")])
+    trained(
+        [lambda text: next(made)(text)], Says(Approval(False, without=(1,)), Approval(True)), rated, selection=Seeing(),
+        acceptance=tg.acceptance.Better(min_gain=0.3), schedule=tg.Schedule(steps=3, batch_size=1),
+    )  # fmt: skip
+    assert seen[1] == ["Be kind.", "Be kind.\nAlways sell."]
+    assert seen[2] == ["Be kind.", "Be kind.\nStay brief.\nStay polite."]

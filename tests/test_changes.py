@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lg_textgrad.changes import Change, Refused, changes_of, numbered, without
+from lg_textgrad.changes import Change, Refused, changes_of, lines_of, numbered, without
 from lg_textgrad.demos import Demo, render_demos, split_demos
 
 LINES = st.lists(st.sampled_from(["", "a", "b", "c", "Say x."]), max_size=6).map(lambda lines: "\n".join(["Top.", *lines]))
@@ -109,13 +106,17 @@ def test_blank_lines_that_were_refused_with_others_are_no_reason_to_refuse_what_
     assert refused.find("a", "Top.\n\nOld.", "Top.\n\n") == gone  # whatever blank lines there are
 
 
-def test_changes_of_long_prompts_are_found_while_a_person_waits():
-    words = "answer team parcel bill refund order name number date reply brief polite customer".split()
-    dice = random.Random(0)
+TEXTS = st.lists(st.sampled_from(["", "a", "b", "One line.", "One lime.", "- x", "é\u2028"]), max_size=8).map("\n".join)
 
-    def text(lines):
-        return "\n".join(" ".join(dice.choices(words, k=40)) for _ in range(lines))
 
-    began = time.process_time()
-    assert changes_of({"a": text(40)}, {"a": text(45)})
-    assert time.process_time() - began < 10  # aligned character by character it took minutes
+@given(TEXTS, TEXTS)
+def test_lines_of_two_texts_are_each_of_them_in_order(before, after):
+    lines = list(lines_of(before, after))
+    assert "\n".join(text for sign, text in lines if sign != "+") == before
+    assert "\n".join(text for sign, text in lines if sign != "-") == after
+
+
+def test_line_that_became_another_stands_beside_it():
+    assert list(lines_of("One.\nBe kind to all.", "New.\nOne.\nBe kind to everybody.\nEnd.")) == [
+        ("+", "New."), (" ", "One."), ("-", "Be kind to all."), ("+", "Be kind to everybody."), ("+", "End."),
+    ]  # fmt: skip

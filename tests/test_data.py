@@ -88,6 +88,14 @@ def test_line_separators_inside_a_string_do_not_end_the_line(tmp_path):
     assert tg.read_examples(path)[0].inputs["q"] == "a\u2028b\x85c"
 
 
+def test_files_that_begin_with_a_byte_order_mark_are_read_without_it(tmp_path):
+    rows, prompts = tmp_path / "d.jsonl", tmp_path / "p.toml"
+    rows.write_text('{"inputs": {"q": "a"}}\n', "utf-8-sig")
+    prompts.write_text('[prompts]\na = "One."\n', "utf-8-sig")
+    assert tg.read_examples(rows)[0].inputs == {"q": "a"}
+    assert tg.read_prompts(prompts) == {"a": "One."}
+
+
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 99))
 def test_batches_have_no_example_twice_and_visit_all_equally(n, size, seed):
     examples = [tg.Example(str(i), {}) for i in range(n)]

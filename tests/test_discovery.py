@@ -346,7 +346,7 @@ async def test_calls_of_discovery_are_paid_once_through_the_ledger():
     assert len(model.calls) == ledger.account.spent.calls == 2
 
 
-async def test_failed_run_is_reported_and_a_graph_that_always_fails_is_refused():
+async def test_failed_run_is_reported_and_a_graph_that_always_fails_is_refused(caplog):
     def system(state):
         if state["team"] == "sales":
             raise ValueError("closed")
@@ -357,6 +357,7 @@ async def test_failed_run_is_reported_and_a_graph_that_always_fails_is_refused()
     assert [(f.node, f.why) for f in graph.found if not f.parameter] == [
         ("writer", "a run failed: ValueError: closed")
     ]
+    assert "In discovery, 1 of 2: a run failed: ValueError: closed in 'writer'" in caplog.text
     with pytest.raises(GraphError, match="ValueError: closed"):
         await tg.adiscover(saying(system, user), TWO[1:])
 

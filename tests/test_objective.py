@@ -147,7 +147,7 @@ async def test_words_alone_are_no_score():
     def judge(outputs):
         return "x"
 
-    with pytest.raises(EvaluatorError, match="No evaluator gave a score for example 'e'") as caught:
+    with pytest.raises(EvaluatorError, match=r"No evaluator gave a score for example 'e' \('judge' said only 'x'\); at") as caught:
         await scored(judge)
     assert caught.value.run_id == "r"
 
@@ -160,7 +160,7 @@ async def test_evaluator_that_raises_is_raised_bare_and_named(is_async):
     async def abad(outputs):
         raise ZeroDivisionError("oops")
 
-    words = r"evaluator 'a?bad' raised ZeroDivisionError on example 'e': oops\. Mend it; the runs are kept"
+    words = r"evaluator 'a?bad' raised ZeroDivisionError on example 'e': oops\. Mend it; what a run directory"
     with pytest.raises(EvaluatorError, match=words) as caught:
         await scored(abad if is_async else bad)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

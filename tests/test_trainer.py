@@ -458,8 +458,8 @@ def test_impossible_trainings_are_refused_before_the_first_call(serve):
         (lambda: make(server).fit(TRAIN, []), ConfigurationError, "no val examples"),
         (lambda: make(server).fit(TRAIN + TRAIN[:1], VAL), ConfigurationError, "two examples"),
         (lambda: make(server).fit(TRAIN, VAL, reference={"x": ""}), ParameterError, "no parameter 'x'"),
-        (lambda: Schedule(steps=0), ConfigurationError, "steps must be at least 1"),
-        (lambda: Schedule(patience=0), ConfigurationError, "patience must be at least 1"),
+        (lambda: Schedule(steps=0), ConfigurationError, "`steps` of Schedule must be"),
+        (lambda: Schedule(patience=0), ConfigurationError, "`patience` of Schedule must be"),
     ]:  # fmt: skip
         with pytest.raises(error, match=said):
             wrong()

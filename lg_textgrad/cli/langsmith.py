@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from lg_textgrad._render import Watch
+from lg_textgrad._render import COLOURS, Watch
 from lg_textgrad.approval import Review, Terminal
-from lg_textgrad.changes import numbered
+from lg_textgrad.changes import lines_of, numbered
 from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.errors import ConfigurationError
@@ -30,8 +29,6 @@ from lg_textgrad.store import Store, run_name
 if TYPE_CHECKING:
     from lg_textgrad.langsmith.promotion import Change
     from lg_textgrad.langsmith.session import Session
-
-_COLOURS = {"+": "green", "-": "red", " ": "dim"}
 
 
 def add_dataset(command: argparse.ArgumentParser) -> None:
@@ -296,7 +293,7 @@ def _show_review(people: Console, review: Review) -> None:
     for name, sign, text, number in numbered(review.before, review.after):
         if name != last:
             people.print(f"\n[bold]{escape(name)}[/bold]", highlight=False)
-        last, colour = name, _COLOURS[sign]
+        last, colour = name, COLOURS[sign]
         margin = "" if number is None else str(number)
         for line in text.split("\n"):
             people.print(f"{margin:>3} [{colour}]{sign} {escape(line)}[/{colour}]", highlight=False)
@@ -311,7 +308,6 @@ def _show_review(people: Console, review: Review) -> None:
 
 
 def _show_diff(people: Console, before: str, after: str) -> None:
-    for line in difflib.ndiff(before.split("\n"), after.split("\n")):
-        colour = _COLOURS.get(line[:1])
-        if colour is not None:
-            people.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)
+    for sign, text in lines_of(before, after):
+        colour = COLOURS[sign]
+        people.print(f"[{colour}]{escape(f'{sign} {text}')}[/{colour}]", highlight=False)

@@ -96,5 +96,6 @@ def spent_of(ledger: Ledger) -> Spent:
     """Return what went through a ledger."""
     account = ledger.account
     faults = dict(ledger.traffic.faults)
-    unpriced = sorted({*account.prices.unknown, *ledger.store.unpriced()})
-    return Spent(account.spent, account.by_kind, account.elapsed, faults, unpriced)
+    return Spent(
+        account.spent, account.by_kind, account.elapsed, faults, account.prices.unknown
+    )

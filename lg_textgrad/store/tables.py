@@ -128,7 +128,6 @@ CONTENT_ADDRESSED = (results, runs, feedback)
 """The same key always means the same, in whichever run: these may go from one to another."""
 
 
-
 def paid_here() -> tuple[sa.ColumnElement[bool], ...]:
     """Return what holds for results that are calls which the run itself has paid for."""
     c = results.c
