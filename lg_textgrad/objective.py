@@ -381,7 +381,8 @@ async def _paid(
             f"The evaluator '{name}' raised {type(error).__name__} on {where}: "
             f"{redaction.text(str(error))}. Mend it; what a run directory has is kept. With other "
             "code it is another run, which takes that over: `lg-textgrad optimize --fork RUN_DIR "
-            "--out NEW`, in Python Store(new).take_over(Store(old)). Where its code is the same, resume.",
+            "--out NEW`, in Python Store(new).take_over(Store(old)). Where its code is the same, "
+            "resume.",
             run_id=run_id,
         ) from (error if redaction.text(led_to_it) == led_to_it else None)
 
