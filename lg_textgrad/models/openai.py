@@ -17,7 +17,6 @@ from urllib.request import getproxies
 from weakref import WeakKeyDictionary, finalize
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad._hashing import canonical
@@ -43,6 +42,7 @@ from lg_textgrad.models.openai_errors import (
     BUSY,
     model_error,
     names_unknown_model,
+    part,
     refuses_schema,
     server_message,
     unsupported_parameter,
@@ -295,10 +295,9 @@ class OpenAI:
             payload = self._payload(request, dialect)
             try:
                 # What `chat.completions.create` does, without looking for files and other unusual
-                # values in each part of a request that is plain JSON: a third of its time.
-                completion = await client.post(
-                    "/chat/completions", cast_to=ChatCompletion, body=payload
-                )
+                # values in each part of a request that is plain JSON, and without making an object
+                # of each part of the reply.
+                completion = await client.post("/chat/completions", cast_to=object, body=payload)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 learned = dialect.after(error, request)
                 if learned is None:
@@ -336,22 +335,25 @@ class OpenAI:
     def _reply(
         self, completion: Any, request: ModelRequest, held: bool, seconds: float
     ) -> ModelReply:
-        # The SDK checks nothing of what it received, so each part may be missing.
-        choices = getattr(completion, "choices", None) or [None]
-        message = getattr(choices[0], "message", None)
-        if not isinstance(completion, ChatCompletion) or message is None:
+        if isinstance(completion, str):  # JSON that the server calls something else
+            completion = json.loads(completion)
+        # Nothing of it was checked, so each part may be missing.
+        choices = part(completion, "choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = part(choice, "message")
+        if message is None:
             # Some gateways report their upstream's failure under status 200.
-            said = (getattr(completion, "model_extra", None) or {}).get("error")
+            said = part(completion, "error")
             raise self._no_api(canonical(said) if said else "", meant(said))
-        text = text_in(getattr(message, "content", None))
-        finish_reason = getattr(choices[0], "finish_reason", None)
+        text = text_in(part(message, "content"))
+        finish_reason = part(choice, "finish_reason")
         usage = usage_of(completion, seconds)
         try:
             data = checked_reply(
                 text,
                 schema=request.schema,
                 finish_reason=finish_reason,
-                refusal=getattr(message, "refusal", None),
+                refusal=part(message, "refusal"),
                 max_tokens=request.max_tokens,
             )
         except ModelReplyError as error:

@@ -207,15 +207,19 @@ def _reply_error(
 
 def usage_of(completion: Any, seconds: float = 0.0) -> Usage:
     """Return what a completion says that it cost; each part of it may be missing."""
-    used = getattr(completion, "usage", None)
-    details = getattr(used, "prompt_tokens_details", None)
+    used = part(completion, "usage")
     return counted(
-        getattr(used, "prompt_tokens", None),
-        getattr(used, "completion_tokens", None),
-        getattr(used, "total_tokens", None),
-        getattr(details, "cached_tokens", None),
+        part(used, "prompt_tokens"),
+        part(used, "completion_tokens"),
+        part(used, "total_tokens"),
+        part(part(used, "prompt_tokens_details"), "cached_tokens"),
         seconds,
     )
+
+
+def part(of: Any, name: str) -> Any:
+    """Return a part of what a server said, as JSON or as the SDK's object; None without it."""
+    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
 
 
 def _advice(known: Sequence[str]) -> str:
