@@ -153,7 +153,7 @@ def test_a_graph_without_a_prompt_is_told_why(plain):
         ({"executor": "rya"}, "There is no executor 'rya'"),
         ({"executor": "ray", "executor_options": {"workers": 2}}, "no option 'workers'"),
         ({"critic_options": {"max_token": 2}}, "The critic 'node' has no option 'max_token'"),
-        ({"critic": "auto", "critic_options": {"share": 2.0}}, "`share` of AutoCritic is 2.0"),
+        ({"critic": "auto", "critic_options": {"share": 2.0}}, "`share` of AutoCritic must be a number above 0 and at most 1, not 2.0"),
     ],
 )
 def test_what_critic_and_executor_do_not_have_is_told_before_the_graph_runs(here, settings, said):
