@@ -211,13 +211,15 @@ def left_of(
     Of its edits, those stay that still show.
     """
     rest = without(review.before, review.after, {c.number for c in refused})
-    undone = {(c.parameter, c.before if c.after is None else c.after) for c in refused}
+    gone = {(c.parameter, c.before) for c in refused}
+    come = {(c.parameter, c.after) for c in refused}
 
-    def touched(edit: Edit) -> str:
-        own = base[edit.parameter].split("\n")
-        return own[edit.line - 1] if edit.op == "delete" else edit.text
+    def undone(edit: Edit) -> bool:
+        if edit.op == "delete":
+            return (edit.parameter, base[edit.parameter].split("\n")[edit.line - 1]) in gone
+        return (edit.parameter, edit.text) in come
 
-    edits = tuple(e for e in proposal.edits if (e.parameter, touched(e)) not in undone)
+    edits = tuple(e for e in proposal.edits if not undone(e))
     return replace(proposal, candidate=rest, edits=edits)
 
 

@@ -207,6 +207,7 @@ class Trainer:
             optimizer=self.optimizer, budget=self.budget.calls, before=before,
             joins=hasattr(self.selection, "merge"), tested=2 if reference is None else 3,
         )  # fmt: skip
+        shared = shared_inputs(splits)
         self._event(
             "start",
             resumed=not first,
@@ -215,7 +216,7 @@ class Trainer:
             account=account,
             prices=prices,
             faults=ledger.traffic.faults,
-            shared=(shared := shared_inputs(splits)),
+            shared=shared,
         )
         progress = Progress(start)
         bench = Workbench(

@@ -9,7 +9,7 @@ from langgraph.graph import START, StateGraph
 
 import lg_textgrad as tg
 from lg_textgrad.acceptance import Outcome, Verdict
-from lg_textgrad.approval import Approval, Review, Terminal, approvals, areviewed
+from lg_textgrad.approval import Approval, Review, Terminal, approvals, areviewed, left_of
 from lg_textgrad.errors import ConfigurationError, InterruptedRunError
 from lg_textgrad.explaining import explain
 from lg_textgrad.optim.base import Attempt, Proposal
@@ -297,3 +297,14 @@ def test_candidate_with_what_a_person_refused_later_is_no_parent():
     )  # fmt: skip
     assert seen[1] == ["Be kind.", "Be kind.\nAlways sell."]
     assert seen[2] == ["Be kind.", "Be kind.\nStay brief.\nStay polite."]
+
+
+def test_edits_of_a_refused_line_are_gone_with_it_also_where_two_edits_made_it():
+    base, after = {"say": "Be kind to all.\nEnd."}, {"say": "Be kind to everybody.\nEnd.\nStay brief."}
+    edits = (
+        Edit("say", "delete", 1, ""), Edit("say", "add", 1, "Be kind to everybody."), Edit("say", "add", 2, "Stay brief."),
+    )  # fmt: skip
+    shown = Review.of(1, base, after, VERDICT, OLD, NEW)
+    left = left_of(Proposal(after, edits), base, shown, shown.changes[:1])
+    assert left.candidate == {"say": "Be kind to all.\nEnd.\nStay brief."}
+    assert left.edits == edits[2:]
