@@ -209,7 +209,7 @@ def show_result(console: Console, result: Result) -> None:
     for name, before in result.before.items():
         if before != result.after[name]:
             console.print(f"\n[bold]{escape(name)}[/bold]")
-            _print_diff(console, before, result.after[name])
+            print_diff(console, before, result.after[name])
     console.print()
     show_spent(console, result.spent)
     console.print(
@@ -282,7 +282,8 @@ def _dollars(usage: Usage) -> str:
     return f", ${usage.usd:.4f}" if usage.usd else ""
 
 
-def _print_diff(console: Console, before: str, after: str) -> None:
+def print_diff(console: Console, before: str, after: str) -> None:
+    """Print both texts as one, each line marked as gone, new or as it was."""
     for sign, text in lines_of(before, after):
         colour = COLOURS[sign]
         console.print(f"[{colour}]{escape(f'{sign} {text}')}[/{colour}]", highlight=False)

@@ -44,22 +44,25 @@ def numbered(before: Candidate, after: Candidate) -> Iterator[tuple[str, str, st
         if change is None:
             yield name, " ", shown(new), None
             continue
-        for sign, part in (("-", old), ("+", new)):
-            if part is not None:
-                yield name, sign, shown(part), change.number
+        for sign, part in _signed(old, new):
+            yield name, sign, shown(part), change.number
 
 
 def lines_of(before: str, after: str) -> Iterator[tuple[str, str]]:
     """Yield `+`, `-` or a space, and the line, of two whole texts: what became what side by side.
 
-    difflib's `ndiff` aligns each line with each other one letter by letter, which takes it seconds
-    for two prompts of thirty lines.
+    difflib's `ndiff` aligns each line with each other one letter by letter, which takes it several
+    times as long.
     """
     for old, new, same in _pairs(before.split("\n"), after.split("\n")):
         if same:
             yield " ", old
         else:
-            yield from ((sign, one) for sign, one in (("-", old), ("+", new)) if one is not None)
+            yield from _signed(old, new)
+
+
+def _signed(old: Any, new: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((sign, part) for sign, part in (("-", old), ("+", new)) if part is not None)
 
 
 def without(before: Candidate, after: Candidate, numbers: Collection[int]) -> Candidate:

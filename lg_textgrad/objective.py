@@ -25,7 +25,7 @@ from lg_textgrad.evaluators import (
 )
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.recording.isolation import isolated
-from lg_textgrad.redaction import Redaction
+from lg_textgrad.redaction import Redaction, brief
 from lg_textgrad.run import Example, Feedback, Run
 from lg_textgrad.tracking import ReadTrackingDict
 
@@ -276,7 +276,8 @@ class Objective:
 
 
 def _said_only(feedback: Sequence[Feedback]) -> str:
-    said = [f"'{f.key}' said only {f.comment[:80]!r}" for f in feedback if f.comment]
+    mask = Redaction().text  # what is scored outside of a run was not masked yet
+    said = [f"'{f.key}' said only {brief(mask(f.comment), 80)!r}" for f in feedback if f.comment]
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -363,7 +363,8 @@ class Trainer:
         progress: Progress,
     ) -> None:
         dice = random.Random(f"{self.schedule.seed}/{step}")
-        parent = self.selection.parent(bench.unrefused(progress.pool), progress.best, dice)
+        pool = bench.unrefused(progress.pool)
+        parent = self.selection.parent(pool, progress.best, dice)
         scored = await bench.ascore(batch, parent.candidate, "batch")
         self._event("batch", step=step, score=Loss(tuple(scored)).score)
         working = self._working(parent, progress)
@@ -375,7 +376,7 @@ class Trainer:
         proposals = self.optimizer.allowed(await self.optimizer.aproposals(), bench)
         self._event("proposals", step=step, proposals=proposals, refused=self.optimizer.refused)
         helped = await self._screen(store, step, bench, proposals, scored, parent, progress)
-        joined = merging(self.selection)(bench.unrefused(progress.pool), progress.best, dice)
+        joined = merging(self.selection)(pool, progress.best, dice)
         await self._gate(store, step, helped, joined, bench, parent, progress)
         self.optimizer.bind(self.graph.parameters)
 

@@ -152,6 +152,15 @@ async def test_words_alone_are_no_score():
     assert caught.value.run_id == "r"
 
 
+async def test_words_alone_are_told_on_one_line_and_without_secrets():
+    def judge(outputs):
+        return "Bearer sk-proj-" + "a1B2" * 12 + "\nis " + "long " * 40
+
+    with pytest.raises(EvaluatorError, match=r"'judge' said only '.{,80}'") as caught:
+        await scored(judge)
+    assert "a1B2a1B2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_evaluator_that_raises_is_raised_bare_and_named(is_async):
     def bad(outputs):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from lg_textgrad._render import COLOURS, Watch
+from lg_textgrad._render import COLOURS, Watch, print_diff
 from lg_textgrad.approval import Review, Terminal
-from lg_textgrad.changes import lines_of, numbered
+from lg_textgrad.changes import numbered
 from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.errors import ConfigurationError
@@ -254,7 +254,7 @@ def _agreed(
     """Show what would change, and return whether it may."""
     for change in changes:
         people.print(f"\n[bold]{escape(change.prompt)}[/bold]", highlight=False)
-        _show_diff(people, change.before or "", change.after or "")
+        print_diff(people, change.before or "", change.after or "")
     if not changes or options.yes:
         return bool(changes)
     nobody = ConfigurationError("Nobody can be asked here; give --yes to do it without a word.")
@@ -305,9 +305,3 @@ def _show_review(people: Console, review: Review) -> None:
     for word, ids in (("won", review.won), ("lost", review.lost)):
         if ids:
             people.print(f"{word}: {', '.join(ids)}", markup=False, highlight=False)
-
-
-def _show_diff(people: Console, before: str, after: str) -> None:
-    for sign, text in lines_of(before, after):
-        colour = COLOURS[sign]
-        people.print(f"[{colour}]{escape(f'{sign} {text}')}[/{colour}]", highlight=False)
