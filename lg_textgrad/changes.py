@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 from lg_textgrad.demos import Demo, render_demos, split_demos
 from lg_textgrad.guards import words
 from lg_textgrad.run import Candidate
+
+_COMPARED = re.compile(r"(?<!\S)[<>=!≤≥≠]+(?!\S)|(?<=\S)\s*[<>=!≤≥≠]+(?=\s*[-+$€£]?\d)")
+"""Marks that compare: between words, or before a number. Those of markup and quotations do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +148,19 @@ def _blank(part: str | Demo | None) -> bool:
 
 
 def _same(part: str | Demo | None) -> Any:
-    """Return what lines have in common that differ in capitals and spaces, marks and bullets."""
+    """Return what lines have in common that differ in capitals and spaces, marks and bullets.
+
+    Marks that compare are not dropped: "x > 5" is not "x < 5".
+    """
     if not isinstance(part, str):
         return part
-    return " ".join(words(part)) or part.strip()
+    said = " ".join(words(part))
+    return (said, *_compared(part)) if said else part.strip()
+
+
+def _compared(line: str) -> list[str]:
+    """Return the marks that compare, in their order; not one that begins the line, as quotes do."""
+    return [found.strip() for found in _COMPARED.findall(line.strip().lstrip("<>=!≤≥≠"))]
 
 
 def _walk(before: Candidate, after: Candidate) -> Iterator[tuple[str, Any, Any, Change | None]]:

@@ -23,6 +23,7 @@ from lg_textgrad._sync import run_sync
 from lg_textgrad.errors import ConfigurationError, GraphError, LGTextGradError
 
 SERVER_FILE = "langgraph.json"
+_UTF_8 = "utf-8-sig"  # some editors begin a file with a byte-order mark
 """The file in which LangGraph's own tools name an application's graphs."""
 
 _open = ExitStack()
@@ -145,7 +146,7 @@ def _from_server_file(path: Path, name: str) -> tuple[str, Any]:
     And what the file says of the store.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding=_UTF_8))
     except FileNotFoundError:
         raise GraphError(f"There is no file '{path}'; check the path before the colon.") from None
     except (OSError, ValueError) as error:
@@ -208,7 +209,7 @@ def _set_environment(env: Any, folder: Path, path: Path) -> None:
     elif isinstance(env, str) and env:
         file = folder / env
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding=_UTF_8).splitlines()
         except OSError:
             raise GraphError(
                 f"The file '{path}' names the environment file '{env}', which cannot be read."

@@ -74,6 +74,16 @@ def test_refused_changes_are_known_again_whatever_their_marks_and_capitals():
     assert refused.find("c", "Be kind.", "New.\nAlways sell a plan.") is None
 
 
+def test_lines_that_compare_the_other_way_are_not_the_refused_ones():
+    refused = Refused()
+    for text in ("Refund if x > 5.", "Escalate when a != b."):
+        refused.add([Change(1, "a", None, text)])
+    for text in ("Refund if x < 5.", "refund if x <= 5.", "Escalate when a == b."):
+        assert refused.find("a", "Top.", f"Top.\n{text}") is None, text
+    for text in ("> Refund if x > 5!", "refund  if x >5", "- escalate when A != B"):
+        assert refused.find("a", "Top.", f"Top.\n{text}") is not None, text
+
+
 def test_refused_line_does_not_come_back_as_a_variant_of_a_line_that_stays_or_as_a_copy_of_it():
     refused = Refused()
     swap, copy = Change(1, "a", "Be polite.", "- BE POLITE!"), Change(1, "b", None, "Be brief.")

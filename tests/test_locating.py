@@ -93,6 +93,14 @@ def test_graph_of_a_server_file_is_loaded_with_its_environment(app):
     assert list(load_graph("app/langgraph.json:made").parameters) == ["answer"]
 
 
+def test_server_file_and_environment_may_begin_with_a_byte_order_mark(app):
+    for name in ("langgraph.json", ".env"):
+        text = (app / name).read_text().replace("# keys\n", "")
+        (app / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert list(load_graph("app/langgraph.json:agent").parameters) == ["answer"]
+    assert os.environ["APP_SECRET"] == "s3cret"
+
+
 SHELF = """
 from langgraph.graph import START, StateGraph
 from langgraph.store.base import BaseStore
