@@ -36,6 +36,8 @@ DRIVERS = ("postgres", "postgresql", "postgresql+psycopg")
 PREFIX = "lg_textgrad/"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}")
 _SECRET = ("password", "sslpassword")
+_USER = re.compile(r"[A-Za-z0-9+.-]+://[^:/]*:(?P<password>[^@]*)@")
+_SETTING = re.compile(r"[?&]\w+=")
 _GONE_SECONDS = 2.0
 """How long the server may take to notice that a killed process holds a lock no more."""
 _SESSION = (
@@ -65,6 +67,15 @@ def run_name(where: str | Path) -> str:
 
 
 def _parsed(where: str) -> tuple[sa.URL, str]:
+    if (found := _USER.match(where)) and (
+        "@" in where[found.end() :] or _SETTING.search(found["password"])
+    ):
+        # It would be read as a host, and shown as one, where it is the rest of a password.
+        raise ConfigurationError(
+            "The store's URL has an '@' that leaves open where its password ends. Write a "
+            "password's own '@' as %40, and other special characters percent-encoded too: "
+            "postgresql://USER:PASSWORD@HOST/DATABASE?run=NAME."
+        )
     try:
         url = sa.make_url(where)
     except (ArgumentError, ValueError):

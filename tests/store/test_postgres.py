@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import lg_textgrad as tg
 from lg_textgrad.errors import ConfigurationError, LGTextGradError, MissingExtraError, StoreError
 from lg_textgrad.run import Usage
+from lg_textgrad.store.postgres import run_name, without_password
 from tests.servers.postgres import PostgresServer
 from tests.store.test_file import acknowledged, writing
 from tests.store.writer import reply
@@ -41,6 +42,23 @@ def test_url_that_will_not_do_is_refused_without_its_password(url, error):
         with pytest.raises(ConfigurationError, match=error) as refused:
             tg.Store(url.format(SECRET), read_only=read_only)
         assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            f"postgresql://u:{password}@127.0.0.1:1/d?run=a"
+            for password in ("a@s3cret", "a@s3cret/b", "a@s3cret?b", "a@b@s3cret", "a@s3cret?b=c")
+        ),
+        "postgresql://127.0.0.1:1/d?user=u&password=a@s3cret&run=a",
+    ],
+)
+def test_password_with_an_at_sign_that_is_not_encoded_is_not_taken_for_the_host(url):
+    for attempt in (lambda: tg.Store(url), lambda: without_password(url), lambda: run_name(url)):
+        with pytest.raises(ConfigurationError, match="password's own '@' as %40") as refused:
+            attempt()
+        assert "s3cret" not in str(refused.value)
 
 
 def test_server_that_is_not_there_is_told(monkeypatch):
