@@ -22,6 +22,7 @@ from lg_textgrad.bindings.base import Binding
 from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.errors import ConfigurationError, ExecutorError, MissingExtraError
 from lg_textgrad.executors.actor import Worker
+from lg_textgrad.executors.addresses import check_answers, check_kind
 from lg_textgrad.executors.home import Line, WorkerLostError, total
 from lg_textgrad.executors.luggage import pack
 from lg_textgrad.executors.wire import unpacked
@@ -87,12 +88,8 @@ class Ray:
     ) -> None:
         counts = {"runs_per_worker": runs_per_worker, "workers_per_node": workers_per_node}
         check_counts("Ray", **counts)
-        if address is not None and address.startswith("ray://"):
-            raise ConfigurationError(
-                f"'{address}' is an address for Ray's client, which cannot carry a run; start on a "
-                "machine of the cluster, with the address HOST:PORT that `ray start` printed, or "
-                "with auto."
-            )
+        if address is not None:
+            check_kind(address)
         if runtime_env and "env_vars" in runtime_env:
             raise ConfigurationError(
                 "Ray writes the env_vars of a runtime_env to its logs; name the variables in the "
@@ -210,6 +207,7 @@ class Ray:
             self._own = False
             return
         address = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        check_kind(address)
         options: dict[str, Any] = {"address": address, "runtime_env": self._runtime_env or None}
         if address == "local":
             # Nothing leaves the machine unless the user asked for it.
@@ -218,11 +216,13 @@ class Ray:
         # What Ray does with a graphics card is of no interest here, nor what it warns of it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
+            check_answers(address)
             ray.init(log_to_driver=False, configure_logging=False, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            said = str(error).strip().rstrip(".")
             raise ExecutorError(
-                f"There is no Ray cluster at '{address}' to be had: {error} Start one with "
-                "`ray start --head`, or correct the address after `ray:`."
+                f"There is no Ray cluster at '{address}' to be had: {said}. Start one with "
+                "`ray start --head`, or correct the address after `ray:` or in RAY_ADDRESS."
             ) from error
         self._own = True
 

@@ -7,8 +7,10 @@ import json
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -356,9 +358,43 @@ def test_missing_extra_is_said_with_the_command_that_mends_it(monkeypatch):
         executor._ray.cache_clear()
 
 
+@pytest.mark.parametrize("variable", [False, True], ids=["given", "RAY_ADDRESS"])
+def test_address_at_which_there_is_no_cluster_is_told_at_once(server, monkeypatch, variable):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    http = server.base_url.split("/")[2]
+    for address, said in (
+        (nobody, "nobody answers there .*refused"),
+        ("no-such-host.invalid:6379", "nobody answers there"),
+        (f"{http}", "not the cluster's own port"),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        begun = time.monotonic()
+        with pytest.raises(ExecutorError, match=f"no Ray cluster at '{address}' to be had: .*{said}"):
+            far = Ray(far_app.build(), far_app.SPEC, None if variable else address)
+            connect(far)
+        assert time.monotonic() - begun < 30
+
+
+def connect(far):
+    """Connect as for the first time, though another test's cluster may be open in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "is_initialized", lambda: False)
+        far.__enter__()
+
+
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_address_of_another_door_of_ray_in_the_environment_is_refused(server, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigurationError, match=f"'{address}' is an address for Ray's"):
+        connect(Ray(far_app.build(), far_app.SPEC))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"address": "http://127.0.0.1:8265"}, "an address for Ray's dashboard"),
         ({"address": "ray://10.0.0.1:10001"}, "an address for Ray's client"),
         ({"runs_per_worker": 0}, "`runs_per_worker` of Ray must be a whole number of at least 1"),
         ({"workers_per_node": 1.5}, "`workers_per_node` of Ray must be a whole number"),
