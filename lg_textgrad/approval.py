@@ -192,8 +192,7 @@ async def areviewed(
                 f"has {count}, numbered from 1; see Review.changes."
             )
         kept = {**asdict(approval), "step": review.step, "candidate": review.proposal}
-        store.put_meta(key, kept)
-        store.add_event("approval", kept)
+        store.put_meta(key, kept, event="approval")  # the report names who said what is kept
     refused = tuple(c for c in review.changes if c.number in kept.get("without", ()))
     if kept["approved"] and not refused:
         return review.verdict, ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypedDict
 
 import pytest
@@ -212,6 +213,24 @@ async def test_numbers_at_the_terminal_say_what_to_leave_out():
 async def test_approver_that_names_changes_that_are_not_there_is_told():
     with Store() as store, pytest.raises(ConfigurationError, match=r"leaves out the changes \[2\], but this candidate has 1"):
         await areviewed(Says(Approval(False, without=(2,))), store, review())
+
+
+@pytest.mark.parametrize("writes", range(3))
+async def test_who_decided_is_told_whatever_write_the_process_was_killed_after(tmp_path, writes):
+    with Store(tmp_path) as store:
+        write, left = store._place.write, iter(range(writes))
+
+        def dying(rows):
+            if next(left, None) is None:
+                raise OSError("killed")
+            write(rows)
+
+        store._place.write = dying
+        with contextlib.suppress(OSError):
+            await areviewed(Says(Approval(True, by="ann")), store, review())
+    with Store(tmp_path) as store:
+        await areviewed(Says(Approval(True, by="ann")), store, review())  # who is asked again, if it was lost
+        assert [(a["by"], a["approved"]) for a in approvals(store)] == [("ann", True)]
 
 
 async def test_refusal_without_a_word_is_told_too():
