@@ -13,7 +13,7 @@ from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import in_daemon
 from lg_textgrad.acceptance import Outcomes, Verdict
-from lg_textgrad.changes import Change, changes_of, without
+from lg_textgrad.changes import Change, changes_of, split_lines, without
 from lg_textgrad.errors import ConfigurationError, InterruptedRunError
 from lg_textgrad.optim.base import Proposal
 from lg_textgrad.parameter import Edit, candidate_hash
@@ -83,7 +83,7 @@ class Review:
         for name in self.changed:
             old, new = self.before.get(name, ""), self.after[name]
             lines += difflib.unified_diff(
-                old.split("\n"), new.split("\n"), name, name, lineterm="", n=1000
+                split_lines(old), split_lines(new), name, name, lineterm="", n=1000
             )
         return "\n".join(lines)
 
