@@ -401,6 +401,7 @@ class Trainer:
             self._keep_time(store)
             if progress.best.score >= 1:
                 return "full_marks"
+        self._event("proposals", step=progress.steps, proposals=[], refused=search.refused)
         return "steps"
 
     async def _screen(
