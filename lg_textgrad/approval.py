@@ -169,11 +169,12 @@ def numbers_in(text: str, count: int) -> tuple[int, ...]:
 
 
 async def areviewed(
-    approver: Approver | None, store: Store, review: Review
+    approver: Approver | None, store: Store, review: Review, mask: Callable[[str], str] = str
 ) -> tuple[Verdict, tuple[Change, ...]]:
     """Return the verdict after a person has seen it, theirs where they refuse, and what of it.
 
     A decision is asked for once and kept in the store, so a run that goes on doesn't ask again.
+    `mask` sees their comment before it is kept, shown or told to the rewriter.
     Without an approver, as where it goes on without one, what was decided before still holds.
     Raises `ConfigurationError` when the approver names changes that are not there.
     """
@@ -191,6 +192,7 @@ async def areviewed(
                 f"The approver leaves out the changes {list(approval.without)}, but this candidate "
                 f"has {count}, numbered from 1; see Review.changes."
             )
+        approval = replace(approval, comment=mask(approval.comment))
         kept = {**asdict(approval), "step": review.step, "candidate": review.proposal}
         store.put_meta(key, kept, event="approval")  # the report names who said what is kept
     refused = tuple(c for c in review.changes if c.number in kept.get("without", ()))

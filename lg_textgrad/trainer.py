@@ -462,7 +462,9 @@ class Trainer:
                 seen = Review.of(
                     step, best.candidate, proposal.candidate, verdict, best.outcomes, outcomes
                 )
-                verdict, refused = await areviewed(self.approve, store, seen)
+                verdict, refused = await areviewed(
+                    self.approve, store, seen, self.redaction.text
+                )
                 stage = "val" if verdict.accepted else "review"
                 if refused:
                     bench.refused.add(refused)

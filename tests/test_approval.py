@@ -327,3 +327,12 @@ def test_edits_of_a_refused_line_are_gone_with_it_also_where_two_edits_made_it()
     left = left_of(Proposal(after, edits), base, shown, shown.changes[:1])
     assert left.candidate == {"say": "Be kind to all.\nEnd.\nStay brief."}
     assert left.edits == edits[2:]
+
+
+def test_secret_in_what_a_person_said_is_masked_where_it_is_kept(tmp_path):
+    says = Says(Approval(False, "It has sk-proj-0123456789abcdef0123456789abcdef in it."))
+    trained([adds("Stay brief.")], says, rated, schedule=tg.Schedule(steps=1, batch_size=1), store=tmp_path)
+    with Store(tmp_path, read_only=True) as store:
+        [kept], reasons = approvals(store), [d["reason"] for d in store.decisions()]
+    assert kept["comment"].startswith("It has [") and kept["comment"].endswith("] in it.")
+    assert "0123456789abcdef" not in "".join(reasons)
