@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from lg_textgrad.errors import ConfigurationError
@@ -53,6 +54,21 @@ def check_numbers(
             raise ConfigurationError(
                 f"`{name}` of {who} must be a number {words}, not {number!r}."
             )
+
+
+def check_store(store: Any, who: str) -> None:
+    """Raise `ConfigurationError` for what no results can be kept in; None is in memory."""
+    if store is not None and not (isinstance(store, (str, Path)) or hasattr(store, "get_meta")):
+        raise _refused(who, "a run directory, a URL or a Store", store, "leave it out to keep none")
+
+
+def check_function(given: Any, name: str, who: str) -> None:
+    """Raise `ConfigurationError` for what cannot be called; None is none."""
+    if given is not None and not callable(given):
+        raise ConfigurationError(
+            f"`{name}` of {who} must be a function, not {_article(type(given).__name__)}; "
+            "`MODULE:NAME` is for the command line and files."
+        )
 
 
 def _refused(who: str, wanted: str, given: Any, hint: str) -> ConfigurationError:

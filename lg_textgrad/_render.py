@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from lg_textgrad.changes import lines_of
-from lg_textgrad.noticing import Notices, name_of, word_for
+from lg_textgrad.noticing import Notices, counted, name_of, word_for
 from lg_textgrad.objective import Loss
 from lg_textgrad.result import Result, Spent
 from lg_textgrad.run import Usage
@@ -37,6 +38,7 @@ class Watch:
         self._where = "starting"
         self._work: tuple[float, float] = (0.0, 0.0)
         self._notices = Notices()
+        self._refused = 0
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -84,10 +86,10 @@ class Watch:
             parts.append(f"val {self._best:.3f}")
         if self._account is not None:
             spent = self._account.spent
-            parts.append(f"{spent.calls} calls, {spent.cached_calls} cached")
-            parts[-1] += f", {spent.tokens:,} tokens"
+            parts.append(f"{counted(spent.calls, 'call')}, {spent.cached_calls:,} cached")
+            parts[-1] += f", {counted(spent.tokens, 'token')}"
             if self._faults:
-                parts.append(f"{sum(self._faults.values())} faults")
+                parts.append(counted(sum(self._faults.values()), "fault"))
             if (left := self._left()) is not None:
                 parts.append(f"at most {int(left // 60)} min {int(left % 60):02d} s left")
         self._status.update(escape(" · ".join(parts)))
@@ -122,7 +124,7 @@ class Watch:
     def _on_run(self, purpose: str, done: int, total: int, **_: Any) -> None:
         self._where = f"{purpose} {done}/{total}"
         if self._status is None and done == total:
-            self._say(f"[dim]{escape(purpose)}: {total} runs done[/dim]")
+            self._say(f"[dim]{escape(purpose)}: {counted(total, 'run')} done[/dim]")
 
     def _on_baseline(self, val: float, **_: Any) -> None:
         self._best = val
@@ -151,7 +153,12 @@ class Watch:
             "gradients: " + (", ".join(f"{escape(n)} {c}" for n, c in by_name.items()) or "none")
         )
 
-    def _on_proposals(self, proposals: list[Any], **_: Any) -> None:
+    def _on_proposals(self, proposals: list[Any], refused: list[str], **_: Any) -> None:
+        # All so far come each time; without them a step that tries nothing would say nothing.
+        new, self._refused = Counter(refused[self._refused :]), len(refused)
+        for why, times in new.items():
+            again = f" ({times} times)" if times > 1 else ""
+            self._say(f"[yellow]not tried[/yellow]: {escape(why)}{again}")
         for proposal in proposals:
             for edit in proposal.edits:
                 sign = {"add": "+", "replace": "~", "delete": "-"}[edit.op]
@@ -170,8 +177,10 @@ class Watch:
             self._best = more["val_after"]
 
     def _on_finishing(self, calls: int) -> None:
-        under_way = f"{calls} call{'' if calls == 1 else 's'} under way"
-        self._say(f"waiting for {under_way}, to keep what they cost (Ctrl-C: don't)")
+        kept = "it costs" if calls == 1 else "they cost"
+        self._say(
+            f"waiting for {counted(calls, 'call')} under way, to keep what {kept} (Ctrl-C: don't)"
+        )
 
     def _on_test(self, scores: Mapping[str, float]) -> None:
         self._say("test: " + ", ".join(f"{n} {s:.3f}" for n, s in scores.items()))
@@ -183,11 +192,11 @@ def _bounds(estimate: Mapping[str, int | None]) -> str:
     if estimate["calls"] is None:
         return f"calls are not capped, about {baseline}"
     if estimate["budget_calls"] is not None:
-        within = f"within the budget of {estimate['calls']} calls"
+        within = f"within the budget of {counted(estimate['calls'], 'call')}"
         if (estimate["baseline_calls"] or 0) > estimate["budget_calls"]:
             return f"{within}, though the baseline takes about {estimate['baseline_calls']}"
         return f"{within}, about {baseline}"
-    return f"at most about {estimate['calls']} calls, {baseline}"
+    return f"at most about {counted(estimate['calls'], 'call')}, {baseline}"
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -213,7 +222,7 @@ def show_result(console: Console, result: Result) -> None:
     console.print()
     show_spent(console, result.spent)
     console.print(
-        f"{result.steps} step{'' if result.steps == 1 else 's'}, {result.accepted} accepted, "
+        f"{counted(result.steps, 'step')}, {result.accepted} accepted, "
         f"{result.rejected} rejected; stopped by {result.stopped_by}"
     )
     if result.run_dir is not None:
@@ -227,8 +236,8 @@ def show_scores(
     console: Console, split: str, loss: Loss, summary: Mapping[str, float | None]
 ) -> None:
     """Print the score of a split, the mean of each feedback key, and what is said of all rows."""
-    rows = len(loss.scored)
-    console.print(f"[bold]{split}[/bold]  {loss.score:.3f}  ({rows} examples)")
+    rows = counted(len(loss.scored), "example")
+    console.print(f"[bold]{split}[/bold]  {loss.score:.3f}  ({rows})")
     for key, mean in loss.by_key.items():
         console.print(f"  {escape(key)}: {mean:.3f}", highlight=False)
     for key, score in summary.items():
@@ -241,7 +250,8 @@ def show_salvaged(console: Console, salvaged: Salvaged) -> None:
     """Print how many rows of each table were saved."""
     rows = ", ".join(f"{table} {count}" for table, count in salvaged.rows.items() if count)
     console.print(
-        f"Saved {rows}; {salvaged.damaged} rows were damaged. The old file is kept as "
+        f"Saved {rows}; {counted(salvaged.damaged, 'row')} "
+        f"{'was' if salvaged.damaged == 1 else 'were'} damaged. The old file is kept as "
         f"{salvaged.aside}.",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -255,30 +265,32 @@ def show_spent(console: Console, spent: Spent) -> None:
 
     usage = spent.usage
     say(
-        f"spent: {usage.calls} calls, {usage.prompt_tokens:,} + {usage.completion_tokens:,} "
-        f"tokens{_dollars(usage)}, {spent.seconds:.0f} s"
+        f"spent: {counted(usage.calls, 'call')}, {usage.prompt_tokens:,} + "
+        f"{usage.completion_tokens:,} tokens{_dollars(usage)}, {spent.seconds:.0f} s"
     )
     for kind, part in sorted(spent.by_kind.items()):
-        say(f"  [dim]{kind}: {part.calls} calls, {part.tokens:,} tokens{_dollars(part)}[/dim]")
+        of_kind = f"{counted(part.calls, 'call')}, {counted(part.tokens, 'token')}"
+        say(f"  [dim]{kind}: {of_kind}{_dollars(part)}[/dim]")
     if usage.cached_calls:
         saved = f", ${usage.saved_usd:.4f}" if usage.saved_usd else ""
         say(
-            f"saved: {usage.cached_calls} calls, {usage.saved_tokens:,} tokens{saved} answered "
-            "from the store in place of paid for again"
+            f"saved: {counted(usage.cached_calls, 'call')}, "
+            f"{counted(usage.saved_tokens, 'token')}{saved} answered from the store "
+            "in place of paid for again"
         )
     if spent.unpriced:
         say(f"price unknown: {escape(', '.join(spent.unpriced))}")
     if spent.faults:
         faults = sorted(spent.faults.items())
-        counted = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in faults)
-        say(f"faults on the way to the models: {counted}")
+        of_kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in faults)
+        say(f"faults on the way to the models: {of_kinds}")
 
 
 def _dollars(usage: Usage) -> str:
     """Return `, $0.0123`; with what is not in it where not every call has a known price."""
     if usage.unpriced:
         known = f", ${usage.usd:.4f} and" if usage.usd else ","
-        return f"{known} {usage.unpriced} calls of unknown price"
+        return f"{known} {counted(usage.unpriced, 'call')} of unknown price"
     return f", ${usage.usd:.4f}" if usage.usd else ""
 
 
@@ -304,7 +316,7 @@ def show_explained(console: Console, changes: Mapping[str, Any]) -> None:
                     continue  # it stands under the new line
                 console.print(
                     f"      [dim]step {reason['step']}: val {reason['gain']:+.3f}, "
-                    f"{reason['won']} examples won, {reason['lost']} lost[/dim]",
+                    f"{counted(reason['won'], 'example')} won, {reason['lost']} lost[/dim]",
                     highlight=False,
                 )
                 if reason["why"]:

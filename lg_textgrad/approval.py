@@ -13,7 +13,7 @@ from lg_textgrad._given import check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import in_daemon
 from lg_textgrad.acceptance import Outcomes, Verdict
-from lg_textgrad.changes import Change, changes_of, without
+from lg_textgrad.changes import Change, changes_of, split_lines, without
 from lg_textgrad.errors import ConfigurationError, InterruptedRunError
 from lg_textgrad.optim.base import Proposal
 from lg_textgrad.parameter import Edit, candidate_hash
@@ -83,7 +83,7 @@ class Review:
         for name in self.changed:
             old, new = self.before.get(name, ""), self.after[name]
             lines += difflib.unified_diff(
-                old.split("\n"), new.split("\n"), name, name, lineterm="", n=1000
+                split_lines(old), split_lines(new), name, name, lineterm="", n=1000
             )
         return "\n".join(lines)
 
@@ -169,11 +169,12 @@ def numbers_in(text: str, count: int) -> tuple[int, ...]:
 
 
 async def areviewed(
-    approver: Approver | None, store: Store, review: Review
+    approver: Approver | None, store: Store, review: Review, mask: Callable[[str], str] = str
 ) -> tuple[Verdict, tuple[Change, ...]]:
     """Return the verdict after a person has seen it, theirs where they refuse, and what of it.
 
     A decision is asked for once and kept in the store, so a run that goes on doesn't ask again.
+    `mask` sees their comment before it is kept, shown or told to the rewriter.
     Without an approver, as where it goes on without one, what was decided before still holds.
     Raises `ConfigurationError` when the approver names changes that are not there.
     """
@@ -191,9 +192,9 @@ async def areviewed(
                 f"The approver leaves out the changes {list(approval.without)}, but this candidate "
                 f"has {count}, numbered from 1; see Review.changes."
             )
+        approval = replace(approval, comment=mask(approval.comment))
         kept = {**asdict(approval), "step": review.step, "candidate": review.proposal}
-        store.put_meta(key, kept)
-        store.add_event("approval", kept)
+        store.put_meta(key, kept, event="approval")  # the report names who said what is kept
     refused = tuple(c for c in review.changes if c.number in kept.get("without", ()))
     if kept["approved"] and not refused:
         return review.verdict, ()

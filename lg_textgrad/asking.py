@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_model
+from lg_textgrad._given import check_counts, check_model, check_numbers
 from lg_textgrad.errors import ModelReplyError, ParameterError
 from lg_textgrad.guards import Quotations, new_lines
 from lg_textgrad.ledger import aask
@@ -31,6 +31,11 @@ class Writer:
 
     def __post_init__(self) -> None:
         check_model(self.model, f"The {self.kind}")
+        check_counts(f"the {self.kind}", max_tokens=self.max_tokens)
+        least = "of at least 0"
+        check_numbers(
+            f"the {self.kind}", lambda n: n >= 0, least, temperature=self.temperature
+        )
 
     async def awrite(
         self,

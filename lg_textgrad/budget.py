@@ -166,7 +166,11 @@ class Account:
 
     @staticmethod
     def _over(limit: str, cap: float) -> BudgetExceededError:
-        what = f"${cap:g}" if limit == "usd" else f"{cap:g} {limit}"
+        what = f"{cap:,.10f}".rstrip("0").rstrip(".")  # a million is not 1e+06
+        if limit == "usd":
+            what = f"${what}"
+        else:
+            what += f" {limit[:-1] if cap == 1 else limit}"
         return BudgetExceededError(
             f"The budget of {what} is used up; raise budget_{limit} to go on.", limit=limit
         )

@@ -58,11 +58,16 @@ def lines_of(before: str, after: str) -> Iterator[tuple[str, str]]:
     difflib's `ndiff` aligns each line with each other one letter by letter, which takes it several
     times as long.
     """
-    for old, new, same in _pairs(before.split("\n"), after.split("\n")):
+    for old, new, same in _pairs(split_lines(before), split_lines(after)):
         if same:
             yield " ", old
         else:
             yield from _signed(old, new)
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text; an empty one has none."""
+    return text.split("\n") if text else []
 
 
 def _signed(old: Any, new: Any) -> Iterator[tuple[str, Any]]:
@@ -170,7 +175,8 @@ def _walk(before: Candidate, after: Candidate) -> Iterator[tuple[str, Any, Any, 
         if text == before.get(name, ""):
             continue
         (old, old_demos), (new, new_demos) = split_demos(before.get(name, "")), split_demos(text)
-        for pairs in (_pairs(old.split("\n"), new.split("\n")), _pairs(old_demos, new_demos)):
+        lines = _pairs(split_lines(old), split_lines(new))
+        for pairs in (lines, _pairs(old_demos, new_demos)):
             for gone, come, same in pairs:
                 number += not same
                 yield name, gone, come, None if same else Change(number, name, gone, come)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import finalize
 
@@ -21,7 +22,7 @@ from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.bindings.context import ContextBinding, schema_of
 from lg_textgrad.bindings.tool_modes import ToolDesk, Tools
 from lg_textgrad.data import example_from
-from lg_textgrad.errors import ConfigurationError, GraphError, ParameterError
+from lg_textgrad.errors import ConfigurationError, DataError, GraphError, ParameterError
 from lg_textgrad.ledger import Ledger, ledger_at_hand, ledger_in_scope
 from lg_textgrad.parameter import (
     Parameter,
@@ -330,8 +331,13 @@ def _names(names: Iterable[str]) -> str:
 def as_examples(batch: Iterable[Example | Mapping[str, Any]]) -> list[Example]:
     """Return the rows as Examples. A dict has `inputs`, and may have `outputs`, `metadata`, `id`.
 
-    Raises `DataError` for a row that has no `inputs`.
+    Raises `DataError` for a row that has no `inputs`, and for what is no rows but one, or a file.
     """
+    if isinstance(batch, (str, Path, Mapping)):
+        raise DataError(
+            f"Examples are a list of rows, not {batch!r}; read a file with "
+            "tg.read_examples(PATH), and put a row into a list."
+        )
     return [
         row if isinstance(row, Example) else example_from(row, f"example {number}")
         for number, row in enumerate(batch)

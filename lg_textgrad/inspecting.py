@@ -15,6 +15,7 @@ from lg_textgrad.bindings.base import Held
 from lg_textgrad.discovery import find_in
 from lg_textgrad.drawing import Row, Shape, draw, mermaid, shape_of, walk, with_taken
 from lg_textgrad.graph import TrainableGraph
+from lg_textgrad.noticing import counted
 from lg_textgrad.opening import wants_discovery
 from lg_textgrad.parameter import count_tokens
 from lg_textgrad.planning import all_failed
@@ -193,7 +194,7 @@ def _notes(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
     for name, p in parameters.items():
         for node in p["nodes"] if p["read_by"] is None else (p["read_by"] or p["nodes"]):
-            notes.setdefault(node, []).append(f"✎ {name}, {p['tokens']} tokens")
+            notes.setdefault(node, []).append(f"✎ {name}, {counted(p['tokens'], 'token')}")
     return notes
 
 
@@ -219,9 +220,6 @@ def show(console: Console, looked: Inspected, said: Mapping[str, Any]) -> None:
 
 
 def _size(said: Mapping[str, Any]) -> str:
-    def counted(count: int, what: str) -> str:
-        return f"{count} {what}{'' if count == 1 else 's'}"
-
     nodes = sum(len(n) for n in said["nodes"].values())
     parts = [counted(nodes, "node")]
     if len(said["nodes"]) > 1:
@@ -267,7 +265,7 @@ def _legend(rows: Sequence[Row]) -> str:
 
 def _show_parameter(console: Console, name: str, p: Mapping[str, Any], runs: int) -> None:
     console.print(f"[bold green]✎ {escape(name)}[/bold green]  {escape(p['held'])}")
-    facts = [f"{p['tokens']} tokens"]
+    facts = [counted(p["tokens"], "token")]
     if p["placeholders"]:
         facts.append("keeps " + ", ".join(f"{{{n}}}" for n in p["placeholders"]))
     if not p["requires_grad"]:

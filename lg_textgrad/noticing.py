@@ -67,14 +67,18 @@ def of_shared(shared: Mapping[str, int]) -> Iterator[str]:
     """Yield what `Result.shared` means for the scores."""
     if count := shared.get("val"):
         yield (
-            f"{count} of the val examples have the inputs of train examples, so what is learned by "
-            "heart looks better there; take other rows for val"
+            f"{count} of the val examples {_have(count)} the inputs of train examples, so what is "
+            "learned by heart looks better there; take other rows for val"
         )
     if count := shared.get("test"):
         yield (
-            f"{count} of the test examples have the inputs of train or val examples, so the test "
-            "score doesn't tell how other rows fare; take other rows for test"
+            f"{count} of the test examples {_have(count)} the inputs of train or val examples, so "
+            "the test score doesn't tell how other rows fare; take other rows for test"
         )
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 class Logged:
@@ -104,6 +108,11 @@ class Logged:
 def name_of(proposal: Any) -> str:
     """Return what a proposal is called: the parameters that it edits, else what made it."""
     return ", ".join(dict.fromkeys(e.parameter for e in proposal.edits)) or str(proposal.kind)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are of what, in words: `1 call`, `1,024 calls`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def word_for(stage: str, accepted: bool) -> str:

@@ -331,7 +331,8 @@ def count_tokens(text: str) -> int:
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
     """Return `text` with the edits applied. Line numbers count in the text as given.
 
-    Additions after one line keep their order. Raises `ParameterError` for a line that is not
+    Additions after one line keep their order; the one line of an empty text makes room for them.
+    Raises `ParameterError` for a line that is not
     there, or for two edits that replace or delete one line.
     """
     lines = text.split("\n")
@@ -354,6 +355,9 @@ def apply_edits(text: str, edits: Sequence[Edit]) -> str:
             )
         else:
             replaced[edit.line] = edit
+    if not text and added and 1 not in replaced:
+        lines = []
+        added = {0: [new for _, some in sorted(added.items()) for new in some]}
     result = list(added.get(0, ()))
     for number, line in enumerate(lines, start=1):
         change = replaced.get(number)

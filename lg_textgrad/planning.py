@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lg_textgrad._given import check_counts, check_critic, check_kind
+from lg_textgrad._given import check_counts, check_critic, check_function, check_kind
 from lg_textgrad._hashing import digest
 from lg_textgrad.budget import Account, Budget
 from lg_textgrad.critics.base import Critic, most_calls
@@ -87,10 +87,23 @@ def check_options(
             f"lg_textgrad.approval.Terminal(show, ask), not {approve!r}."
         )
     for name, hook in hooks.items():
-        if hook is not None and not callable(hook):
+        check_function(hook, name, "Trainer")
+
+
+def check_policies(acceptance: Any, selection: Any, screening: Any) -> None:
+    """Raise `ConfigurationError` for a policy that is a name or a class; None is the default.
+
+    The first of them would be asked only after the baseline was paid for.
+    """
+    for name, given, method, example in (
+        ("acceptance", acceptance, "decide", "tg.Significant()"),
+        ("selection", selection, "parent", "tg.Pareto()"),
+        ("screening", screening, "ascreen", "tg.OnBatch()"),
+    ):
+        if given is not None and (isinstance(given, type) or not hasattr(given, method)):
             raise ConfigurationError(
-                f"`{name}` of Trainer must be a function, not a {type(hook).__name__}; "
-                "`MODULE:NAME` is for the command line and files."
+                f"`{name}` of Trainer must be an object with `{method}`, such as {example}, "
+                f"not {given!r}."
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from langgraph.pregel import Pregel
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_counts, check_kind, check_numbers
+from lg_textgrad._given import check_counts, check_function, check_kind, check_numbers, check_store
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import all_at_once, run_sync
 from lg_textgrad.asking import Writer
@@ -180,6 +180,10 @@ async def arefine(
     example = _example(inputs, reference_outputs)
     check_kind(objective, Objective, "refine", "give tg.Objective([evaluator])")
     _check(rounds, patience, votes, enough, constraints)
+    if budget is not None:
+        check_kind(budget, Budget, "`budget` of refine", "make one: tg.Budget(calls=500)")
+    check_store(store, "`store` of refine")
+    check_function(answer_of, "answer_of", "refine")
     trainable = graph if isinstance(graph, TrainableGraph) else TrainableGraph(graph)
     temperature = 0.7 if votes > 1 else 0.0
     refinement = _Refinement(

@@ -11,7 +11,7 @@ from lg_textgrad._version import __version__
 from lg_textgrad.approval import approvals
 from lg_textgrad.changes import lines_of
 from lg_textgrad.explaining import explain, outcome
-from lg_textgrad.noticing import of_shared, word_for
+from lg_textgrad.noticing import counted, of_shared, word_for
 from lg_textgrad.store import Store, run_name
 
 _SHORT = 16
@@ -59,7 +59,7 @@ def _summary(
     spent = result["spent"]
     money = "" if not spent.get("usd") else f", {spent['usd']:.4f} dollars"
     yield (
-        f"Paid for: {spent['calls']} model calls, {spent['prompt_tokens']} + "
+        f"Paid for: {counted(spent['calls'], 'model call')}, {spent['prompt_tokens']} + "
         f"{spent['completion_tokens']} tokens{money}. {_decided(result)}"
     )
     yield ""

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lg_textgrad._given import check_counts
+from lg_textgrad._given import check_counts, check_store
 from lg_textgrad._hashing import digest, to_plain
 from lg_textgrad._sync import run_sync, task_group
 from lg_textgrad.acceptance import Acceptance, Better, Verdict, check_policy
@@ -37,6 +37,7 @@ from lg_textgrad.planning import (
     Schedule,
     check_options,
     check_parts,
+    check_policies,
     check_reads,
     check_secrets,
     estimate,
@@ -96,6 +97,8 @@ class Trainer:
         check_parts(graph, objective, critic, optimizer)
         hooks = {"redact": redact, "on_event": on_event}
         check_options(budget, schedule, patience, reuse, approve, **hooks)
+        check_policies(acceptance, selection, screening)
+        check_store(store, "`store` of Trainer")
         check_counts("Trainer", max_concurrency=max_concurrency)
         if not any(p.requires_grad for p in graph.parameters.values()):
             raise ParameterError(
@@ -398,6 +401,7 @@ class Trainer:
             self._keep_time(store)
             if progress.best.score >= 1:
                 return "full_marks"
+        self._event("proposals", step=progress.steps, proposals=[], refused=search.refused)
         return "steps"
 
     async def _screen(
@@ -458,7 +462,9 @@ class Trainer:
                 seen = Review.of(
                     step, best.candidate, proposal.candidate, verdict, best.outcomes, outcomes
                 )
-                verdict, refused = await areviewed(self.approve, store, seen)
+                verdict, refused = await areviewed(
+                    self.approve, store, seen, self.redaction.text
+                )
                 stage = "val" if verdict.accepted else "review"
                 if refused:
                     bench.refused.add(refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypedDict
 
 import pytest
@@ -214,6 +215,24 @@ async def test_approver_that_names_changes_that_are_not_there_is_told():
         await areviewed(Says(Approval(False, without=(2,))), store, review())
 
 
+@pytest.mark.parametrize("writes", range(3))
+async def test_who_decided_is_told_whatever_write_the_process_was_killed_after(tmp_path, writes):
+    with Store(tmp_path) as store:
+        write, left = store._place.write, iter(range(writes))
+
+        def dying(rows):
+            if next(left, None) is None:
+                raise OSError("killed")
+            write(rows)
+
+        store._place.write = dying
+        with contextlib.suppress(OSError):
+            await areviewed(Says(Approval(True, by="ann")), store, review())
+    with Store(tmp_path) as store:
+        await areviewed(Says(Approval(True, by="ann")), store, review())  # who is asked again, if it was lost
+        assert [(a["by"], a["approved"]) for a in approvals(store)] == [("ann", True)]
+
+
 async def test_refusal_without_a_word_is_told_too():
     with Store() as store:
         verdict, _ = await areviewed(Says(Approval(False)), store, review())
@@ -308,3 +327,12 @@ def test_edits_of_a_refused_line_are_gone_with_it_also_where_two_edits_made_it()
     left = left_of(Proposal(after, edits), base, shown, shown.changes[:1])
     assert left.candidate == {"say": "Be kind to all.\nEnd.\nStay brief."}
     assert left.edits == edits[2:]
+
+
+def test_secret_in_what_a_person_said_is_masked_where_it_is_kept(tmp_path):
+    says = Says(Approval(False, "It has sk-proj-0123456789abcdef0123456789abcdef in it."))
+    trained([adds("Stay brief.")], says, rated, schedule=tg.Schedule(steps=1, batch_size=1), store=tmp_path)
+    with Store(tmp_path, read_only=True) as store:
+        [kept], reasons = approvals(store), [d["reason"] for d in store.decisions()]
+    assert kept["comment"].startswith("It has [") and kept["comment"].endswith("] in it.")
+    assert "0123456789abcdef" not in "".join(reasons)

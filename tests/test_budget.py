@@ -10,6 +10,7 @@ import lg_textgrad as tg
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import BudgetExceededError, ConfigurationError
 from lg_textgrad.run import Usage
+from lg_textgrad.traffic import Route
 
 
 def test_calls_are_reserved_before_they_start():
@@ -105,3 +106,19 @@ def test_cap_must_be_a_number(cap):
 def test_cap_must_be_positive(cap):
     with pytest.raises(ConfigurationError, match=f"budget's {next(iter(cap))} must be positive"):
         tg.Budget(**cap)
+
+
+@pytest.mark.parametrize(
+    ("caps", "spent", "said"),
+    [
+        ({"calls": 1}, Usage(calls=1), "budget of 1 call is used up; raise budget_calls"),
+        ({"tokens": 1_500_000}, Usage(calls=1, prompt_tokens=1_500_000), "budget of 1,500,000 tokens is used up"),
+        ({"usd": 0.00001}, Usage(calls=1, usd=1.0), r"budget of \$0.00001 is used up"),
+        ({"usd": 5}, Usage(calls=1, usd=9.0), r"budget of \$5 is used up"),
+    ],
+)
+def test_cap_that_is_used_up_is_told_in_whole_figures(caps, spent, said):
+    account = Account(tg.Budget(**caps, prices={"m": (1.0, 1.0)}))
+    account.note(spent, "rollout")
+    with pytest.raises(BudgetExceededError, match=said):
+        account.reserve(Route("m", "http://10.0.0.1:8000/v1"))

@@ -126,6 +126,12 @@ def test_lines_of_two_texts_are_each_of_them_in_order(before, after):
     assert "\n".join(text for sign, text in lines if sign != "-") == after
 
 
+def test_empty_text_has_no_line_that_a_person_would_be_shown_as_gone():
+    assert list(lines_of("", "One.\nTwo.")) == [("+", "One."), ("+", "Two.")]
+    assert list(lines_of("One.", "")) == [("-", "One.")]
+    assert [str(c) for c in changes_of({"a": ""}, {"a": "One."})] == ["a: + One."]
+
+
 def test_line_that_became_another_stands_beside_it():
     assert list(lines_of("One.\nBe kind to all.", "New.\nOne.\nBe kind to everybody.\nEnd.")) == [
         ("+", "New."), (" ", "One."), ("-", "Be kind to all."), ("+", "Be kind to everybody."), ("+", "End."),

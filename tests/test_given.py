@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
 import lg_textgrad as tg
-from lg_textgrad.errors import ConfigurationError
+from lg_textgrad.errors import ConfigurationError, DataError
 from tests import desk
 from tests.parts import Chat, Scripted, echo
 
@@ -21,8 +22,12 @@ TGD = tg.optim.TextualGradientDescent
 COMPILED = GRAPH.graph
 
 
-def trainer(graph=GRAPH, objective=OBJECTIVE, critic=CRITIC, optimizer=TGD(MODEL)):
-    return tg.Trainer(graph, objective, critic=critic, optimizer=optimizer)
+def trainer(graph=GRAPH, objective=OBJECTIVE, critic=CRITIC, optimizer=TGD(MODEL), **options):
+    return tg.Trainer(graph, objective, critic=critic, optimizer=optimizer, **options)
+
+
+def refine(**options):
+    return tg.refine(COMPILED, {"message": "x"}, OBJECTIVE, model=MODEL, **options)
 
 
 ASKERS = [
@@ -59,6 +64,14 @@ def test_whoever_asks_a_model_refuses_a_bare_chat_model(asker):
         (lambda: tg.SelfRewardingCritic(MODEL), "SelfRewardingCritic needs a critic"),
         (lambda: tg.SelfRewardingCritic(tg.TraceCritic(MODEL)), "has no instruction"),
         (lambda: tg.Loss(()).backward(MODEL), "backward needs a critic"),
+        (lambda: trainer(acceptance="significant"), r"`acceptance` of Trainer must be an object with `decide`, such as tg\.Significant\(\), not 'significant'"),
+        (lambda: trainer(acceptance=tg.Significant), "`acceptance` of Trainer must be an object .* not <class"),
+        (lambda: trainer(selection=tg.Pareto), r"`selection` of Trainer must be an object with `parent`, such as tg\.Pareto\(\)"),
+        (lambda: trainer(screening="batch"), r"`screening` of Trainer must be an object with `ascreen`, such as tg\.OnBatch\(\)"),
+        (lambda: trainer(store=5), "`store` of Trainer needs a run directory, a URL or a Store, not an int"),
+        (lambda: refine(budget=5), r"`budget` of refine needs a Budget, not an int; make one: tg\.Budget\(calls=500\)"),
+        (lambda: refine(store=5), "`store` of refine needs a run directory, a URL or a Store, not an int"),
+        (lambda: refine(answer_of="text"), "`answer_of` of refine must be a function, not a str"),
     ],
 )
 def test_part_of_another_kind_is_refused(make, said):
@@ -78,6 +91,8 @@ COUNTED = [
     (tg.Ledger, {"max_concurrency": "4"}),
     (tg.Objective, {"repeats": 0}),
     (TGD, {"beam": 0}),
+    (TGD, {"max_tokens": 0}),
+    (tg.optim.FewShot, {"max_tokens": 0}),
     (TGD, {"momentum": -1}),
     (tg.optim.FewShot, {"sizes": (0,)}),
     (tg.optim.FewShot, {"sets": "1"}),
@@ -100,6 +115,9 @@ NUMBERED = [
     (tg.Patience, {"first_pause": -1}),
     (tg.AutoCritic, {"share": 0}),
     (tg.optim.Portfolio, {"keep": 1}),
+    (TGD, {"temperature": "hot"}),
+    (tg.optim.FewShot, {"threshold": 90}),
+    (tg.optim.Promptbreeder, {"threshold": 0}),
     (tg.acceptance.Better, {"min_gain": "0.1"}),
     (tg.acceptance.Significant, {"alpha": 1}),
     (tg.acceptance.Sequential, {"hope": -0.1}),
@@ -125,3 +143,11 @@ def test_a_number_that_cannot_work_is_named_with_whose_it_is(kind, given, words)
     said = rf"^`{name}` of {kind.__name__} must be {words} .*, not {re.escape(repr(value))}\.$"
     with pytest.raises(ConfigurationError, match=said):
         kind(*NEEDED.get(kind, ()), **given)
+
+
+@pytest.mark.parametrize("examples", ["train.jsonl", Path("train.jsonl"), {"inputs": {"message": "x"}}])
+def test_file_or_one_row_in_the_place_of_rows_is_told_with_what_to_write(examples):
+    with pytest.raises(DataError, match=r"^Examples are a list of rows, not .*read a file with tg\.read_examples\(PATH\)"):
+        GRAPH.record(examples)
+    with pytest.raises(DataError, match="^Examples are a list of rows"):
+        trainer().fit(examples, [{"inputs": {"message": "x"}}])

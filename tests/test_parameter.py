@@ -35,6 +35,8 @@ def naive(text, edits):
     """One edit after another on a list of slots, one slot a line; None where it must be refused."""
     slots = [["", []]] + [[line, []] for line in text.split("\n")]  # slot 0 is the top
     gone, touched = set(), set()
+    if not text and any(e.op == "add" for e in edits) and not any(e.op == "replace" for e in edits):
+        gone.add(1)  # a text of nothing has no line that could stay
     for e in edits:
         if e.op == "add":
             if not 0 <= e.line < len(slots):
@@ -66,6 +68,13 @@ def test_apply_edits_equals_a_naive_reference(lines, edits):
             apply_edits(text, edits)
     else:
         assert apply_edits(text, edits) == expected
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_line_added_to_an_empty_text_is_its_first(line):
+    added = [tg.Edit("p", "add", line, "Be brief."), tg.Edit("p", "add", line, "Be kind.")]
+    assert apply_edits("", added) == "Be brief.\nBe kind."
+    assert apply_edits("\n", added[:1]) == ("Be brief.\n\n", "\nBe brief.\n")[line]
 
 
 def test_line_numbers_count_in_the_text_as_given():

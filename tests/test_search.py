@@ -93,10 +93,15 @@ def test_searched_candidate_that_breaks_a_promise_costs_no_validation_run():
     search = Words("one two forbidden")
     graph = words_graph()
     graph.parameters["say"].forbidden = ("forbidden",)
-    trainer = tg.Trainer(graph, tg.Objective([share]), critic=NeverAsked(), optimizer=search)
+    told = []
+    trainer = tg.Trainer(
+        graph, tg.Objective([share]), critic=NeverAsked(), optimizer=search,
+        on_event=lambda kind, data: told.append((kind, list(data.get("refused", ())))),
+    )  # fmt: skip
     result = trainer.fit(rows("one"), rows("two"))
     assert (result.accepted, result.rejected) == (0, 0)
     assert "forbidden" in search.refused[0]
+    assert ("proposals", search.refused) in told  # else nobody would know why nothing was tried
 
 
 @dataclass(frozen=True)

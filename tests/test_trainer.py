@@ -430,7 +430,7 @@ def test_examples_that_training_saw_are_told_where_they_are_scored_again(serve, 
     assert result.shared == result.to_json()["shared"] == {"val": 1, "test": 3}
     show_result(console, result)
     said = capsys.readouterr().out
-    assert "1 of the val examples have the inputs of train examples" in said
+    assert "1 of the val examples has the inputs of train examples" in said
     assert "3 of the test examples have the inputs of train or val examples" in said
     assert "3 of its rows are in train or val" in said
     assert "never saw" not in said

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lg_textgrad._version import __version__
 from lg_textgrad.cli import langsmith, looking, results, scoring, serving, traffic, training
+from lg_textgrad.cli.line import Line
 from lg_textgrad.cli.output import Screen, own_output
 from lg_textgrad.cli.status import BAD_INPUT, DONE, FAILED, RESUMABLE, SMALL_BUDGET, status_of
 from lg_textgrad.errors import LGTextGradError
@@ -64,7 +65,7 @@ def _how_to_resume(options: argparse.Namespace, people: Console) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the `command` of what it parses runs the one given."""
-    top = argparse.ArgumentParser(
+    top = Line(
         prog="lg-textgrad",
         description="Tune the prompts of a LangGraph agent by backpropagation through text.",
     )

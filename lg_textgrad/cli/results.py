@@ -14,7 +14,7 @@ from lg_textgrad.cli.output import console, write, write_json
 from lg_textgrad.cli.status import DONE
 from lg_textgrad.explaining import explain, outcome
 from lg_textgrad.loading import write_prompts, write_text
-from lg_textgrad.noticing import word_for
+from lg_textgrad.noticing import counted, word_for
 from lg_textgrad.reporting import report as report_of
 from lg_textgrad.store import Store, run_name
 
@@ -48,7 +48,8 @@ def _show(options: argparse.Namespace, people: Console) -> int:
             markup=False, highlight=False,
         )  # fmt: skip
     for kind, usage in paid.items():
-        people.print(f"{kind}: {usage.calls} calls, {usage.tokens:,} tokens", highlight=False)
+        calls, tokens = counted(usage.calls, "call"), counted(usage.tokens, "token")
+        people.print(f"{kind}: {calls}, {tokens}", highlight=False)
     for name in ("val", "test"):
         before, after = result["baseline"][name], result["best"][name]
         if before is not None:

@@ -24,6 +24,7 @@ from lg_textgrad.cli.status import DONE, FAILED
 from lg_textgrad.data import read_prompts
 from lg_textgrad.ledger import use_ledger
 from lg_textgrad.loading import load_redact
+from lg_textgrad.noticing import counted
 from lg_textgrad.opening import open_graph
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.store import Store
@@ -67,7 +68,9 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
             inspecting.tell_found(people, graph)
         held.enter_context(traffic.executor_of(config, graph))
         ledger = traffic.ledger_of(config, redaction, store, reuse)
-        with use_ledger(ledger), people.status(f"scoring {len(rows)} {options.split} examples"):
+        with use_ledger(ledger), people.status(
+            f"scoring {counted(len(rows), f'{options.split} example')}"
+        ):
             loss = objective(graph.record(rows, prompts=prompts))
             summary = {f.key: f.score for f in objective.summarize(loss.scored)}
     _render.show_scores(people, options.split, loss, summary)

@@ -67,7 +67,8 @@ def _optimize(options: argparse.Namespace, people: Console) -> int:
     if options.fork:
         config.check()
         taken = fork(options.fork, config.out)
-        people.print(f"Took over {taken} replies that were paid for.", highlight=False)
+        word = "reply that was" if taken == 1 else "replies that were"
+        people.print(f"Took over {taken:,} {word} paid for.", highlight=False)
     return _train(config, options, people)
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lg_textgrad._given import check_counts
+from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad.demos import Demo, readings_of, render_demos
 from lg_textgrad.errors import ConfigurationError, ParameterError
 from lg_textgrad.guards import words
@@ -52,7 +52,10 @@ class FewShot(Optimizer):
             raise ConfigurationError("FewShot needs at least one of `sizes`, such as (4,).")
         for size in sizes:
             check_counts("FewShot", sizes=size)
-        check_counts("FewShot", sets=sets)
+        check_counts("FewShot", sets=sets, max_tokens=max_tokens)
+        check_numbers(
+            "FewShot", lambda n: 0 < n <= 1, "above 0 and at most 1", threshold=threshold
+        )
         self.sizes = tuple(sorted(sizes))
         self.sets = sets
         self.max_tokens = max_tokens

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_counts
+from lg_textgrad._given import check_counts, check_numbers
 from lg_textgrad._sync import all_at_once
 from lg_textgrad.asking import Writer
 from lg_textgrad.data import batches
@@ -94,6 +94,9 @@ class Promptbreeder(Search):
     ) -> None:
         check_counts("Promptbreeder", 2, population=population)
         check_counts("Promptbreeder", generations=generations, minibatch=minibatch)
+        check_numbers(
+            "Promptbreeder", lambda n: 0 < n <= 1, "above 0 and at most 1", threshold=threshold
+        )
         unknown = [name for name in operators if name not in OPERATORS]
         if unknown or not operators:
             raise ConfigurationError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from lg_textgrad import templates
-from lg_textgrad._given import check_counts, check_model
+from lg_textgrad._given import check_counts, check_model, check_numbers
 from lg_textgrad._sync import task_group
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import (
@@ -78,7 +78,10 @@ class TextualGradientDescent(Optimizer):
     ) -> None:
         if edits not in ("lines", "whole"):
             raise ConfigurationError(f"`edits` is 'lines' or 'whole', not {edits!r}.")
-        check_counts("TextualGradientDescent", beam=beam)
+        check_counts("TextualGradientDescent", beam=beam, max_tokens=max_tokens)
+        check_numbers(
+            "TextualGradientDescent", lambda n: n >= 0, "of at least 0", temperature=temperature
+        )
         check_counts("TextualGradientDescent", 0, momentum=momentum)
         super().__init__(parameters)
         check_model(model, "TextualGradientDescent")

@@ -8,6 +8,7 @@ from typing import Any
 
 from lg_textgrad._hashing import canonical
 from lg_textgrad.asking import Refusal, quoting
+from lg_textgrad.changes import split_lines
 from lg_textgrad.critics.cutting import cut
 from lg_textgrad.demos import render_demos, split_demos
 from lg_textgrad.objective import Scored
@@ -65,7 +66,8 @@ def edits_between(
 
     `apply_edits(before, edits_between(name, before, after)) == after` for any two texts.
     """
-    old, new = before.split("\n"), after.split("\n")
+    # The one line of an empty text goes with the first that is added, see `apply_edits`.
+    old, new = split_lines(before), split_lines(after)
     ids = tuple(gradients)
     edits: list[Edit] = []
     for op, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():

@@ -415,11 +415,13 @@ class Store:
         rows = self._checked(tables.meta, _META, key=key)
         return json.loads(rows[0].value) if rows else None
 
-    def put_meta(self, key: str, value: Any) -> None:
-        self._put(_row(tables.meta, key=key, value=dump(value)))
+    def put_meta(self, key: str, value: Any, *, event: str | None = None) -> None:
+        """Keep a value. With `event`, one of that kind says the same; both are kept or neither."""
+        told = [] if event is None else [_event(event, value)]
+        self._put(_row(tables.meta, key=key, value=dump(value)), *told)
 
     def add_event(self, kind: str, payload: Any) -> None:
-        self._put(_row(tables.events, at=time.time(), kind=kind, payload=dump(payload)))
+        self._put(_event(kind, payload))
 
     def events(self) -> list[dict[str, Any]]:
         t = tables.events
@@ -483,6 +485,10 @@ class Store:
 
 def _row(table: sa.Table, **row: Any) -> Write:
     return table, {**row, "crc": checksum(table, row)}
+
+
+def _event(kind: str, payload: Any) -> Write:
+    return _row(tables.events, at=time.time(), kind=kind, payload=dump(payload))
 
 
 def _time(elapsed: float | None) -> list[Write]:

@@ -210,7 +210,7 @@ async def test_budget_is_asked_before_the_server(server):
     from lg_textgrad.budget import Account
 
     ledger = tg.Ledger(account=Account(tg.Budget(calls=1), spent=tg.Usage(calls=1)))
-    with tg.use_ledger(ledger), pytest.raises(BudgetExceededError, match="budget of 1 calls"):
+    with tg.use_ledger(ledger), pytest.raises(BudgetExceededError, match="budget of 1 call "):
         await remote(server, "chain").arecord([{"inputs": {"q": "q"}}])
 
 

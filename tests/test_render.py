@@ -1,0 +1,33 @@
+"""What people see of a run: numbers in words, and why what was proposed was not tried."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from lg_textgrad._render import Watch, show_spent
+from lg_textgrad.result import Spent
+from lg_textgrad.run import Usage
+
+
+def screen():
+    return Console(file=io.StringIO(), width=300)
+
+
+def test_one_call_is_no_calls():
+    one = Usage(1, 1, prompt_tokens=5, completion_tokens=1, unpriced=1, saved_tokens=1)
+    show_spent(people := screen(), Spent(one, {"critic": one}, 2.0))
+    assert people.file.getvalue() == (
+        "spent: 1 call, 5 + 1 tokens, 1 call of unknown price, 2 s\n"
+        "  critic: 1 call, 6 tokens, 1 call of unknown price\n"
+        "saved: 1 call, 1 token answered from the store in place of paid for again\n"
+    )
+
+
+def test_what_was_proposed_and_not_tried_is_told_with_why_and_once():
+    watch, refused = Watch(people := screen()), ["triage: It is empty.", "triage: It is empty."]
+    watch("proposals", {"step": 1, "proposals": [], "refused": refused})
+    watch("proposals", {"step": 2, "proposals": [], "refused": [*refused, "writer: It [/b] quotes."]})
+    said = [line.split("  ", 2)[-1] for line in people.file.getvalue().splitlines()]
+    assert said == ["not tried: triage: It is empty. (2 times)", "not tried: writer: It [/b] quotes."]
