@@ -53,14 +53,15 @@ def _how_to_resume(options: argparse.Namespace, people: Console) -> None:
     if not getattr(options, "trains", False):
         return
     run_dir = getattr(options, "run_dir", None) or options.out
-    if run_dir and resumable(run_dir):
-        people.print(
-            "Everything that was paid for is kept. Go on with: "
-            f"lg-textgrad resume {shlex.quote(without_password(run_dir))}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+    if not (run_dir and resumable(run_dir)):
+        return
+    said = "Run the same command again; what is stored is not paid for again."
+    if options.begun:  # before that, the directory does not know how to go on
+        said = (
+            "What is stored is not paid for again. Go on with: "
+            f"lg-textgrad resume {shlex.quote(without_password(run_dir))}"
         )
+    people.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def parser() -> argparse.ArgumentParser:

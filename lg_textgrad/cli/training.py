@@ -41,7 +41,10 @@ from lg_textgrad.trainer import Trainer
 
 
 def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
-    """Add the commands that train; `trains` is set where they were asked for."""
+    """Add the commands that train; `trains` is set where they were asked for.
+
+    `begun` is set when `resume` can go on with it.
+    """
     optimize = add("optimize", _optimize, "tune the prompts: the main job")
     add_settings(optimize)
     langsmith.add_options(optimize)
@@ -58,7 +61,7 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
     )
     add_limits(resume)
     for command in (optimize, resume):
-        command.set_defaults(trains=True)
+        command.set_defaults(trains=True, begun=command is resume)
 
 
 def _optimize(options: argparse.Namespace, people: Console) -> int:
@@ -126,6 +129,7 @@ def _train(config: Config, options: argparse.Namespace, people: Console) -> int:
         def on_event(kind: str, data: Mapping[str, Any]) -> None:
             if kind == "start":  # only now is it known that the directory is this run's
                 store.put_meta("command", config.kept())
+                options.begun = True
             session.on_event(kind, data)
             watch(kind, data)
 

@@ -63,8 +63,8 @@ class RemoteSource:
     the server; without a key langgraph_sdk takes the one that the environment has for LangGraph or
     LangSmith. `revision` tells deployments apart whose graph looks the same.
 
-    Raises `ModelUnreachableError`, `ModelAuthenticationError` and `GraphError` (no such assistant)
-    when it is first used.
+    Raises `ConfigurationError` for an address of another kind, and when it is first used,
+    `ModelUnreachableError`, `ModelAuthenticationError` and `GraphError` (no such assistant).
     """
 
     def __init__(
@@ -78,6 +78,11 @@ class RemoteSource:
     ) -> None:
         self.url = url.rstrip("/")
         self._at = without_credentials(self.url)
+        if not self.url.lower().startswith(("http://", "https://")):
+            raise ConfigurationError(
+                "The address of a LangGraph server begins with http:// or https://, and "
+                f"'{self._at}' does not; write it as http://HOST:PORT."
+            )
         self.assistant = assistant
         self.revision = revision
         self._options: dict[str, Any] = {"headers": dict(headers or {})}

@@ -35,6 +35,7 @@ T = TypeVar("T")
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg")
 PREFIX = "lg_textgrad/"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|postgres(ql)?(\+\w+)?:")
 _SECRET = ("password", "sslpassword")
 _USER = re.compile(r"[A-Za-z0-9+.-]+://[^:/]*:(?P<password>[^@]*)@")
 _SETTING = re.compile(r"[?&]\w+=")
@@ -52,8 +53,8 @@ _SESSION = (
 
 
 def is_url(where: object) -> bool:
-    """Whether this is a database's URL rather than a directory."""
-    return isinstance(where, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", where) is not None
+    """Whether this is a database's URL, if with a slip in it, rather than a directory."""
+    return isinstance(where, str) and _URL.match(where) is not None
 
 
 def without_password(where: str) -> str:
@@ -115,6 +116,7 @@ class Postgres:
         self.shown: str | None = _shown(url)
         self.read_only = read_only
         self._busy = busy_seconds
+        self._away: float | None = None
         self._schema = PREFIX + self.run
         self._secrets = _secrets(url)
         self._writer: sa.Connection | None = None
@@ -242,14 +244,24 @@ class Postgres:
         self._persist(write)
 
     def _persist(self, attempt: Callable[[], T]) -> T:
-        """Return what the attempt does; again for a while when the server went away in it."""
-        deadline, pause = time.monotonic() + self._busy, 0.05
+        """Return what the attempt does; again for a while when the server went away in it.
+
+        All wait together for one server: what comes later does not wait that long once more.
+        """
+        pause = 0.05
         while True:
             try:
-                return attempt()
+                done = attempt()
             except DBAPIError as error:
-                if not _lost(error) or time.monotonic() + pause > deadline:
+                if not _lost(error):
                     raise
+                now = time.monotonic()
+                self._away = now if self._away is None else self._away
+                if now + pause > self._away + self._busy:
+                    raise
+            else:
+                self._away = None
+                return done
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
@@ -278,10 +290,15 @@ class Postgres:
                 " The first writer of a run makes a schema, so its user needs CREATE on the "
                 "database."
             )
-        return StoreError(
-            f"The store in '{self.shown}' failed: {said}.{hint} What was stored before is safe; "
-            f"mend the cause and run `lg-textgrad resume '{self.shown}'`."
+        if "no password supplied" in said:
+            hint = " Passwords of URLs are not kept; give it by PGPASSWORD or ~/.pgpass."
+        after = (
+            "Mend the cause and try again."
+            if self.read_only
+            else "What was stored before is safe; mend the cause and run "
+            f"`lg-textgrad resume '{self.shown}'`."
         )
+        return StoreError(f"The store in '{self.shown}' failed: {said}.{hint} {after}")
 
     def damaged(self, said: str) -> CorruptStoreError:
         return CorruptStoreError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,9 @@ from sqlalchemy.exc import OperationalError
 
 from lg_textgrad.errors import StoreError
 from lg_textgrad.store.places import Write
+from lg_textgrad.store.tables import results
+
+logger = logging.getLogger(__name__)
 
 _FOR_ALL = (OperationalError, StoreError)
 _GATHERING = 0.001
@@ -49,6 +53,7 @@ class Writer:
         # Whether the thread has work to come that will find what is added now.
         self._due = False
         self._closed = False
+        self._lost = 0
         self._process = os.getpid()
 
     @property
@@ -89,6 +94,13 @@ class Writer:
         if thread is not None:
             thread.shutdown()
         self._work()
+        if self._lost:
+            logger.warning(
+                "%s that %s paid for could not be written to the store, and will be paid for again "
+                "when the run goes on.",
+                *(("1 result", "was") if self._lost == 1 else (f"{self._lost} results", "were")),
+            )
+            self._lost = 0
 
     def _add(self, one: _Waiting) -> None:
         if self._closed:
@@ -129,7 +141,8 @@ class Writer:
         except Exception as error:  # whatever it is belongs to those who wait
             # One that cannot be written must not take the others down; a full disk takes all.
             if len(group) == 1 or isinstance(error, _FOR_ALL):
-                for _, one in group:
+                for rows, one in group:
+                    self._lost += sum(table is results for table, _ in rows)
                     one.done.set_exception(error)
             else:
                 for pair in group:

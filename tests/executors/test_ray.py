@@ -377,6 +377,24 @@ def test_address_at_which_there_is_no_cluster_is_told_at_once(server, monkeypatc
         assert time.monotonic() - begun < 30
 
 
+def test_run_that_failed_before_it_began_says_to_run_the_same_command_again(
+    server, tmp_path, monkeypatch, capsys
+):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    desk.project(tmp_path, module="late_desk")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    asked = ["optimize", "optimize.toml", "--out", "r", "--executor", f"ray:{nobody}"]
+    assert cli.main(asked) == 1
+    said = capsys.readouterr().err
+    assert "nobody answers there" in said
+    assert "Run the same command again; what is stored is not paid for again." in said
+    assert "resume" not in said
+
+
 def connect(far):
     """Connect as for the first time, though another test's cluster may be open in this process."""
     with pytest.MonkeyPatch.context() as patch:

@@ -283,6 +283,13 @@ def test_nobody_answers(monkeypatch):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:2024", "localhost:2024", "ws://u:hunter2@host", ""])
+def test_address_without_http_is_told_at_once(url):
+    with pytest.raises(ConfigurationError, match=r"begins with http:// or https://") as caught:
+        RemoteSource(url, "chain")
+    assert "hunter2" not in str(caught.value)
+
+
 @contextmanager
 def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n'):
     """A server that knows one assistant, and answers its runs with these statuses, the last for good."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import sys
+import time
 import zlib
 
 import pytest
@@ -35,6 +36,8 @@ SECRET = "s3cret/pass"
         ("sqlite:///x.db", "begins with 'sqlite://'"),
         ("postgresql+asyncpg://u:{}@h/d?run=a", r"begins with 'postgresql\+asyncpg://'"),
         ("postgresql://u:{}@h:port/d?run=a", "cannot be read"),
+        ("postgresql:/u:{}@h/d?run=a", "cannot be read"),
+        ("postgresql+psycopg:u:{}@h/d?run=a", "cannot be read"),
     ],
 )
 def test_url_that_will_not_do_is_refused_without_its_password(url, error):
@@ -197,6 +200,32 @@ def test_server_that_stays_away_is_told(server):
         assert store.get_meta("k") == 1
         store.put_meta("k", 3)
         assert store.get_meta("k") == 3
+
+
+def test_server_that_stays_away_is_waited_for_once_and_what_is_lost_is_told(server, caplog):
+    with tg.Store(server.url("r"), busy_seconds=1.0) as store:
+        server.kill()
+        began = time.monotonic()
+        for n in range(4):
+            with pytest.raises(StoreError):
+                store.put_result(f"k{n}", "rollout", {}, n, USAGE)
+        assert time.monotonic() - began < 3.0  # not a second for each, and no less than one for all
+        assert time.monotonic() - began > 0.9
+    assert "4 results that were paid for could not be written" in caplog.text
+    server.start()
+
+
+def test_password_of_a_run_that_is_read_is_asked_for_where_it_can_be_given(postgres_server, monkeypatch):
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    url = postgres_server.url("reused")
+    tg.Store(url).close()
+    bare = url.replace(f":{postgres_server.quoted}@", "@")
+    with pytest.raises(StoreError, match="Passwords of URLs are not kept; give it by PGPASSWORD") as refused:
+        tg.Store(bare, read_only=True)
+    assert "Mend the cause and try again." in str(refused.value)
+    assert "resume" not in str(refused.value)
+    monkeypatch.setenv("PGPASSWORD", postgres_server.password)
+    tg.Store(bare, read_only=True).close()
 
 
 def test_writer_that_lost_its_lock_to_another_cannot_write(postgres_server):
