@@ -225,6 +225,9 @@ def show_result(console: Console, result: Result) -> None:
         f"{counted(result.steps, 'step')}, {result.accepted} accepted, "
         f"{result.rejected} rejected; stopped by {result.stopped_by}"
     )
+    decided = result.accepted or result.rejected
+    if result.steps and not decided and not result.stopped_by.startswith("budget"):
+        console.print("Nothing was proposed that could be tried.")
     if result.run_dir is not None:
         console.print(
             f"Look closer with: lg-textgrad diff {shlex.quote(result.run_dir)}",

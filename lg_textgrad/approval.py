@@ -142,14 +142,17 @@ class Terminal:
         self._show(review)
         count = len(review.changes)
         some = ", or the numbers of what to leave out" if count > 1 else ""
+        question = f"Accept this? [y/n{some}] "
+        last = f", or numbers from 1 to {count}" if count > 1 else ""
         try:
             while True:
-                answer = self._ask(f"Accept this? [y/n{some}] ").strip().lower()
+                answer = self._ask(question).strip().lower()
                 if answer in ("y", "yes"):
                     return Approval(True)
                 numbers = numbers_in(answer, count)
                 if numbers or answer in ("n", "no"):
                     return Approval(False, self._ask("Why not? ").strip(), without=numbers)
+                question = f"That is no answer; type y, n{last}: "
         except EOFError:
             raise InterruptedRunError(
                 "Nobody is there to say whether a candidate is accepted; resume the run at a "

@@ -63,7 +63,8 @@ async def test_terminal_shows_asks_and_asks_again_until_it_is_answered():
     approver, shown, questions = terminal("what?", "", " Yes ")
     assert await approver.areview(review()) == Approval(True)
     assert shown == [review()]
-    assert len(questions) == 3
+    assert questions[0] == "Accept this? [y/n] "
+    assert questions[1:] == ["That is no answer; type y, n: "] * 2
 
 
 async def test_terminal_asks_why_not():
@@ -207,7 +208,8 @@ async def test_numbers_at_the_terminal_say_what_to_leave_out():
     shown = review({"a": "One.\nThree.\nFour.", "b": "Same."})
     approval = await Terminal(lambda _: None, ask).areview(shown)
     assert approval == Approval(False, "Too pushy.", without=(1, 2))
-    assert asked == ["Accept this? [y/n, or the numbers of what to leave out] "] * 3 + ["Why not? "]
+    again = "That is no answer; type y, n, or numbers from 1 to 3: "
+    assert asked == ["Accept this? [y/n, or the numbers of what to leave out] ", again, again, "Why not? "]
 
 
 async def test_approver_that_names_changes_that_are_not_there_is_told():

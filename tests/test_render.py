@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from lg_textgrad._render import Watch, show_spent
-from lg_textgrad.result import Spent
+from lg_textgrad._render import Watch, show_result, show_spent
+from lg_textgrad.result import Result, Scores, Spent
 from lg_textgrad.run import Usage
 
 
@@ -31,3 +31,15 @@ def test_what_was_proposed_and_not_tried_is_told_with_why_and_once():
     watch("proposals", {"step": 2, "proposals": [], "refused": [*refused, "writer: It [/b] quotes."]})
     said = [line.split("  ", 2)[-1] for line in people.file.getvalue().splitlines()]
     assert said == ["not tried: triage: It is empty. (2 times)", "not tried: writer: It [/b] quotes."]
+
+
+def test_run_in_which_nothing_could_be_tried_says_so():
+    for rejected, told in ((0, True), (2, False)):
+        result = Result(
+            None, "steps", Scores(0.5, None), Scores(0.5, None), None, {"a": "One."}, {"a": "One."}, {}, (),
+            1, 0, rejected, Spent(Usage(), {}, 1.0),
+        )  # fmt: skip
+        show_result(people := screen(), result)
+        said = " ".join(people.file.getvalue().split())
+        assert f"1 step, 0 accepted, {rejected} rejected; stopped by steps" in said
+        assert ("Nothing was proposed that could be tried." in said) is told
