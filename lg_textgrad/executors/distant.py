@@ -75,8 +75,17 @@ class Home:
     def ask(self, what: Callable[[int], Ask], call: Callable[[], Any]) -> Any:
         """Ask home, and return its answer. `call` makes an attempt, when home says so."""
         number, turns = next(self._numbers), queue.SimpleQueue[Any]()
-        asked = what(number)
-        self._calls[number] = turns.put
+        asked, guard = what(number), threading.Lock()
+
+        def receive(said: Any) -> None:
+            with guard:
+                if number in self._calls:
+                    turns.put(said)
+                    return
+            if isinstance(said, Go):  # who asked was refused meanwhile
+                self.tell(Gone(number, said.attempt))
+
+        self._calls[number] = receive
         failed: list[Exception] = []
         made: list[Any] = []
 
@@ -105,7 +114,11 @@ class Home:
                 elif isinstance(said, Refused):
                     raise _last(failed) if said.error is None else unpacked(said.error)
         finally:
-            del self._calls[number]
+            with guard:
+                del self._calls[number]
+            while not turns.empty():  # a turn right behind a refusal: home waits for an answer
+                if isinstance(said := turns.get(), Go):
+                    self.tell(Gone(number, said.attempt))
 
     async def aask(self, what: Callable[[int], Ask], call: Callable[[], Awaitable[Any]]) -> Any:
         """`ask` for coroutines. What was begun goes on when the one who asked is cancelled."""

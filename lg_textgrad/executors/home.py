@@ -77,6 +77,13 @@ class Line:
                 visit = self._visits.get(message.run)
             if visit is not None:
                 visit.deliver(message)
+            elif isinstance(message, Ask):
+                self.refuse(message)
+
+    def refuse(self, ask: Ask) -> None:
+        """Tell the worker that nobody waits for a run: a sync call stops its loop until then."""
+        gone = ExecutorError("Nobody waits for the run any more.")
+        self.tell(Refused(ask.call, packed(gone)))
 
     def lose(self, why: str) -> None:
         """Tell everyone who waits that the worker is gone."""
@@ -173,10 +180,23 @@ class _Visit:
         self._loop = asyncio.get_running_loop()
         self._inbox = asyncio.Queue[Any]()
         self._asks: dict[int, asyncio.Task[None]] = {}
+        self._left = False
 
     def deliver(self, message: Any) -> None:
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
+        try:
+            self._loop.call_soon_threadsafe(self._take, message)
+        except RuntimeError:  # the loop has ended, and who waited with it
+            self._refuse(message)
+
+    def _take(self, message: Any) -> None:
+        if self._left:
+            self._refuse(message)
+        else:
+            self._inbox.put_nowait(message)
+
+    def _refuse(self, message: Any) -> None:
+        if isinstance(message, Ask):
+            self._line.refuse(message)
 
     async def aended(self) -> Ended:
         """Do what the worker asks for until its run is over."""
@@ -200,6 +220,9 @@ class _Visit:
 
     async def aclose(self) -> None:
         """Leave what is still asked for: a call that was sent goes on, and is kept."""
+        self._left = True
+        while not self._inbox.empty():
+            self._refuse(self._inbox.get_nowait())
         asks = list(self._asks.values())
         for task in asks:
             task.cancel()
@@ -210,8 +233,7 @@ class _Visit:
         try:
             value = await self._asked(ask, raised)
         except asyncio.CancelledError:
-            gone = ExecutorError("Nobody waits for the run any more.")
-            self._line.tell(Refused(ask.call, packed(gone)))
+            self._line.refuse(ask)
             raise
         except Exception as error:  # raised where it was asked
             own = raised and error is raised[-1]

@@ -11,17 +11,32 @@ import pytest
 import lg_textgrad as tg
 from lg_textgrad._hashing import digest
 from lg_textgrad._sync import run_sync
+from lg_textgrad.bindings.boundary import BoundaryScope
 from lg_textgrad.budget import Account
 from lg_textgrad.errors import (
     BudgetExceededError,
     ConfigurationError,
+    ExecutorError,
     GraphError,
     ModelAuthenticationError,
     ModelDownError,
 )
 from lg_textgrad.executors import make_executor
-from lg_textgrad.executors.home import WorkerLostError
+from lg_textgrad.executors.distant import Home
+from lg_textgrad.executors.home import Line, WorkerLostError
 from lg_textgrad.executors.luggage import pack, unpack
+from lg_textgrad.executors.wire import (
+    KEEP,
+    Ask,
+    Begin,
+    Cancel,
+    Failed,
+    Go,
+    Gone,
+    Refused,
+    packed,
+    unpacked,
+)
 from tests.executors import far_app
 from tests.executors.loopback import Loopback
 from tests.parts import QUICK
@@ -98,6 +113,54 @@ def test_calls_of_a_worker_are_reserved_at_home_before_they_start(server, graph)
         record(graph, far_app.rows(4), tg.Ledger(account=account, max_concurrency=4))
     assert reached.value.limit == "calls"
     assert len(server.chats) == account.spent.calls == 7
+
+
+async def test_question_of_a_run_that_home_has_left_is_refused_whenever_it_comes():
+    told = []
+    line = Line(told.append)
+    scope = BoundaryScope(tg.Ledger())
+    # A node that asks in a sync call stops its worker's loop until it is answered.
+    asks = [Ask(0, number, KEEP, "k", "", {}) for number in range(2)]
+    visit = asyncio.create_task(line.arun(tg.Example("e", {}), {}, scope, {}))
+    await asyncio.sleep(0)
+    visit.cancel()
+    line.hear(asks[0])  # on its way when the run was left
+    with pytest.raises(asyncio.CancelledError):
+        await visit
+    line.hear(asks[1])
+    await asyncio.sleep(0.01)
+    assert [type(m) for m in told] == [Begin, Cancel, Refused, Refused]
+    assert {m.call for m in told[2:]} == {0, 1}
+    with pytest.raises(ExecutorError, match="Nobody waits for the run any more"):
+        raise unpacked(told[-1].error)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["refused", "refused after an attempt"])
+def test_go_behind_a_refusal_is_told_that_nobody_makes_it_also_by_a_sync_call(begun):
+    told = []
+
+    def tell(message):
+        told.append(message)
+        if isinstance(message, Ask):
+            if begun:
+                home.hear(Go(message.call, 0))
+            else:
+                after(message.call)
+        elif isinstance(message, Failed):
+            after(message.call)
+
+    def after(call):
+        home.hear(Refused(call, packed(ValueError("no"))))
+        home.hear(Go(call, 1))
+
+    def fails():
+        raise ValueError("not made")
+
+    home = Home(tell)
+    with pytest.raises(ExecutorError, match="ValueError: no"):
+        home.ask(lambda number: Ask(0, number, KEEP, "k", "", {}, None, False, False), fails)
+    assert [type(m) for m in told] == [Ask, *([Failed] if begun else []), Gone]
+    assert told[-1] == Gone(told[0].call, 1)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
