@@ -117,7 +117,7 @@ NUMBERED = [
     (tg.optim.Portfolio, {"keep": 1}),
     (TGD, {"temperature": "hot"}),
     (tg.optim.FewShot, {"threshold": 90}),
-    (tg.optim.Promptbreeder, {"threshold": 0}),
+    (tg.optim.Promptbreeder, {"threshold": -0.1}),
     (tg.acceptance.Better, {"min_gain": "0.1"}),
     (tg.acceptance.Significant, {"alpha": 1}),
     (tg.acceptance.Sequential, {"hope": -0.1}),

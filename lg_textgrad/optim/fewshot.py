@@ -54,7 +54,7 @@ class FewShot(Optimizer):
             check_counts("FewShot", sizes=size)
         check_counts("FewShot", sets=sets, max_tokens=max_tokens)
         check_numbers(
-            "FewShot", lambda n: 0 < n <= 1, "above 0 and at most 1", threshold=threshold
+            "FewShot", lambda n: 0 <= n <= 1, "from 0 to 1", threshold=threshold
         )
         self.sizes = tuple(sorted(sizes))
         self.sets = sets

@@ -95,7 +95,7 @@ class Promptbreeder(Search):
         check_counts("Promptbreeder", 2, population=population)
         check_counts("Promptbreeder", generations=generations, minibatch=minibatch)
         check_numbers(
-            "Promptbreeder", lambda n: 0 < n <= 1, "above 0 and at most 1", threshold=threshold
+            "Promptbreeder", lambda n: 0 <= n <= 1, "from 0 to 1", threshold=threshold
         )
         unknown = [name for name in operators if name not in OPERATORS]
         if unknown or not operators:
