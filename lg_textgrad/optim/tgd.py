@@ -17,6 +17,7 @@ from lg_textgrad.errors import (
     ModelReplyError,
     ParameterError,
 )
+from lg_textgrad.guards import words
 from lg_textgrad.ledger import aask
 from lg_textgrad.models.base import ChatModel, ModelRequest
 from lg_textgrad.optim.base import Optimizer, Proposal, taken_apart
@@ -168,14 +169,15 @@ class TextualGradientDescent(Optimizer):
         line = max(1, len(parameter.value.split("\n")) - 1)
         edits = [
             Edit(parameter.name, "add", line, note.change, note.ids)
-            for note in notes[: self.max_edits]
+            for note in notes
         ]
+        edits = _new_to(parameter, edits)[: self.max_edits]
         return edits if self._usable(parameter, edits) is None else []
 
     def _usable(self, parameter: Parameter, edits: Sequence[Edit]) -> str | None:
         """Return why the edits cannot be proposed; None when they can."""
         if not edits:
-            return "There are no edits."
+            return "There are no edits that bring a line which is not there already."
         try:
             text = render_demos(apply_edits(parameter.value, edits), parameter.demos)
             parameter.check(text)
@@ -215,7 +217,7 @@ class TextualGradientDescent(Optimizer):
             if self.edits == "whole":
                 edits = read_whole(parameter, reply.data, [i for note in notes for i in note.ids])
             else:
-                edits = _read(parameter, reply.data, notes)
+                edits = _new_to(parameter, _read(parameter, reply.data, notes))
             unusable = self._usable(parameter, edits)
             if unusable is None:
                 return edits
@@ -338,3 +340,20 @@ def _read(parameter: Parameter, data: Mapping[str, Any], notes: Sequence[Note]) 
             )
         )
     return edits
+
+
+def _new_to(parameter: Parameter, edits: Sequence[Edit]) -> list[Edit]:
+    """Return the edits without lines that are there already, whatever their marks and capitals.
+
+    A critic asks again for what a model does not heed, and saying it twice is not saying it better.
+    """
+    touched = {edit.line for edit in edits if edit.op != "add"}
+    lines = enumerate(parameter.value.split("\n"), start=1)
+    there = {tuple(words(line)) for number, line in lines if number not in touched}
+    new = []
+    for edit in edits:
+        said = tuple(words(edit.text))
+        if not said or said not in there:
+            there.add(said)
+            new.append(edit)
+    return new

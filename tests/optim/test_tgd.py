@@ -131,6 +131,22 @@ async def test_notes_as_lines_cost_no_call_and_go_before_the_last_line():
     assert len(model.requests) == 1
 
 
+async def test_line_that_the_prompt_has_already_is_not_added_once_more():
+    known = edits(edit(text="- two!"), edit(text="New."), edit(text="NEW"), edit("replace", 1, "Two."), edit("add", 1, "---"))
+    optimizer, *_ = make(known, value="One.\nTwo.\n---", grad=["One", "More."], notes_as_lines=True)
+    written, lines = await optimizer.aproposals()
+    assert written.candidate == {"p": "One.\nNew.\n---\nTwo.\n---"}  # marks alone may come again
+    assert lines.candidate == {"p": "One.\nTwo.\nMore.\n---"}
+    moved = edits(edit("delete", 1), edit("add", 2, "One."))
+    optimizer, *_ = make(moved, value="One.\nTwo.")
+    [proposal] = await optimizer.aproposals()
+    assert proposal.candidate == {"p": "Two.\nOne."}
+    optimizer, _, model = make(edits(edit(text="TWO.")), edits(edit(text="Else.")))
+    [proposal] = await optimizer.aproposals()
+    assert proposal.candidate == {"p": "One.\nElse.\nTwo."}
+    assert "There are no edits that bring a line" in model.requests[1].messages[-1]["content"]
+
+
 async def test_what_tells_of_one_run_is_shown_to_the_rewriter_and_is_no_line():
     notes = [gradient("It wrote 'x'; right is 'y'.", 0.9, is_rule=False), gradient("Be brief.", 0.4)]
     optimizer, p, model = make(edits(edit()), value="One.\nReply in JSON.", grad=notes, notes_as_lines=True)
