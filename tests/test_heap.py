@@ -55,7 +55,8 @@ def test_heap_that_somebody_else_settled_stays_so():
     settled = gc.get_freeze_count()
     with tg.use_ledger(tg.Ledger()):
         pass
-    assert gc.get_freeze_count() >= settled - 10  # a few may have been freed by their counts
+    # Some may have been freed by their counts, also by threads that other tests have left.
+    assert gc.get_freeze_count() > 0.99 * settled
 
 
 def test_collector_that_is_off_is_left_alone():
