@@ -121,7 +121,7 @@ class Refused:
         had, has = _parts(before), _parts(after)
         for change in refused:
             if _blank(change.after):
-                gone = _same(change.before)
+                gone = sense(change.before)
                 again = has[gone] < had[gone]
             else:
                 again = any(_brings(one, change.after, had) for one in made)
@@ -135,24 +135,24 @@ def _brings(made: Change, refused: Any, had: Counter[Any]) -> bool:
 
     What consists of marks, such as a bracket, comes back only where there was none.
     """
-    if made.after is None or _same(made.after) != _same(refused):
+    if made.after is None or sense(made.after) != sense(refused):
         return False
     if isinstance(refused, str) and not words(refused):
-        return not had[_same(refused)]
-    return made.after == refused or made.before is None or _same(made.before) != _same(refused)
+        return not had[sense(refused)]
+    return made.after == refused or made.before is None or sense(made.before) != sense(refused)
 
 
 def _parts(text: str) -> Counter[Any]:
     instruction, demos = split_demos(text)
     parts: list[str | Demo] = [*instruction.split("\n"), *demos]
-    return Counter(_same(part) for part in parts)
+    return Counter(sense(part) for part in parts)
 
 
 def _blank(part: str | Demo | None) -> bool:
     return part is None or (isinstance(part, str) and not part.strip())
 
 
-def _same(part: str | Demo | None) -> Any:
+def sense(part: str | Demo | None) -> Any:
     """Return what lines have in common that differ in capitals and spaces, marks and bullets.
 
     Marks that compare are not dropped: "x > 5" is not "x < 5".

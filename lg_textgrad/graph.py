@@ -334,8 +334,10 @@ def as_examples(batch: Iterable[Example | Mapping[str, Any]]) -> list[Example]:
     Raises `DataError` for a row that has no `inputs`, and for what is no rows but one, or a file.
     """
     if isinstance(batch, (str, Path, Mapping)):
+        # What a row says is the user's, and stays out of errors.
+        given = "one row" if isinstance(batch, Mapping) else repr(str(batch))
         raise DataError(
-            f"Examples are a list of rows, not {batch!r}; read a file with "
+            f"Examples are a list of rows, not {given}; read a file with "
             "tg.read_examples(PATH), and put a row into a list."
         )
     return [

@@ -23,8 +23,8 @@ from lg_textgrad._sync import run_sync
 from lg_textgrad.errors import ConfigurationError, GraphError, LGTextGradError
 
 SERVER_FILE = "langgraph.json"
-_UTF_8 = "utf-8-sig"  # some editors begin a file with a byte-order mark
 """The file in which LangGraph's own tools name an application's graphs."""
+_UTF_8 = "utf-8-sig"  # some editors begin a file with a byte-order mark
 
 _open = ExitStack()
 """Context managers of graphs that stay open as long as the process."""

@@ -149,5 +149,5 @@ def test_a_number_that_cannot_work_is_named_with_whose_it_is(kind, given, words)
 def test_file_or_one_row_in_the_place_of_rows_is_told_with_what_to_write(examples):
     with pytest.raises(DataError, match=r"^Examples are a list of rows, not .*read a file with tg\.read_examples\(PATH\)"):
         GRAPH.record(examples)
-    with pytest.raises(DataError, match="^Examples are a list of rows"):
+    with pytest.raises(DataError, match="^Examples are a list of rows, not ('train.jsonl'|one row);"):
         trainer().fit(examples, [{"inputs": {"message": "x"}}])

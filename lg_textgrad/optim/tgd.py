@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lg_textgrad import templates
 from lg_textgrad._given import check_counts, check_model, check_numbers
 from lg_textgrad._sync import task_group
+from lg_textgrad.changes import sense
 from lg_textgrad.demos import render_demos
 from lg_textgrad.errors import (
     SYSTEMIC,
@@ -349,11 +350,11 @@ def _new_to(parameter: Parameter, edits: Sequence[Edit]) -> list[Edit]:
     """
     touched = {edit.line for edit in edits if edit.op != "add"}
     lines = enumerate(parameter.value.split("\n"), start=1)
-    there = {tuple(words(line)) for number, line in lines if number not in touched}
+    there = {sense(line) for number, line in lines if number not in touched}
     new = []
     for edit in edits:
-        said = tuple(words(edit.text))
-        if not said or said not in there:
+        said = sense(edit.text)
+        if not words(edit.text) or said not in there:
             there.add(said)
             new.append(edit)
     return new

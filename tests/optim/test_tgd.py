@@ -145,6 +145,9 @@ async def test_line_that_the_prompt_has_already_is_not_added_once_more():
     [proposal] = await optimizer.aproposals()
     assert proposal.candidate == {"p": "One.\nElse.\nTwo."}
     assert "There are no edits that bring a line" in model.requests[1].messages[-1]["content"]
+    optimizer, *_ = make(edits(edit(text="Refund if x < 5.")), value="Refund if x > 5.\nTwo.")
+    [proposal] = await optimizer.aproposals()
+    assert proposal.candidate == {"p": "Refund if x > 5.\nRefund if x < 5.\nTwo."}
 
 
 async def test_what_tells_of_one_run_is_shown_to_the_rewriter_and_is_no_line():

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -202,15 +203,17 @@ def test_server_that_stays_away_is_told(server):
         assert store.get_meta("k") == 3
 
 
-def test_server_that_stays_away_is_waited_for_once_and_what_is_lost_is_told(server, caplog):
-    with tg.Store(server.url("r"), busy_seconds=1.0) as store:
+def test_server_that_stays_away_is_waited_for_once_and_what_is_lost_is_told(server, caplog, monkeypatch):
+    clock, slept = time.monotonic(), []
+    ours = SimpleNamespace(monotonic=lambda: clock + sum(slept), sleep=slept.append)
+    with tg.Store(server.url("r"), busy_seconds=20) as store:
         server.kill()
-        began = time.monotonic()
+        monkeypatch.setattr("lg_textgrad.store.postgres.time", ours)
         for n in range(4):
             with pytest.raises(StoreError):
                 store.put_result(f"k{n}", "rollout", {}, n, USAGE)
-        assert time.monotonic() - began < 3.0  # not a second for each, and no less than one for all
-        assert time.monotonic() - began > 0.9
+            assert 19 <= sum(slept) < 20.1  # for the first; the others do not wait as long once more
+        monkeypatch.undo()
     assert "4 results that were paid for could not be written" in caplog.text
     server.start()
 
