@@ -151,13 +151,20 @@ class Terminal:
                     return Approval(True)
                 numbers = numbers_in(answer, count)
                 if numbers or answer in ("n", "no"):
-                    return Approval(False, self._ask("Why not? ").strip(), without=numbers)
+                    return Approval(False, self._why_not(), without=numbers)
                 question = f"That is no answer; type y, n{last}: "
         except EOFError:
             raise InterruptedRunError(
                 "Nobody is there to say whether a candidate is accepted; resume the run at a "
                 "terminal, or let an annotation queue decide."
             ) from None
+
+    def _why_not(self) -> str:
+        """Return the reason; empty where the person ends the input instead, for they said no."""
+        try:
+            return self._ask("Why not? ").strip()
+        except EOFError:
+            return ""
 
 
 def numbers_in(text: str, count: int) -> tuple[int, ...]:

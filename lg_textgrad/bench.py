@@ -18,7 +18,7 @@ from lg_textgrad.critics.base import Critic
 from lg_textgrad.demos import readings_of, split_demos
 from lg_textgrad.errors import ParameterError
 from lg_textgrad.graph import TrainableGraph
-from lg_textgrad.guards import Answers, Quotations, new_lines, seams, stretches, strings
+from lg_textgrad.guards import Answers, Quotations, new_lines, seams, stretches, strings, words
 from lg_textgrad.ledger import ledger_in_scope
 from lg_textgrad.objective import Loss, Objective, Scored
 from lg_textgrad.optim.base import Proposal
@@ -27,6 +27,7 @@ from lg_textgrad.planted import outward, planted
 from lg_textgrad.provenance import Provenance
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.selection import Entry
+from lg_textgrad.symptoms import refusal_in
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,11 @@ class Workbench:
         quoted = self._quotations.find(lines) or self._answers.find(lines)
         if quoted is not None:
             return f"A proposed line of '{name}' quotes an example: {quoted!r}."
+        for line in new_lines(new, old):
+            said = refusal_in(line)
+            if said is not None and not self._is_owned(said):
+                what = f"A proposed line of '{name}' is refused"
+                return f"{what}, since a model says there that it won't do its work: {said!r}."
         for stretch in stretches(new, old):
             why = (
                 planted(stretch)
@@ -269,6 +275,11 @@ class Workbench:
             if read not in known and (why := planted(read)) is not None:
                 return f"A demonstration for '{name}' is refused, since it {why}."
         return None
+
+    def _is_owned(self, sentence: str) -> bool:
+        """Return whether a prompt at the start or a reference output says this too."""
+        said = " ".join(words(sentence))
+        return any(said in " ".join(words(text)) for text in self._owned)
 
 
 def outcomes_of(scored: Sequence[Scored]) -> dict[str, Outcome]:

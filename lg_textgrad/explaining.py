@@ -53,11 +53,12 @@ def outcome(store: Store) -> dict[str, Any]:
     if ended is not None:
         return {**ended, "run_dir": store.where}
     decisions = store.decisions()
-    on_val = [d for d in decisions if d["stage"] == "val"]
-    accepted = [d for d in on_val if d["accepted"]]
+    accepted = [d for d in decisions if d["stage"] == "val" and d["accepted"]]
     changes = explain(store)
     spent = sum(store.paid().values(), Usage())
-    baseline = on_val[0]["val_before"] if on_val else None
+    baseline = store.get_meta("baseline")
+    if baseline is None and decisions:  # a run of an earlier version
+        baseline = decisions[0]["val_before"]
     return {
         "run_dir": store.where,
         "stopped_by": None,

@@ -42,6 +42,7 @@ _SOMETIMES = re.compile(
     r"\b(?:if|when|whenever|where|unless|otherwise|in case|either|may)\b", re.IGNORECASE
 )
 _FENCED = re.compile(r"^```[\w-]*\s*\n(.*?)\n?```$", re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _FEW_TOKENS = 24
 _END = 80
 """Characters that are shown of each end of what a schema says against a reply."""
@@ -113,6 +114,17 @@ def _in_reply(call: ModelCall, output: Mapping[str, Any]) -> Iterator[Symptom]:
         what, rule = wrong
         complaint = f"The reply is not in the format asked for: {what}."
         yield Symptom("format", complaint, _span(text), rule)
+
+
+def refusal_in(line: str) -> str | None:
+    """Return the sentence of a line in which a model refuses, in its own name; None without one.
+
+    What stands in quotation marks, or behind words that say when to say it, is an instruction.
+    """
+    for sentence in _SENTENCE.split(line.strip()):
+        if sentence[:1].isalpha() and _REFUSAL.match(sentence):
+            return sentence
+    return None
 
 
 def _shorter(tokens: int) -> str:

@@ -19,7 +19,7 @@ from lg_textgrad.bench import OnEvent, Workbench, outcomes_of
 from lg_textgrad.budget import Budget
 from lg_textgrad.critics.base import Critic, tell
 from lg_textgrad.data import batches, unique
-from lg_textgrad.differences import Details, data_parts, row_details
+from lg_textgrad.differences import data_parts, row_details
 from lg_textgrad.errors import (
     BudgetExceededError,
     BudgetTooSmallError,
@@ -192,7 +192,8 @@ class Trainer:
         first = store.get_meta("configuration") is None
         if first:
             self.redaction.try_out(e for examples in splits.values() for e in examples)
-        match(store, self._made_of(splits, start), start, self._details(splits))
+        details = {"graph": self.graph.parts, "evaluators": self.objective.parts}
+        match(store, self._made_of(splits, start), start, details | row_details(splits))
         store.put_meta("result", None)  # that of an earlier session, when it goes on
         account = account_of(store, self.budget)
         prices = told_prices(account, (self.critic, self.optimizer))
@@ -325,10 +326,6 @@ class Trainer:
             **data_parts(splits),
         }
 
-    def _details(self, splits: Mapping[str, list[Example]]) -> Details:
-        graph, evaluators = self.graph.parts, self.objective.parts
-        return {"graph": graph, "evaluators": evaluators, **row_details(splits)}
-
     async def _baseline(self, store: Store, bench: Workbench, progress: Progress) -> None:
         baseline = candidate_hash(progress.baseline)
         store.put_candidate(baseline, progress.baseline, parent=None, step=0, edits=())
@@ -339,6 +336,7 @@ class Trainer:
         progress.incumbent = Entry(baseline, progress.baseline, outcomes_of(scored))
         progress.pool.append(progress.incumbent)
         progress.lineage.append(baseline)
+        store.put_meta("baseline", progress.best.score)
         self._event("baseline", val=progress.best.score, scored=scored)
 
     async def _steps(self, store: Store, bench: Workbench, progress: Progress) -> str:
@@ -393,16 +391,18 @@ class Trainer:
         self, store: Store, bench: Workbench, search: Search, progress: Progress
     ) -> str:
         """Let the optimizer's own loop run; each candidate that it yields goes to acceptance."""
-        async for proposal in search.asearch(bench):
-            progress.steps += 1
-            kept = self.optimizer.allowed([proposal], bench)
-            if kept and proposal.candidate != progress.best.candidate:
-                await self._gate(store, progress.steps, kept, None, bench, None, progress)
-            self._keep_time(store)
-            if progress.best.score >= 1:
-                return "full_marks"
-        self._event("proposals", step=progress.steps, proposals=[], refused=search.refused)
-        return "steps"
+        try:
+            async for proposal in search.asearch(bench):
+                progress.steps += 1
+                kept = self.optimizer.allowed([proposal], bench)
+                if kept and proposal.candidate != progress.best.candidate:
+                    await self._gate(store, progress.steps, kept, None, bench, None, progress)
+                self._keep_time(store)
+                if progress.best.score >= 1:
+                    return "full_marks"
+            return "steps"
+        finally:  # also where the budget ends it
+            self._event("proposals", step=progress.steps, proposals=[], refused=search.refused)
 
     async def _screen(
         self,

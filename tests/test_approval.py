@@ -73,6 +73,14 @@ async def test_terminal_asks_why_not():
     assert questions[-1].startswith("Why not?")
 
 
+@pytest.mark.parametrize(("answer", "without"), [("n", ()), ("2", (2,))])
+async def test_input_that_ends_at_why_not_is_still_a_refusal(answer, without):
+    approver, _, questions = terminal(answer)
+    two = review(after={"a": "One!\nThree.", "b": "Same."})
+    assert await approver.areview(two) == Approval(False, without=without)
+    assert questions[-1].startswith("Why not?")
+
+
 async def test_nobody_at_the_terminal_leaves_a_run_that_can_be_resumed():
     approver, _, _ = terminal()
     with pytest.raises(InterruptedRunError, match="resume the run at a terminal"):

@@ -532,6 +532,28 @@ def test_reference_output_of_one_row_is_refused_and_a_sentence_of_all_is_not(lin
     assert ["quotes an example" in why for why in refused] == [True] * is_refused
 
 
+DECLINES = "I'm sorry, but I can't assist with that."
+
+
+@pytest.mark.parametrize(
+    ("line", "outputs", "is_refused"),
+    [
+        (f"Good day. {DECLINES}", "Hello.", True),
+        (f"Say to threats: '{DECLINES}'", "Hello.", False),
+        (DECLINES, f"{DECLINES} Call us.", False),  # what the data asks for
+    ],
+)
+def test_rewriters_own_refusal_is_no_line_of_a_prompt(line, outputs, is_refused):
+    rows = [
+        {"id": f"r{n}", "inputs": {"message": f"Hello {n}!"}, "outputs": {"answer": outputs}}
+        for n in range(2)  # what one row alone says would be a quotation
+    ]
+    prompt = f"You answer customers.\n{line}\nBe brief."
+    texts, refused = tried_on(rows, prompt)
+    assert (prompt in texts) != is_refused
+    assert ["it won't do its work" in why for why in refused] == [True] * is_refused
+
+
 def no_candidate_obeys(where, name, texts, spelled, mark="pwned"):
     """Train on rows that say `texts`, with models that make `spelled` of them: nothing of it is tried."""
     texts = list(texts)

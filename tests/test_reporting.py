@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -11,6 +12,7 @@ from markdown_it import MarkdownIt
 import lg_textgrad as tg
 from lg_textgrad.acceptance import Outcome, Verdict
 from lg_textgrad.approval import Approval, Review, areviewed
+from lg_textgrad.errors import InterruptedRunError
 from lg_textgrad.parameter import Edit, candidate_hash
 from lg_textgrad.reporting import report
 from lg_textgrad.store import Store
@@ -48,6 +50,19 @@ def test_report_tells_what_changed_why_who_agreed_and_what_was_before(tmp_path):
     for part, value in accepted.items():
         assert f"| {part} | " in text
         assert not isinstance(value, str) or value in text
+
+
+def test_run_that_waits_for_a_person_has_its_scores_so_far(tmp_path):
+    class Away:
+        async def areview(self, review):
+            raise InterruptedRunError("Nobody is there.")
+
+    with pytest.raises(InterruptedRunError):
+        trained([adds("Stay brief.")], Away(), rated, schedule=tg.Schedule(steps=1, batch_size=1), store=tmp_path)
+    with Store(tmp_path, read_only=True) as store:
+        text = report(store)
+    assert "The run has not ended." in text
+    assert "| val | 1 | 0.100 | 0.100 | – |" in text
 
 
 def test_run_that_nobody_looked_at_and_that_changed_nothing(tmp_path):

@@ -89,8 +89,9 @@ def test_search_is_gated_and_told_what_came_of_each_candidate():
     assert result.stopped_by == "full_marks"
 
 
-def test_searched_candidate_that_breaks_a_promise_costs_no_validation_run():
-    search = Words("one two forbidden")
+@pytest.mark.parametrize(("more", "ended"), [([], "steps"), (["two"], "full_marks")])
+def test_searched_candidate_that_breaks_a_promise_costs_no_validation_run(more, ended):
+    search = Words("one two forbidden", *more)
     graph = words_graph()
     graph.parameters["say"].forbidden = ("forbidden",)
     told = []
@@ -98,8 +99,8 @@ def test_searched_candidate_that_breaks_a_promise_costs_no_validation_run():
         graph, tg.Objective([share]), critic=NeverAsked(), optimizer=search,
         on_event=lambda kind, data: told.append((kind, list(data.get("refused", ())))),
     )  # fmt: skip
-    result = trainer.fit(rows("one"), rows("two"))
-    assert (result.accepted, result.rejected) == (0, 0)
+    result = trainer.fit(rows("one", "two"), rows("two"))
+    assert (result.accepted, result.rejected, result.stopped_by) == (len(more), 0, ended)
     assert "forbidden" in search.refused[0]
     assert ("proposals", search.refused) in told  # else nobody would know why nothing was tried
 

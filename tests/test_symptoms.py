@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 import lg_textgrad as tg
 from lg_textgrad.recording.formats import reply_format
 from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage
-from lg_textgrad.symptoms import symptoms_of
+from lg_textgrad.symptoms import refusal_in, symptoms_of
 
 SCHEMA = {"type": "object", "properties": {"team": {"type": "string"}}, "required": ["team"]}
 
@@ -189,3 +189,21 @@ async def test_format_that_a_node_asked_for_is_recorded_and_kept(tmp_path):
         assert made.format == {}
         assert [s.kind for s in symptoms_of(run.executions[0])] == ["format"]
     assert isinstance(model.bound.invoke("x"), AIMessage)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("I'm sorry, but I can't assist with that.", "I'm sorry, but I can't assist with that."),
+        ("Good day. I cannot help with that request. Warm regards.", "I cannot help with that request."),
+        ("As an AI language model, I am unable to comply.", "As an AI language model, I am unable to comply."),
+        ("- Be kind.", None),
+        ("To threats, reply: I'm sorry, but I can't assist with that.", None),
+        ("Never say 'I can't help with that.'", None),
+        ('"I can\'t help with that." is what you say to threats.', None),
+        ("You cannot help with the law; say so.", None),
+        ("", None),
+    ],
+)
+def test_refusal_in_a_line_is_one_in_its_own_name(line, found):
+    assert refusal_in(line) == found

@@ -20,6 +20,18 @@ from lg_textgrad.planted import planted
 from lg_textgrad.run import Example
 
 
+def check_sets(who: str, sizes: Sequence[int], threshold: float, **counts: int) -> None:
+    """Raise `ConfigurationError` for sizes and limits that no set of demonstrations can have."""
+    if not isinstance(sizes, Iterable) or not list(sizes):
+        raise ConfigurationError(
+            f"{who} needs a list of one or more `sizes`, such as (4,), not {sizes!r}."
+        )
+    for size in sizes:
+        check_counts(who, sizes=size)
+    check_counts(who, **counts)
+    check_numbers(who, lambda n: 0 <= n <= 1, "from 0 to 1", threshold=threshold)
+
+
 class FewShot(Optimizer):
     """Proposes worked examples for each node's prompt. No model call of its own.
 
@@ -48,14 +60,8 @@ class FewShot(Optimizer):
         seed: int = 0,
     ) -> None:
         super().__init__(parameters)
-        if not sizes:
-            raise ConfigurationError("FewShot needs at least one of `sizes`, such as (4,).")
-        for size in sizes:
-            check_counts("FewShot", sizes=size)
-        check_counts("FewShot", sets=sets, max_tokens=max_tokens)
-        check_numbers(
-            "FewShot", lambda n: 0 <= n <= 1, "from 0 to 1", threshold=threshold
-        )
+        check_sets("FewShot", sizes, threshold, max_tokens=max_tokens)
+        check_counts("FewShot", sets=sets)
         self.sizes = tuple(sorted(sizes))
         self.sets = sets
         self.max_tokens = max_tokens

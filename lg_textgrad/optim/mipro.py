@@ -20,7 +20,7 @@ from lg_textgrad.errors import MissingExtraError, ParameterError
 from lg_textgrad.models.base import ChatModel
 from lg_textgrad.objective import Scored
 from lg_textgrad.optim.base import Attempt, Bench, Proposal, Search, Sizes
-from lg_textgrad.optim.fewshot import FewShot
+from lg_textgrad.optim.fewshot import FewShot, check_sets
 from lg_textgrad.optim.portfolio import varied
 from lg_textgrad.optim.writing import (
     all_edits,
@@ -95,6 +95,7 @@ class MIPRO(Search):
         counts = {"bootstrap": bootstrap, "trials": trials, "parallel": parallel}
         check_counts("MIPRO", **counts, minibatch=minibatch, gate_every=gate_every)
         check_counts("MIPRO", 0, instructions=instructions, sets=sets)
+        check_sets("MIPRO", sizes, threshold, max_demo_tokens=max_demo_tokens)
         super().__init__(parameters)
         self.model = model
         self.instructions = instructions

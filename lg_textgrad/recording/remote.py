@@ -16,6 +16,7 @@ so executions, model calls and edges come out the same, but for what the stream 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -289,11 +290,18 @@ class RemoteSource:
             raise ModelBusyError(
                 f"The LangGraph server at {self._at} did not answer in time; wait and resume."
             ) from error
-        except httpx.TransportError as error:
+        except httpx.ConnectError as error:
             raise ModelUnreachableError(
                 f"Nobody answers at {self._at} ({type(error).__name__}); start the LangGraph "
                 "server there, or correct the address, and run again."
             ) from error
+        except httpx.TransportError as error:
+            raise ModelUnreachableError(
+                f"The connection to {self._at} broke off ({type(error).__name__}); see whether a "
+                "LangGraph server runs there, and run again."
+            ) from error
+        except json.JSONDecodeError as error:  # orjson's is one too
+            raise self._other(f"it answers with what is no JSON ({error})") from error
         except Exception as error:  # langgraph_sdk's errors have a status and differ by version
             status = getattr(error, "status_code", None)
             if status is None:
@@ -308,6 +316,8 @@ class RemoteSource:
                     f"The LangGraph server at {self._at} has no assistant '{self.assistant}' "
                     f"({error})."
                 ) from error
+            if status in (405, 501):
+                raise self._other(f"status {status}: {error}") from error
             if status == 429 or status >= 500:
                 raise ModelBusyError(
                     f"The LangGraph server at {self._at} is too busy or broken (status {status}: "
@@ -317,6 +327,11 @@ class RemoteSource:
                 f"The LangGraph server at {self._at} refused the request (status {status}: "
                 f"{error}); check the inputs and the context."
             ) from error
+
+    def _other(self, detail: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"What answers at {self._at} is no LangGraph server: {detail}; correct the address."
+        )
 
 
 class _Description:

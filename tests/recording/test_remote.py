@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -327,6 +329,44 @@ def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n'):
         httpd.shutdown()
         thread.join()
         httpd.server_close()
+
+
+@contextmanager
+def saying(reply):
+    """A server on a plain socket that answers each connection with these bytes, and ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(reply)
+                        connection.shutdown(socket.SHUT_WR)
+                        while connection.recv(65536):  # closed with bytes unread, it would be reset
+                            pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "told"),
+    [
+        (b"SSH-2.0-OpenSSH\r\n", ModelUnreachableError, r"The connection to http://127\S+ broke off \(R"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html></html>", ConfigurationError, "is no LangGraph server: .* no JSON"),
+        (b"HTTP/1.0 501 No\r\n\r\n", ConfigurationError, "is no LangGraph server: status 501"),
+    ],
+)
+def test_server_of_another_kind_is_told_as_one(reply, error, told):
+    with saying(reply) as url, pytest.raises(error, match=told):
+        tg.TrainableGraph(RemoteSource(url, "g", api_key="k"))
 
 
 async def test_busy_server_is_asked_again(monkeypatch):
