@@ -252,9 +252,11 @@ def show_scores(
 def show_salvaged(console: Console, salvaged: Salvaged) -> None:
     """Print how many rows of each table were saved."""
     rows = ", ".join(f"{table} {count}" for table, count in salvaged.rows.items() if count)
+    end = counted(salvaged.missing, "byte")
+    gone = f", and the file's end is missing, {end}" if salvaged.missing else ""
     console.print(
         f"Saved {rows}; {counted(salvaged.damaged, 'row')} "
-        f"{'was' if salvaged.damaged == 1 else 'were'} damaged. The old file is kept as "
+        f"{'was' if salvaged.damaged == 1 else 'were'} damaged{gone}. The old file is kept as "
         f"{salvaged.aside}.",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -25,8 +25,9 @@ def settings_of(run_dir: str) -> Config:
         where = store.where
     if not begun and kept is None:  # else its calls before the first run are kept
         raise ConfigurationError(
-            f"There is nothing to go on with in '{where}': its run stopped before the first call. "
-            "Start it with `lg-textgrad optimize`."
+            f"There is nothing to go on with in '{where}': its run stopped before the first call, "
+            "or what says how it was made was lost with damage. Start it with `lg-textgrad "
+            "optimize`, into the same --out: what is there is not paid for again."
         )
     if kept is None:
         raise ConfigurationError(

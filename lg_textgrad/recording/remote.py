@@ -275,6 +275,7 @@ class RemoteSource:
         from langgraph_sdk import get_client
 
         async with get_client(url=self.url, **self._options) as client:
+            client.http.client.event_hooks["response"].append(_not_joined_again)
             yield client
 
     @asynccontextmanager
@@ -359,6 +360,15 @@ class _Description:
                 source = str(edge["source"]).replace(":", "/")
                 target = str(edge["target"]).split(":")[-1]
                 self.routers.setdefault(source, set()).add(target)
+
+
+async def _not_joined_again(response: Any) -> None:
+    """Hide where a stream could be joined again, which langgraph_sdk tries for a minute.
+
+    What comes meanwhile would be missing in the trace, so a stream that breaks is no run.
+    """
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
+        response.headers.pop("location", None)
 
 
 def _cut(begun: set[str], parts: Sequence[Mapping[str, Any]]) -> bool:

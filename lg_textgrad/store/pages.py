@@ -31,6 +31,13 @@ def rows_in(path: Path, log: Path | None = None) -> Iterator[tuple[int, tuple[Va
             yield from _rows(page, pages)
 
 
+def missing_end(path: Path) -> int:
+    """Return how many bytes a file lacks that was cut short; 0 where its header can't be read."""
+    with _mapped(path) as data:
+        pages = int.from_bytes(data[28:32]) if data[:15] == b"SQLite format 3" else 0
+        return max(0, pages * _page_size(data) - len(data))
+
+
 @contextmanager
 def _mapped(path: Path | None) -> Iterator[Bytes]:
     if path is None or not path.is_file() or path.stat().st_size == 0:

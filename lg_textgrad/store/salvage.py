@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from lg_textgrad.errors import StoreError
 from lg_textgrad.store.claims import Claim, sync_directory
 from lg_textgrad.store.file import FILE_NAME, NEW_NAME, SPARE_NAME
-from lg_textgrad.store.pages import rows_in
+from lg_textgrad.store.pages import missing_end, rows_in
 from lg_textgrad.store.places import cause, create
 from lg_textgrad.store.tables import SCHEMA, checksum, results, tables, unpack
 from lg_textgrad.store.upgrading import new_row
@@ -41,6 +41,8 @@ class Salvaged:
     """Rows that could be made out but are not as they were written. Others may not even be seen."""
     aside: Path
     """The damaged file."""
+    missing: int = 0
+    """Bytes that the end of the file lacks, by what its header says."""
 
 
 def salvage(directory: Path) -> Salvaged:
@@ -66,7 +68,8 @@ def salvage(directory: Path) -> Salvaged:
                 f"Nothing can be saved from '{path}': no row in it is as it was written. Move it "
                 "away to start afresh."
             )
-        return Salvaged(rows, damaged, _swap(path, new))
+        missing = missing_end(path)
+        return Salvaged(rows, damaged, _swap(path, new), missing)
     except OSError as error:
         raise StoreError(
             f"The run in '{directory}' cannot be salvaged: {error}. The damaged file is as it was; "

@@ -293,25 +293,32 @@ def test_address_without_http_is_told_at_once(url):
 
 
 @contextmanager
-def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n'):
-    """A server that knows one assistant, and answers its runs with these statuses, the last for good."""
+def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n', missing=0):
+    """A server that knows one assistant, and answers its runs with these statuses, the last for good.
+
+    A stream ends before its last `missing` bytes.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, kind, body = 200, "application/json", {}
+            status, kind, body, more = 200, "application/json", {}, 0
             if self.path == "/assistants/search":
                 body = [{"assistant_id": "a1", "graph_id": "g", "metadata": {"created_by": "system"}}]
             elif self.path == "/runs/stream":
                 asked.append(self.headers.get("x-api-key"))
                 status = statuses[min(len(asked), len(statuses)) - 1]
                 if status == 200:
-                    kind, body = "text/event-stream", None
+                    kind, body, more = "text/event-stream", None, missing
+            elif self.path.startswith("/runs/"):
+                asked.append(self.path)
             said = (stream if body is None else json.dumps(body)).encode()
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Length", str(len(said) + more))
+            if body is None:
+                self.send_header("Location", "/runs/r/stream")
             self.end_headers()
             self.wfile.write(said)
 
@@ -367,6 +374,14 @@ def saying(reply):
 def test_server_of_another_kind_is_told_as_one(reply, error, told):
     with saying(reply) as url, pytest.raises(error, match=told):
         tg.TrainableGraph(RemoteSource(url, "g", api_key="k"))
+
+
+async def test_stream_that_breaks_is_no_run_and_is_not_joined_again():
+    """What a server says while nobody listens would be missing in the trace."""
+    with answering([200], missing=10) as (url, asked):
+        with tg.use_ledger(tg.Ledger()), pytest.raises(ModelUnreachableError, match="broke off"):
+            await tg.TrainableGraph(RemoteSource(url, "g", api_key="k")).arecord(ROW)
+    assert asked == ["k"]
 
 
 async def test_busy_server_is_asked_again(monkeypatch):

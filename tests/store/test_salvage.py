@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import lg_textgrad as tg
+from lg_textgrad._render import show_salvaged
 from lg_textgrad.errors import ConfigurationError, CorruptStoreError, StoreError
 from lg_textgrad.run import Feedback, Run, Usage
 from lg_textgrad.store import salvage as module
@@ -216,6 +218,17 @@ def test_rows_in_a_file_beside_a_broken_log_are_saved(filled, tmp_path):
     overwrite(folder / "run.sqlite-wal", 0, random.Random(0).randbytes(PAGE))
     tg.Store.salvage(folder)
     assert set(range(COUNT // 2)) <= set(found_in(folder))
+
+
+def test_missing_end_of_a_file_is_told(filled, tmp_path, capsys):
+    folder = copied(filled, "closed", tmp_path / "run")
+    size = (folder / "run.sqlite").stat().st_size
+    os.truncate(folder / "run.sqlite", size - PAGE - 7)
+    done = tg.Store.salvage(folder)
+    assert done.missing == PAGE + 7
+    show_salvaged(Console(), done)
+    assert f", and the file's end is missing, {PAGE + 7:,} bytes. " in capsys.readouterr().out.replace("\n", " ")
+    assert tg.Store.salvage(folder).missing == 0
 
 
 def test_damaged_rows_are_counted_and_left_out(filled, tmp_path):
