@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -375,9 +376,10 @@ def read_config(path: str | Path) -> Config:
     known = {f.name for f in fields(Config)}
     for name in document:
         if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"the nearest is '{near[0]}'." if near else f"there are {', '.join(sorted(known))}."
             raise ConfigurationError(
-                f"The configuration file '{path}' has an unknown setting '{name}'; "
-                f"there are {', '.join(sorted(known))}."
+                f"The configuration file '{path}' has an unknown setting '{name}'; {hint}"
             )
     for f in fields(Config):
         if f.type == "list[str]" and isinstance(document.get(f.name), str):

@@ -409,7 +409,7 @@ BAD = {
     "imports what is missing": ({"graph": "needs:graph"}, "imports 'not_there_at_all'.*not installed"),
     "unread parameter": ({"graph": "user:unread"}, "No node read the parameter 'unread'.*requires_grad"),
     "nothing to train": ({"graph": "user:frozen"}, "nothing to train"),
-    "unknown setting": ({"stepz": 3}, "unknown setting 'stepz'; there are .*steps"),
+    "unknown setting": ({"stepz": 3}, r"unknown setting 'stepz'; the nearest is 'steps'"),
     "wrong type": ({"steps": "two"}, "'steps' must be a whole number, not 'two'"),
     "wrong boolean": ({"brief_critic": 1}, "'brief_critic' must be true or false, not 1"),
     "wrong number": ({"min_gain": "much"}, "'min_gain' must be a number"),

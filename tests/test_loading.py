@@ -247,7 +247,8 @@ def test_every_setting_has_a_kind_that_is_checked():
         ("evaluator = ['a', 3]", "'evaluator' must be a list of strings"),
         ("[weights]\na = 'x'", "'weights' must be a table of numbers"),
         ("test = []", "'test' must be a string"),
-        ("model_name = 'x'", "unknown setting 'model_name'; there are acceptance, "),
+        ("name_of_it = 'x'", "unknown setting 'name_of_it'; there are acceptance, "),
+        ("evaluators = ['a']", r"unknown setting 'evaluators'; the nearest is 'evaluator'"),
         ("steps = ", "is not valid TOML: Invalid value"),
     ],
 )

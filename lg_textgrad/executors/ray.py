@@ -24,7 +24,7 @@ from lg_textgrad.errors import ConfigurationError, ExecutorError, MissingExtraEr
 from lg_textgrad.executors.actor import Worker
 from lg_textgrad.executors.addresses import check_answers, check_kind
 from lg_textgrad.executors.home import Line, WorkerLostError, total
-from lg_textgrad.executors.luggage import pack
+from lg_textgrad.executors.luggage import check_runtime_env, pack
 from lg_textgrad.executors.wire import unpacked
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.limiter import Limiter
@@ -90,11 +90,7 @@ class Ray:
         check_counts("Ray", **counts)
         if address is not None:
             check_kind(address)
-        if runtime_env and "env_vars" in runtime_env:
-            raise ConfigurationError(
-                "Ray writes the env_vars of a runtime_env to its logs; name the variables in the "
-                "executor's env instead."
-            )
+        check_runtime_env(runtime_env or {})
         if isinstance(env, str):
             raise ConfigurationError("The executor's env is a list of names of variables.")
         self.graph = graph

@@ -417,6 +417,7 @@ def test_address_of_another_door_of_ray_in_the_environment_is_refused(server, mo
         ({"runs_per_worker": 0}, "`runs_per_worker` of Ray must be a whole number of at least 1"),
         ({"workers_per_node": 1.5}, "`workers_per_node` of Ray must be a whole number"),
         ({"runtime_env": {"env_vars": {"A": "b"}}}, "name the variables in the executor's env"),
+        ({"runtime_env": {"workingdir": "."}}, "has no field 'workingdir'; it has .*working_dir"),
         ({"env": "OPENAI_API_KEY"}, "env is a list of names"),
     ],
 )
