@@ -377,9 +377,10 @@ def read_config(path: str | Path) -> Config:
     for name in document:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"the nearest is '{near[0]}'." if near else f"there are {', '.join(sorted(known))}."
+            all_of_them = f"there are {', '.join(sorted(known))}"
+            others = f"the nearest is '{near[0]}'" if near else all_of_them
             raise ConfigurationError(
-                f"The configuration file '{path}' has an unknown setting '{name}'; {hint}"
+                f"The configuration file '{path}' has an unknown setting '{name}'; {others}."
             )
     for f in fields(Config):
         if f.type == "list[str]" and isinstance(document.get(f.name), str):
