@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|postgres(ql)?(\+\w+)?:")
 _SECRET = ("password", "sslpassword")
 _USER = re.compile(r"[A-Za-z0-9+.-]+://[^:/]*:(?P<password>[^@]*)@")
 _SETTING = re.compile(r"[?&]\w+=")
+_SILENT = logging.NullHandler()
 _GONE_SECONDS = 2.0
 """How long the server may take to notice that a killed process holds a lock no more."""
 _SESSION = (
@@ -142,6 +144,9 @@ class Postgres:
             arguments["connect_timeout"] = max(2, round(self._busy))
         if "application_name" not in url.query:
             arguments["application_name"] = "lg_textgrad"
+        # It warns of each rollback on a connection that is gone, which our errors tell once. With a
+        # handler its warnings go to whom logging was set up for, and else not to the screen.
+        logging.getLogger("psycopg").addHandler(_SILENT)
         url = url.difference_update_query(["run"]).set(drivername="postgresql+psycopg")
         try:
             engine = sa.create_engine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import subprocess
 import sys
 import time
 import zlib
@@ -73,6 +74,20 @@ def test_server_that_is_not_there_is_told(monkeypatch):
     with pytest.raises(StoreError, match=r"'postgresql://u@127.0.0.1:\d+/d\?run=a' failed: .*refused") as refused:
         tg.Store(f"postgresql://u:{SECRET}@127.0.0.1:{port}/d?run=a")
     assert SECRET not in str(refused.value)
+
+
+def test_warnings_of_the_driver_are_kept_off_the_screen():
+    """psycopg warns of each rollback on a connection that is gone; nobody set up logging here."""
+    pytest.importorskip("psycopg")
+    code = (
+        "import contextlib, logging\n"
+        "import lg_textgrad as tg\n"
+        "with contextlib.suppress(tg.errors.StoreError): tg.Store('postgresql://u@127.0.0.1:1/d?run=a')\n"
+        "logging.getLogger('psycopg').warning('error ignored in rollback')\n"
+        "logging.getLogger('other').warning('shown')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stderr == "shown\n"
 
 
 def test_missing_driver_is_told_with_the_command_that_installs_it(monkeypatch):
