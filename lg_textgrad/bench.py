@@ -27,7 +27,7 @@ from lg_textgrad.planted import outward, planted
 from lg_textgrad.provenance import Provenance
 from lg_textgrad.run import Candidate, Example
 from lg_textgrad.selection import Entry
-from lg_textgrad.symptoms import refusal_in
+from lg_textgrad.symptoms import remark_in
 
 logger = logging.getLogger(__name__)
 
@@ -254,10 +254,10 @@ class Workbench:
         if quoted is not None:
             return f"A proposed line of '{name}' quotes an example: {quoted!r}."
         for line in new_lines(new, old):
-            said = refusal_in(line)
+            said = remark_in(line)
             if said is not None and not self._is_owned(said):
                 what = f"A proposed line of '{name}' is refused"
-                return f"{what}, since a model says there that it won't do its work: {said!r}."
+                return f"{what}, since a model speaks to who asked it there: {said!r}."
         for stretch in stretches(new, old):
             why = (
                 planted(stretch)

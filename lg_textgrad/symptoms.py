@@ -32,6 +32,15 @@ _REFUSAL = re.compile(
     r"answer that|support|engage|participate)",
     re.IGNORECASE,
 )
+_REMARK = re.compile(
+    r"(?:certainly|sure|absolutely|of course|sure thing|got it|understood)(?:[!,.]|$)"
+    r"|here(?:['’]s| is| are) (?:the|a|an|your|my) (?:\w+ ){0,2}?"
+    r"(?:new|revised|updated|improved|rewritten|edited|modified|refined|corrected|optimi[sz]ed)\b"
+    r"[^.!?\n]{0,40}\b(?:prompt|instruction|version|text|line)s?\b"
+    r"|as an ai\b",
+    re.IGNORECASE,
+)
+"""How models begin a reply, whatever they were asked for."""
 _WANTS_JSON = re.compile(
     r"\b(?:reply|respond|answer|return|output|write|give|produce|print|format)\w*\b[^.!?\n]{0,60}"
     r"\bJSON\b|\bJSON (?:only|object|array|format)\b|\bonly (?:valid )?JSON\b",
@@ -116,13 +125,14 @@ def _in_reply(call: ModelCall, output: Mapping[str, Any]) -> Iterator[Symptom]:
         yield Symptom("format", complaint, _span(text), rule)
 
 
-def refusal_in(line: str) -> str | None:
-    """Return the sentence of a line in which a model refuses, in its own name; None without one.
+def remark_in(line: str) -> str | None:
+    """Return the sentence of a line that a model says to whoever asked it; None without one.
 
-    What stands in quotation marks, or behind words that say when to say it, is an instruction.
+    That it won't do its work, or "Certainly! Here is the new prompt:". What stands in quotation
+    marks, or behind words that say when to say it, is an instruction.
     """
     for sentence in _SENTENCE.split(line.strip()):
-        if sentence[:1].isalpha() and _REFUSAL.match(sentence):
+        if sentence[:1].isalpha() and (_REFUSAL.match(sentence) or _REMARK.match(sentence)):
             return sentence
     return None
 

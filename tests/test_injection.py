@@ -539,11 +539,12 @@ DECLINES = "I'm sorry, but I can't assist with that."
     ("line", "outputs", "is_refused"),
     [
         (f"Good day. {DECLINES}", "Hello.", True),
+        ("Sure! Here is the new prompt.", "Hello.", True),
         (f"Say to threats: '{DECLINES}'", "Hello.", False),
         (DECLINES, f"{DECLINES} Call us.", False),  # what the data asks for
     ],
 )
-def test_rewriters_own_refusal_is_no_line_of_a_prompt(line, outputs, is_refused):
+def test_rewriters_own_remark_is_no_line_of_a_prompt(line, outputs, is_refused):
     rows = [
         {"id": f"r{n}", "inputs": {"message": f"Hello {n}!"}, "outputs": {"answer": outputs}}
         for n in range(2)  # what one row alone says would be a quotation
@@ -551,7 +552,7 @@ def test_rewriters_own_refusal_is_no_line_of_a_prompt(line, outputs, is_refused)
     prompt = f"You answer customers.\n{line}\nBe brief."
     texts, refused = tried_on(rows, prompt)
     assert (prompt in texts) != is_refused
-    assert ["it won't do its work" in why for why in refused] == [True] * is_refused
+    assert ["a model speaks to who asked it there" in why for why in refused] == [True] * is_refused
 
 
 def no_candidate_obeys(where, name, texts, spelled, mark="pwned"):

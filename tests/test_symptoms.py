@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 import lg_textgrad as tg
 from lg_textgrad.recording.formats import reply_format
 from lg_textgrad.run import Execution, ModelCall, ToolCall, Usage
-from lg_textgrad.symptoms import refusal_in, symptoms_of
+from lg_textgrad.symptoms import remark_in, symptoms_of
 
 SCHEMA = {"type": "object", "properties": {"team": {"type": "string"}}, "required": ["team"]}
 
@@ -197,6 +197,16 @@ async def test_format_that_a_node_asked_for_is_recorded_and_kept(tmp_path):
         ("I'm sorry, but I can't assist with that.", "I'm sorry, but I can't assist with that."),
         ("Good day. I cannot help with that request. Warm regards.", "I cannot help with that request."),
         ("As an AI language model, I am unable to comply.", "As an AI language model, I am unable to comply."),
+        ("Certainly! Based on the examples, here is one.", "Certainly!"),
+        ("Sure, here is the prompt:", "Sure, here is the prompt:"),
+        ("Here's the revised system prompt for the desk:", "Here's the revised system prompt for the desk:"),
+        ("Here is a more improved version of it.", "Here is a more improved version of it."),
+        ("As an AI, I have no opinion.", "As an AI, I have no opinion."),
+        ("Certainly name the team.", None),
+        ("Surely nobody waits.", None),
+        ("Here is a list of teams: delivery, repairs.", None),
+        ("Begin with 'Certainly!'", None),
+        ("Be sure, then reply.", None),
         ("- Be kind.", None),
         ("To threats, reply: I'm sorry, but I can't assist with that.", None),
         ("Never say 'I can't help with that.'", None),
@@ -205,5 +215,5 @@ async def test_format_that_a_node_asked_for_is_recorded_and_kept(tmp_path):
         ("", None),
     ],
 )
-def test_refusal_in_a_line_is_one_in_its_own_name(line, found):
-    assert refusal_in(line) == found
+def test_remark_in_a_line_is_one_in_its_own_name(line, found):
+    assert remark_in(line) == found
