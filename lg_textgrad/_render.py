@@ -22,6 +22,8 @@ from lg_textgrad.store import Salvaged
 
 COLOURS = {"+": "green", "-": "red", " ": "dim"}
 """Of the lines of a diff."""
+_FAULTS = {"violation": "against the schema asked for", "truncated": "cut off"}
+"""Kinds of faults that people know by other words."""
 
 
 class Watch:
@@ -287,8 +289,8 @@ def show_spent(console: Console, spent: Spent) -> None:
         say(f"price unknown: {escape(', '.join(spent.unpriced))}")
     if spent.faults:
         faults = sorted(spent.faults.items())
-        of_kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in faults)
-        say(f"faults on the way to the models: {of_kinds}")
+        told = [f"{n} {_FAULTS.get(kind, kind.replace('_', ' '))}" for kind, n in faults]
+        say(f"faults of the models or on the way to them: {', '.join(told)}")
 
 
 def _dollars(usage: Usage) -> str:

@@ -25,6 +25,13 @@ def test_one_call_is_no_calls():
     )
 
 
+def test_faults_are_told_in_words():
+    faults = {"violation": 1, "rate_limited": 2, "truncated": 3}
+    show_spent(people := screen(), Spent(Usage(), {}, 1.0, faults))
+    told = "2 rate limited, 3 cut off, 1 against the schema asked for"
+    assert f"faults of the models or on the way to them: {told}\n" in people.file.getvalue()
+
+
 def test_what_was_proposed_and_not_tried_is_told_with_why_and_once():
     watch, refused = Watch(people := screen()), ["triage: It is empty.", "triage: It is empty."]
     watch("proposals", {"step": 1, "proposals": [], "refused": refused})
