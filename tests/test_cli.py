@@ -675,6 +675,21 @@ def test_evaluate_scores_prompts_without_training(here):
     assert (done.code, "no parameter 'stranger'" in one_error(done.err)) == (2, True)
 
 
+def test_score_below_what_is_asked_for_fails_the_command(here):
+    text = f'[prompts]\npolish = "The desk\'s polish. {ENDING}"\n'
+    (here.folder / "p.toml").write_text(text)  # of three keys with the same weight, one
+    scores = ("evaluate", "optimize.toml", "--prompts", "p.toml", "--json")
+    low = here.run(*scores, "--at-least", "0.4")
+    assert (low.code, json.loads(low.out)["at_least"], json.loads(low.out)["passed"]) == (1, 0.4, False)
+    assert "The test score is 0.333, below --at-least 0.4." in low.err
+    enough = here.run(*scores, "--at-least", "0.333")
+    assert (enough.code, json.loads(enough.out)["passed"], "below" in enough.err) == (0, True, False)
+    assert "passed" not in json.loads(here.run(*scores).out)
+    for wrong in ("80", "x", "nan"):
+        done = here.run(*scores, "--at-least", wrong)
+        assert (done.code, f"a number from 0 to 1, not '{wrong}'" in done.err) == (2, True)
+
+
 def test_runs_that_fail_are_told_with_the_place_and_the_reason(here):
     (here.folder / "fails.py").write_text(
         "from tests.desk import build\n"

@@ -37,6 +37,19 @@ def add_commands(add: Callable[[str, Any, str], argparse.ArgumentParser]) -> Non
     langsmith.add_dataset(evaluate)
     evaluate.add_argument("--prompts", help="prompts file to score instead of the graph's own")
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"))
+    evaluate.add_argument(
+        "--at-least", type=_share, metavar="X", help="fail (status 1) where the score is lower"
+    )
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a score is a number from 0 to 1, not {text!r}")
+    return value
 
 
 def _evaluate(options: argparse.Namespace, people: Console) -> int:
@@ -77,6 +90,11 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
     failed = sum(bool(s.run.error) for s in loss.scored)
     spent = traffic.spent_of(ledger)
     _render.show_spent(people, spent)
+    low = options.at_least is not None and loss.score < options.at_least - 1e-9
+    if low:
+        people.print(
+            f"The {options.split} score is {loss.score:.3f}, below --at-least {options.at_least}."
+        )
     if options.json:
         document = {
             "split": options.split, "score": loss.score, "feedback": loss.by_key,
@@ -84,5 +102,7 @@ def _evaluate(options: argparse.Namespace, people: Console) -> int:
             "spent": spent.to_json(),
             **({"summary": summary} if summary else {}),
         }  # fmt: skip
+        if options.at_least is not None:
+            document |= {"at_least": options.at_least, "passed": not low}
         write_json(options, document)
-    return FAILED if failed == len(rows) else DONE
+    return FAILED if low or failed == len(rows) else DONE
