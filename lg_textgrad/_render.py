@@ -330,8 +330,9 @@ def show_explained(console: Console, changes: Mapping[str, Any]) -> None:
                     why = " ".join(reason["why"].split())
                     console.print(f"      [dim]← {escape(why)}[/dim]", highlight=False)
                 for g in reason["gradients"]:
+                    example = f"{g['example']} ({g['place']})" if g["place"] else g["example"]
                     console.print(
-                        f"      [dim]← {escape(g['example'])}, {escape(g['execution'])}, "
+                        f"      [dim]← {escape(example)}, {escape(g['execution'])}, "
                         f"weight {g['weight']:.2f}: {escape(g['change'])}[/dim]",
                         highlight=False,
                     )

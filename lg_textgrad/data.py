@@ -17,8 +17,11 @@ _UTF_8 = "utf-8-sig"
 """Of files that people write: some editors put a byte-order mark at the beginning."""
 
 
-def example_from(row: Any, where: str) -> Example:
-    """Return one row as an Example. `where` names it in errors: `data/train.jsonl, line 17`."""
+def example_from(row: Any, where: str, place: str = "") -> Example:
+    """Return one row as an Example. `where` names it in errors: `data/train.jsonl, line 17`.
+
+    `place` is kept with a row that has no id of its own.
+    """
     if not isinstance(row, Mapping):
         raise DataError(f"In {where}: a row must be an object with 'inputs', not {kind_of(row)}.")
     if not isinstance(row.get("inputs"), Mapping):
@@ -34,6 +37,7 @@ def example_from(row: Any, where: str) -> Example:
         inputs=dict(row["inputs"]),
         outputs=None if row.get("outputs") is None else dict(row["outputs"]),
         metadata=dict(row.get("metadata") or {}),
+        place="" if row.get("id") else place,
     )
 
 
@@ -63,7 +67,7 @@ def read_examples(path: str | Path) -> list[Example]:
                 f"In {where}: this is not JSON ({error.msg} at column {error.colno}); "
                 "each line must be one JSON object."
             ) from None
-        examples.append(example_from(row, where))
+        examples.append(example_from(row, where, f"{path.name}, line {number}"))
         lines.append(number)
     if not examples:
         raise DataError(f"The data file '{path}' has no examples.")

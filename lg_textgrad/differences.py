@@ -12,6 +12,8 @@ from lg_textgrad.run import Example
 _SHOWN = 3
 """How many rows, nodes and settings are named."""
 _METADATA = " metadata"
+PLACES = "places"
+"""Beside the parts: row id -> where the row stands, for people."""
 _HASH = re.compile(r"[0-9a-f]{12,}")
 
 Details = Mapping[str, Mapping[str, str]]
@@ -28,7 +30,10 @@ def data_parts(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
 
 
 def row_details(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, str]]:
-    """Return the pieces of the data: `train data` and `train metadata` -> row id -> hash."""
+    """Return the pieces of the data: `train data` and `train metadata` -> row id -> hash.
+
+    Beside them `PLACES` -> row id -> where it stands, of rows without an id of their own.
+    """
     data = {
         f"{n} data": {e.id: digest(e.inputs, e.outputs)[:12] for e in es}
         for n, es in splits.items()
@@ -37,7 +42,7 @@ def row_details(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, 
         f"{n}{_METADATA}": {e.id: digest(e.metadata)[:12] for e in es if e.metadata}
         for n, es in splits.items()
     }
-    return data | told
+    return data | told | {PLACES: {e.id: e.place for es in splits.values() for e in es if e.place}}
 
 
 def changes(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lg_textgrad.changes import lines_of
+from lg_textgrad.differences import PLACES
 from lg_textgrad.result import spent_json
 from lg_textgrad.run import Usage
 from lg_textgrad.store import Store
@@ -25,6 +26,7 @@ def explain(store: Store) -> dict[str, Any]:
     after = {n: p["after"] for n, p in result.get("parameters", {}).items()} or _latest(
         start, candidates, accepted
     )
+    places: Mapping[str, str] = (store.get_meta("details") or {}).get(PLACES, {})
     changes: dict[str, Any] = {}
     for name, before in start.items():
         lines = []
@@ -32,7 +34,7 @@ def explain(store: Store) -> dict[str, Any]:
             if sign == " ":
                 continue
             reasons = [
-                _reason(edit, gradients, decision)
+                _reason(edit, gradients, decision, places)
                 for candidate, decision in accepted.items()
                 for one in _unaccepted(candidate, candidates, accepted, made_of)
                 for edit in candidates[one]["edits"]
@@ -136,13 +138,19 @@ def _decided(decision: Mapping[str, Any], op: str, why: str) -> dict[str, Any]:
     return {**told, "op": op, "why": why, "gradients": []}
 
 
-def _reason(edit: Any, gradients: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+def _reason(
+    edit: Any,
+    gradients: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    places: Mapping[str, str],
+) -> dict[str, Any]:
     return {
         **_decided(decision, edit.op, edit.why),
         "gradients": [
             {
                 "id": g.id,
                 "example": g.example_id,
+                "place": places.get(g.example_id, ""),
                 "execution": g.execution,
                 "run": g.run_id,
                 "change": g.change,

@@ -341,6 +341,8 @@ def as_examples(batch: Iterable[Example | Mapping[str, Any]]) -> list[Example]:
             "tg.read_examples(PATH), and put a row into a list."
         )
     return [
-        row if isinstance(row, Example) else example_from(row, f"example {number}")
+        row
+        if isinstance(row, Example)
+        else example_from(row, f"example {number}", f"row {number}")
         for number, row in enumerate(batch)
     ]

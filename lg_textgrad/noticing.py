@@ -30,7 +30,7 @@ class Notices:
         elif kind == "run" and data["purpose"] != "baseline":  # of which all is told at its end
             run = data["scored"].run
             for warning in run.warnings:
-                told = f"in the run of example '{run.example.id}': {warning}"
+                told = f"in the run of example {run.example.named}: {warning}"
                 yield from self._once(warning, told)
 
     def of_all(self, scored: Sequence[Scored]) -> Iterator[str]:
@@ -40,7 +40,7 @@ class Notices:
             where = f" in {first.failed_in}" if first.failed_in else ""
             yield (
                 f"{len(failed)} of {len(scored)} runs failed; that of example "
-                f"'{first.example.id}'{where} with {first.error}"
+                f"{first.example.named}{where} with {first.error}"
             )
         count = Counter(warning for s in scored for warning in s.run.warnings)
         for warning, number in count.most_common():

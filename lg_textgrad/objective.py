@@ -264,10 +264,10 @@ class Objective:
         if weight == 0:
             scored = [f.key for f in feedback if f.score is not None]
             raise EvaluatorError(
-                f"All scores for example '{run.example.id}' have the weight 0 "
+                f"All scores for example {run.example.named} have the weight 0 "
                 f"({', '.join(scored)}); give one that counts a weight above 0."
                 if scored
-                else f"No evaluator gave a score for example '{run.example.id}'"
+                else f"No evaluator gave a score for example {run.example.named}"
                 f"{_said_only(feedback)}; at least one must return a number between 0 and 1, or a "
                 "dict with 'score'.",
                 run_id=run.id,
@@ -340,7 +340,7 @@ async def _ask(
     async def call() -> Any:
         return await acall_evaluator(evaluator, run, outputs)
 
-    where = f"example '{run.example.id}'"
+    where = f"example {run.example.named}"
     try:
         result = await _paid(call, name, where, run.sample + _REPEAT * repeat, run.id)
     except _NotAskedError as error:

@@ -103,10 +103,15 @@ def _why(line: Mapping[str, Any]) -> Iterator[str]:
         )
         for g in reason["gradients"]:
             yield (
-                f"  - example {_code(g['example'])}, execution {_code(g['execution'])}, run "
-                f"{_code(g['run'][:_SHORT])}, weight {g['weight']:.2f}: {_inline(g['change'])}"
+                f"  - example {_code(g['example'])}{_at(g['place'])}, execution "
+                f"{_code(g['execution'])}, run {_code(g['run'][:_SHORT])}, weight "
+                f"{g['weight']:.2f}: {_inline(g['change'])}"
                 + (f" Evidence: {_code(g['evidence'])}" if g["evidence"] else "")
             )
+
+
+def _at(place: str) -> str:
+    return f" ({_inline(place)})" if place else ""
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]]) -> Iterator[str]:

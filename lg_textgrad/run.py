@@ -84,6 +84,13 @@ class Example:
     outputs: Mapping[str, Any] | None = None
     """What evaluators get as `reference_outputs`; None where nothing is known."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+    """Where a row stands that has no id of its own: `train.jsonl, line 17`."""
+
+    @property
+    def named(self) -> str:
+        """What people are told: the id in quotes, and where the row stands."""
+        return f"'{self.id}' ({self.place})" if self.place else f"'{self.id}'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import lg_textgrad as tg
 from lg_textgrad.data import batches, unique
 from lg_textgrad.errors import DataError
+from lg_textgrad.graph import as_examples
 
 
 def write(path, *rows):
@@ -30,6 +31,10 @@ def test_rows_become_examples_and_empty_lines_do_not_count(tmp_path):
     assert first == tg.Example("7", {"q": "ü"}, {"a": 1}, {"m": 2})
     assert (second.inputs, second.outputs, second.metadata) == ({"q": 2}, None, {})
     assert second.id == tg.read_examples(str(path))[1].id
+    # Where a row without an id stands is for people; it makes it no other row.
+    assert (first.named, second.named) == ("'7'", f"'{second.id}' (d.jsonl, line 4)")
+    [same] = as_examples([{"inputs": {"q": 2}}])
+    assert (same, same.named) == (second, f"'{second.id}' (row 0)")
 
 
 def test_broken_line_is_named(tmp_path):

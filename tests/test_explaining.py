@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import TypedDict
 
 import pytest
@@ -16,6 +17,7 @@ from lg_textgrad.cli import main
 from lg_textgrad.explaining import explain
 from lg_textgrad.optim import FewShot, Strategies, TextualGradientDescent
 from lg_textgrad.parameter import Edit, apply_edits, candidate_hash
+from lg_textgrad.reporting import report
 from lg_textgrad.store import Store
 from tests.parts import Chat, Scripted, gradient_for
 
@@ -25,7 +27,10 @@ class S(TypedDict, total=False):
     a: str
 
 
-def explained(optimizer, answer, start="You name the team.\nBe kind.\nBe brief."):
+ROWS = [{"id": f"r{n}", "inputs": {"q": q}, "outputs": {"a": "good"}} for n, q in enumerate(["parcel", "bill"])]
+
+
+def explained(optimizer, answer, start="You name the team.\nBe kind.\nBe brief.", rows=ROWS):
     """Train on one question; return what `explain` and `diff` say of the prompt."""
     prompt = tg.Parameter("p", start)
     model = Chat(answer=answer)
@@ -46,8 +51,8 @@ def explained(optimizer, answer, start="You name the team.\nBe kind.\nBe brief."
         graph, tg.Objective([right]), critic=Critic(), optimizer=optimizer, store=store,
         schedule=tg.Schedule(steps=1, batch_size=2),
     )  # fmt: skip
-    rows = [{"id": f"r{n}", "inputs": {"q": q}, "outputs": {"a": "good"}} for n, q in enumerate(["parcel", "bill"])]
     trainer.fit(rows, rows)
+    assert report(store).count("(train.jsonl, line 2)") == (0 if rows is ROWS else 1)
     return told(store)
 
 
@@ -68,6 +73,19 @@ def test_line_that_was_taken_out_says_why():
     below = shown.split("- Be kind.\n")[1].splitlines()
     assert "step 1: val +1.000, 2 examples won, 0 lost" in below[0]
     assert "← r0, node#0, weight 1.00: Say it well." in below[1]
+
+
+def test_row_without_an_id_is_told_by_its_place_in_the_file(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({**row, "id": None}) + "\n" for row in ROWS))
+    optimizer = TextualGradientDescent(
+        Scripted(lambda _: {"edits": [{"op": "delete", "line": 2, "text": "", "notes": [1]}]}), notes_as_lines=False
+    )
+    answer = lambda m: "bad" if "kind" in m[0].content else "good"  # noqa: E731
+    lines, shown = explained(optimizer, answer, rows=tg.read_examples(path))
+    [reason] = lines["-", "Be kind."]
+    assert [g["place"] for g in reason["gradients"]] == ["train.jsonl, line 1", "train.jsonl, line 2"]
+    assert f"← {reason['gradients'][1]['example']} (train.jsonl, line 2), node#0, weight" in shown
 
 
 def test_line_that_no_gradient_asked_for_says_where_it_comes_from():

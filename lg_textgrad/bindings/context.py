@@ -173,13 +173,13 @@ class ContextBinding:
             return self
         if not isinstance(own, Mapping):
             raise DataError(
-                f"The metadata of example '{example.id}' have a 'context' that is no object; the "
+                f"The metadata of example {example.named} have a 'context' that is no object; the "
                 f"graph takes {self.schema.name}: write {{'field': value}}."
             )
         trained = [n for n in own if n in self._parameters]
         if trained:
             raise DataError(
-                f"The context of example '{example.id}' sets '{trained[0]}', which is a trainable "
+                f"The context of example {example.named} sets '{trained[0]}', which is a trainable "
                 "prompt; leave it out there, or out of the context_prompts."
             )
         bound = object.__new__(ContextBinding)

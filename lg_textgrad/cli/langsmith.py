@@ -18,6 +18,7 @@ from lg_textgrad.approval import Review, Terminal
 from lg_textgrad.changes import numbered
 from lg_textgrad.cli.output import write_json
 from lg_textgrad.cli.status import DONE, FAILED
+from lg_textgrad.differences import PLACES
 from lg_textgrad.errors import ConfigurationError
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.loading import Config
@@ -123,7 +124,7 @@ def session_for(
 
     def show(review: Review) -> None:
         with watch.paused():
-            _show_review(people, review)
+            _show_review(people, review, (store.get_meta("details") or {}).get(PLACES, {}))
 
     def ask(question: str) -> str:
         with watch.paused():
@@ -287,7 +288,7 @@ def _told(
     return DONE
 
 
-def _show_review(people: Console, review: Review) -> None:
+def _show_review(people: Console, review: Review, places: Mapping[str, str]) -> None:
     people.print(f"\n[bold]A candidate waits for your word[/bold] (step {review.step})")
     last = None
     for name, sign, text, number in numbered(review.before, review.after):
@@ -304,4 +305,5 @@ def _show_review(people: Console, review: Review) -> None:
     )  # fmt: skip
     for word, ids in (("won", review.won), ("lost", review.lost)):
         if ids:
-            people.print(f"{word}: {', '.join(ids)}", markup=False, highlight=False)
+            rows = ", ".join(f"{i} ({places[i]})" if i in places else i for i in ids)
+            people.print(f"{word}: {rows}", markup=False, highlight=False)

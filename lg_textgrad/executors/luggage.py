@@ -164,23 +164,3 @@ def _binding(kind: str, data: Any, source: LiveSource) -> Binding:
         return ContextBinding(schema_of(source), values, fields)
     binding: Binding = pickle.loads(data)  # noqa: S301
     return binding
-
-
-def check_runtime_env(given: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` for what Ray would log, or silently ignore."""
-    if "env_vars" in given:
-        raise ConfigurationError(
-            "Ray writes the env_vars of a runtime_env to its logs; name the variables in the "
-            "executor's env instead."
-        )
-    if not given or "RAY_RUNTIME_ENV_PLUGINS" in os.environ:  # which have fields of their own
-        return
-    try:
-        from ray.runtime_env import RuntimeEnv
-    except ImportError:
-        return  # said where a cluster is wanted
-    known = {name for name in RuntimeEnv.known_fields if not name.startswith("_")} - {"env_vars"}
-    if unknown := sorted(set(given) - RuntimeEnv.known_fields):
-        raise ConfigurationError(
-            f"Ray's runtime_env has no field '{unknown[0]}'; it has {', '.join(sorted(known))}."
-        )

@@ -24,7 +24,7 @@ from lg_textgrad.errors import ConfigurationError, ExecutorError, MissingExtraEr
 from lg_textgrad.executors.actor import Worker
 from lg_textgrad.executors.addresses import check_answers, check_kind
 from lg_textgrad.executors.home import Line, WorkerLostError, total
-from lg_textgrad.executors.luggage import check_runtime_env, pack
+from lg_textgrad.executors.luggage import pack
 from lg_textgrad.executors.wire import unpacked
 from lg_textgrad.graph import TrainableGraph
 from lg_textgrad.limiter import Limiter
@@ -90,7 +90,7 @@ class Ray:
         check_counts("Ray", **counts)
         if address is not None:
             check_kind(address)
-        check_runtime_env(runtime_env or {})
+        _check_runtime_env(runtime_env or {})
         if isinstance(env, str):
             raise ConfigurationError("The executor's env is a list of names of variables.")
         self.graph = graph
@@ -184,7 +184,7 @@ class Ray:
                     recorded = await post.line.arun(example, candidate, scope, paid)
             except WorkerLostError as lost:
                 why = str(lost)
-                logger.warning("A run of example '%s' was lost: %s", example.id, why)
+                logger.warning("A run of example %s was lost: %s", example.named, why)
                 continue
             scope.usage = total(paid)
             return recorded
@@ -469,3 +469,21 @@ def _ray() -> Any:
     return ray
 
 
+def _check_runtime_env(given: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for what Ray would log, or silently ignore."""
+    if "env_vars" in given:
+        raise ConfigurationError(
+            "Ray writes the env_vars of a runtime_env to its logs; name the variables in the "
+            "executor's env instead."
+        )
+    if not given or "RAY_RUNTIME_ENV_PLUGINS" in os.environ:  # which have fields of their own
+        return
+    try:
+        from ray.runtime_env import RuntimeEnv
+    except ImportError:
+        return  # said where a cluster is wanted
+    known = {name for name in RuntimeEnv.known_fields if not name.startswith("_")} - {"env_vars"}
+    if unknown := sorted(set(given) - RuntimeEnv.known_fields):
+        raise ConfigurationError(
+            f"Ray's runtime_env has no field '{unknown[0]}'; it has {', '.join(sorted(known))}."
+        )

@@ -26,7 +26,7 @@ def resume_values(example: Example) -> list[Any] | None:
         return None
     if not isinstance(values, list | tuple):
         raise DataError(
-            f"In example '{example.id}': metadata['resume'] must be a list with a value for each "
+            f"In example {example.named}: metadata['resume'] must be a list with a value for each "
             f"interrupt, in order, not {kind_of(values)}."
         )
     return list(anew(values))

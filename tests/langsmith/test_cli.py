@@ -381,9 +381,13 @@ def test_person_at_the_terminal_refuses_with_a_comment_and_then_accepts(here, mo
 
 
 def test_person_at_the_terminal_leaves_out_one_line(here, monkeypatch):
+    val = here.folder / "val.jsonl"
+    nameless = [{**json.loads(line), "id": None} for line in val.read_text().splitlines()]
+    desk.write_jsonl(val, nameless)
     terminal(monkeypatch, "1", "Not this one.", *"y" * 5)
     done = here.run("optimize", "optimize.toml", "--approve", "--steps", "1", "--out", "r", "--json")
     assert done.code == 0, done.err
+    assert re.search(r"^won: \w{12} \(val.jsonl, line \d\), ", done.err, re.MULTILINE)
     [number, line] = re.search(r"^ +(\d) \+ (.+)$", done.err, re.MULTILINE).groups()
     assert number == "1"
     assert re.search(rf"refused by a reviewer, who leaves out '\w+: \+ {re.escape(line)}': Not this one\.", done.err)
