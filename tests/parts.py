@@ -45,6 +45,13 @@ class Chat(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
+class InOrder(Chat):
+    """One that answers in the loop: threads would take the questions in an order of their own."""
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        return self._generate(messages, stop, run_manager, **kwargs)
+
+
 class ToolChat(Chat):
     """One that is told of tools."""
 

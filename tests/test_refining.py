@@ -25,7 +25,7 @@ from lg_textgrad.errors import (
 from lg_textgrad.recording.live import LiveSource
 from lg_textgrad.redaction import Redaction
 from lg_textgrad.traffic import Route
-from tests.parts import Chat, Scripted
+from tests.parts import Chat, InOrder, Scripted
 
 WANTED = ("hello", "thanks", "bye")
 
@@ -343,7 +343,7 @@ def test_majority_of_samples_is_scored():
 
 def test_samples_that_wrote_their_text_elsewhere_have_no_vote_and_are_not_revised():
     said = iter(["a: one", "b: two", "a: two", "a: two"])
-    model = Chat(answer=lambda m: next(said))
+    model = InOrder(answer=lambda m: next(said))
 
     class Two(TypedDict, total=False):
         topic: str
