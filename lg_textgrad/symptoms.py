@@ -37,7 +37,7 @@ _REMARK = re.compile(
     r"|here(?:['’]s| is| are) (?:the|a|an|your|my) (?:\w+ ){0,2}?"
     r"(?:new|revised|updated|improved|rewritten|edited|modified|refined|corrected|optimi[sz]ed)\b"
     r"[^.!?\n]{0,40}\b(?:prompt|instruction|version|text|line)s?\b"
-    r"|as an ai\b",
+    r"|as an ai\b[^.!?\n]{0,30}?\bi\b",
     re.IGNORECASE,
 )
 """How models begin a reply, whatever they were asked for."""

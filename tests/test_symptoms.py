@@ -202,6 +202,7 @@ async def test_format_that_a_node_asked_for_is_recorded_and_kept(tmp_path):
         ("Here's the revised system prompt for the desk:", "Here's the revised system prompt for the desk:"),
         ("Here is a more improved version of it.", "Here is a more improved version of it."),
         ("As an AI, I have no opinion.", "As an AI, I have no opinion."),
+        ("As an AI assistant of the shop, you reply in JSON.", None),
         ("Certainly name the team.", None),
         ("Surely nobody waits.", None),
         ("Here is a list of teams: delivery, repairs.", None),

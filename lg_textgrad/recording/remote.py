@@ -188,6 +188,7 @@ class RemoteSource:
     async def _stream(self, assistant_id: str, inputs: Any, context: Any) -> list[Any]:
         parts: list[Any] = []
         begun: set[str] = set()
+        broken = False
         started = time.monotonic()
         async with self._connected() as client, self._explained():
             stream = client.runs.stream(
@@ -199,16 +200,19 @@ class RemoteSource:
                 stream_subgraphs=True,
                 on_disconnect="cancel",
             )
-            async for part in stream:
-                if part.event == "debug" and part.data.get("type") == "task":
-                    begun.add(part.data["payload"]["id"])
-                kept = slim(part.event, part.data, time.monotonic() - started)
-                if kept is not None:
-                    parts.append(kept)
+            try:
+                async for part in stream:
+                    if part.event == "debug" and part.data.get("type") == "task":
+                        begun.add(part.data["payload"]["id"])
+                    kept = slim(part.event, part.data, time.monotonic() - started)
+                    if kept is not None:
+                        parts.append(kept)
+            except json.JSONDecodeError:  # half of an event
+                broken = True
         for part in parts:
             if part["event"] == "error" and (failure := self._permanent(part["data"])):
                 raise failure
-        if not parts or _cut(begun, parts):
+        if broken or not parts or _cut(begun, parts):
             raise ModelBusyError(
                 f"The stream of the LangGraph server at {self._at} ended before the run did, so "
                 "nothing of it was kept; look into the server's log, and resume."

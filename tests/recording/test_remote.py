@@ -384,6 +384,13 @@ async def test_stream_that_breaks_is_no_run_and_is_not_joined_again():
     assert asked == ["k"]
 
 
+async def test_stream_that_ends_in_half_an_event_is_no_run():
+    with answering([200], stream='event: values\ndata: {"a": 1}\n\nevent: values\ndata: {"a"') as (url, asked):
+        with tg.use_ledger(tg.Ledger()), pytest.raises(ModelBusyError, match="ended before the run did"):
+            await tg.TrainableGraph(RemoteSource(url, "g", api_key="k")).arecord(ROW)
+    assert asked == ["k"]
+
+
 async def test_busy_server_is_asked_again(monkeypatch):
     monkeypatch.setattr("lg_textgrad.recording.remote._PAUSES", (0, 0))
     with answering([503, 429, 200]) as (url, asked):
