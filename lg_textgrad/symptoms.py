@@ -2,7 +2,8 @@
 
 Exceptions, tools that failed, refusals, replies that were cut off or are not in the format that
 was asked for. Each comes with a complaint for critics; where it is clear what a prompt has to say
-about it, with that rule too.
+about it, with that rule too. How a refusal reads is known here, so this also tells where a line
+that was proposed for a prompt is one.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lg_textgrad._given import check_counts, check_numbers
@@ -22,7 +22,7 @@ from lg_textgrad.run import Example
 
 def check_sets(who: str, sizes: Sequence[int], threshold: float, **counts: int) -> None:
     """Raise `ConfigurationError` for sizes and limits that no set of demonstrations can have."""
-    if not isinstance(sizes, Iterable) or not list(sizes):
+    if not isinstance(sizes, Collection) or not sizes:  # an iterator could be gone through once
         raise ConfigurationError(
             f"{who} needs a list of one or more `sizes`, such as (4,), not {sizes!r}."
         )

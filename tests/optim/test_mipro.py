@@ -196,6 +196,7 @@ def test_without_optuna_it_says_how_to_install_it(monkeypatch):
         ({"gate_every": 0}, "`gate_every` of MIPRO .* at least 1"),
         ({"sizes": []}, r"MIPRO needs a list of one or more `sizes`, .* not \[\]"),
         ({"sizes": 4}, "MIPRO needs a list of one or more `sizes`, .* not 4"),
+        ({"sizes": iter([4])}, "MIPRO needs a list of one or more `sizes`"),
         ({"sizes": [0]}, "`sizes` of MIPRO .* at least 1"),
         ({"max_demo_tokens": 0}, "`max_demo_tokens` of MIPRO .* at least 1"),
         ({"threshold": 90}, "`threshold` of MIPRO .* from 0 to 1"),

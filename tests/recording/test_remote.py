@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
 from langgraph.pregel.remote import RemoteGraph
@@ -293,6 +293,19 @@ def test_address_without_http_is_told_at_once(url):
 
 
 @contextmanager
+def serving(server):
+    """Let a server run in a thread; its port."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n', missing=0):
     """A server that knows one assistant, and answers its runs with these statuses, the last for good.
 
@@ -327,40 +340,24 @@ def answering(statuses, stream='event: values\ndata: {"a": 1}\n\n', missing=0):
         def log_message(self, *args):
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}", asked
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+        yield f"http://127.0.0.1:{port}", asked
 
 
 @contextmanager
 def saying(reply):
-    """A server on a plain socket that answers each connection with these bytes, and ends it."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    """A server that answers each connection with these bytes, and ends it."""
 
-        def serve():
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection:
-                        connection.recv(65536)
-                        connection.sendall(reply)
-                        connection.shutdown(socket.SHUT_WR)
-                        while connection.recv(65536):  # closed with bytes unread, it would be reset
-                            pass
+    class Handler(BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            self.request.sendall(reply)
+            self.request.shutdown(socket.SHUT_WR)
+            while self.request.recv(65536):  # closed with bytes unread, it would be reset
+                pass
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
+    with serving(ThreadingTCPServer(("127.0.0.1", 0), Handler)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(
